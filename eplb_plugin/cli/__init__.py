@@ -1,0 +1,26 @@
+"""`eplb-plugin …`: one small file per command. Bad input ends in one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..errors import PluginError
+from .config import app as config_app
+from .doctor import doctor
+
+_app = typer.Typer(
+    help="Affinity-aware expert placement for vLLM.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+_app.add_typer(config_app, name="config")
+_app.command()(doctor)
+
+
+def app() -> None:
+    """Console script."""
+    try:
+        _app()
+    except PluginError as error:
+        print(f"eplb-plugin: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,231 @@
+"""PluginConfig: what a user may tune, as YAML, as a pydantic model, and as a JSON schema."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import PluginError, mismatch
+from .plan_types import Dispatch, PlanOptions, Policy
+from .topology import Topology
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TopologyConfig(_Section):
+    """Which ranks share a fast link. Either `nodes` (with `ranks_per_node`), or `node_of_rank`."""
+
+    nodes: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="Number of nodes (fast-link domains: servers, or NVLink domains) of the EP group."
+    )
+    ranks_per_node: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="EP ranks on each node, numbered node by node; left out: EP size / nodes."
+    )
+    node_of_rank: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="Node number of every EP rank, where ranks are not numbered node by node."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TopologyConfig:
+        if (self.nodes is None) == (self.node_of_rank is None):
+            raise ValueError("give either nodes (with ranks_per_node) or node_of_rank")
+        if self.node_of_rank is not None and self.ranks_per_node is not None:
+            raise ValueError("ranks_per_node follows from node_of_rank; leave it out")
+        return self
+
+
+class BudgetConfig(_Section):
+    """Bounds on what one rebalance may move."""
+
+    max_moved_slots: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
+        None, description="Expert slots per layer that one rebalance may refill; left out: no bound."
+    )
+
+
+class LoggingConfig(_Section):
+    """What the plugin writes into the engine's log."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is logged.")
+    rebalances: bool = Field(True, description="One line per rebalance: balance, cross-node copies, slots moved.")
+
+
+class PluginConfig(_Section):
+    """Settings of eplb_plugin. Unknown keys are refused."""
+
+    policy: Policy = Field(
+        "affinity",
+        description="affinity: balanced ranks and few tokens crossing nodes; balanced: load only; "
+        "deepseek: the engines' own (vanilla) algorithm, for comparison.",
+    )
+    topology: Literal["auto"] | TopologyConfig = Field(
+        "auto", description="auto: ranks on one host form a node; or nodes declared by hand."
+    )
+    window_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="Engine steps before a rebalance whose routing is recorded; left out: the engine's setting."
+    )
+    step_interval: Annotated[int, Field(ge=2, le=100_000_000)] | None = Field(
+        None, description="Engine steps between rebalances; left out: the engine's setting."
+    )
+    num_redundant_experts: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
+        None,
+        description="Redundant expert slots per layer, over all ranks, that the engine must have been started with; "
+        "left out: not checked. The engine's own flag sets it, because it sizes the weights.",
+    )
+    dispatch: Dispatch = Field("hash", description="Replica choice that the plan assumes. hash: vLLM's own.")
+    sample_rows: Annotated[int, Field(ge=256, le=65_536)] = Field(
+        8192, description="Whole top-k rows kept per layer and window, summed over ranks, for the affinity policy."
+    )
+    balance_tolerance: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.02, description="Share by which a node's planned load may exceed the mean (affinity policy)."
+    )
+    # pydantic copies defaults, and these are frozen besides
+    budget: BudgetConfig = Field(BudgetConfig(), description="Bounds on what one rebalance may move.")
+    logging: LoggingConfig = Field(LoggingConfig(), description="What is logged.")
+
+    @model_validator(mode="after")
+    def _window_within_interval(self) -> PluginConfig:
+        if self.window_size is not None and self.step_interval is not None and self.window_size > self.step_interval:
+            raise ValueError(f"window_size must be <= step_interval ({self.step_interval})")
+        return self
+
+    @property
+    def plan_options(self) -> PlanOptions:
+        return PlanOptions(balance_tolerance=self.balance_tolerance, max_moved_slots=self.budget.max_moved_slots)
+
+    def topology_for(self, ep_size: int, slots_per_rank: int, hosts: list[str] | None = None) -> Topology:
+        """Topology of an EP group of `ep_size` ranks; `hosts` names the host of every rank, for `auto`.
+
+        Raises PluginError where the declared nodes and the EP size do not fit.
+        """
+        declared = self.topology
+        if isinstance(declared, str):
+            names = hosts or ["one host"] * ep_size
+            return Topology.from_nodes([names.index(name) for name in names], slots_per_rank)
+        if declared.node_of_rank is not None:
+            if len(declared.node_of_rank) != ep_size:
+                raise mismatch(
+                    "topology.node_of_rank",
+                    found=f"{len(declared.node_of_rank)} ranks",
+                    expected=f"{ep_size} (the EP size)",
+                    fix="give one node number per EP rank",
+                )
+            return Topology.from_nodes(declared.node_of_rank, slots_per_rank)
+        nodes = declared.nodes or 1
+        per_node = declared.ranks_per_node or ep_size // nodes
+        if nodes * per_node != ep_size:
+            divisors = [count for count in range(1, ep_size + 1) if ep_size % count == 0]
+            nearest = min(divisors, key=lambda count: abs(count - nodes))
+            raise mismatch(
+                "topology",
+                found=f"nodes={nodes} × ranks_per_node={per_node}",
+                expected=f"a product of {ep_size} (the EP size)",
+                fix=f"nodes={nearest}, ranks_per_node={ep_size // nearest} is the nearest that fits",
+            )
+        return Topology(nodes, per_node, slots_per_rank)
+
+    def digest(self) -> str:
+        """Equal on two processes only if their settings are equal."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+def parse_config(values: Any, source: str) -> PluginConfig:
+    """Validate plain data (from YAML or JSON). Raises PluginError: key, value, rule, nearest valid value."""
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise mismatch(source, found=type(values).__name__, expected="a mapping of settings", fix="write key: value")
+    try:
+        return PluginConfig.model_validate(values)
+    except ValidationError as error:
+        raise PluginError(f"{source}: {_explain(error)}") from None
+
+
+def load_config(path: str | os.PathLike[str]) -> PluginConfig:
+    """Read a YAML file. Raises PluginError naming the file and what is wrong with it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PluginError(f"{path}: cannot be read ({reason}); fix: pass a readable YAML file") from None
+    try:
+        values = yaml.load(text, _UniqueKeys)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise PluginError(f"{path}: not valid YAML ({reason}); fix: correct the line") from None
+    return parse_config(values, os.fspath(path))
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error: PyYAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = getattr(key_node, "value", None)
+            if isinstance(key, str):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def config_schema() -> str:
+    """JSON schema of the YAML file, for editors."""
+    return json.dumps(PluginConfig.model_json_schema(), indent=2)
+
+
+def _explain(error: ValidationError) -> str:
+    """One problem as `key: found …, expected …; fix: …`; of a union's branches, the one that says most."""
+
+    def informative(item: Any) -> tuple[bool, bool, int]:
+        return item["type"] == "extra_forbidden", item["type"] == "value_error", len(item["loc"])
+
+    problem = max(error.errors(), key=informative)
+    # the branch names of `"auto" | TopologyConfig` in a location are pydantic's, not the user's
+    path = [str(part) for part in problem["loc"] if "[" not in str(part)]
+    found, rule = problem["input"], problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    key = ".".join(path) or rule.split()[0]
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, 1) or known
+        expected = f"one of {', '.join(known)}"
+        return str(mismatch(key, found="unknown key", expected=expected, fix=f"did you mean {near[0]}?"))
+    if key == "topology" and not isinstance(found, dict):
+        rule, fix = "'auto' or a mapping with nodes", "write auto"
+    elif problem["type"] == "value_error":
+        fix = "change one of the two"
+    else:
+        nearest = _nearest(problem["type"], problem.get("ctx", {}), found)
+        fix = "see `eplb-plugin config schema`" if nearest is None else f"the nearest valid value is {nearest}"
+    return str(mismatch(key, found=_shorten(found), expected=rule, fix=fix))
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    model: type[BaseModel] = PluginConfig
+    sections: dict[str, type[BaseModel]] = {
+        "topology": TopologyConfig, "budget": BudgetConfig, "logging": LoggingConfig
+    }  # fmt: skip
+    for part in path:
+        model = sections.get(part, model)
+    return sorted(model.model_fields)
+
+
+def _nearest(kind: str, context: dict[str, Any], found: object) -> object | None:
+    if kind == "literal_error":
+        choices = [choice.strip("'") for choice in str(context["expected"]).replace(" or ", ", ").split(", ")]
+        return (difflib.get_close_matches(str(found), choices, 1) or choices)[0]
+    return context.get("ge", context.get("le"))
+
+
+def _shorten(found: object) -> str:
+    text = repr(found)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,208 @@
+"""The Rebalancer: from what was recorded to a placement that every rank agrees on.
+
+Engines lend it process groups and a step tick; it never calls an engine. One Rebalancer serves one EP group and holds
+one entry per model (a draft model is an entry of its own). Rank 0 of the group plans; the message to the others is a
+placement or an error; all ranks vote on what they received. Anything but a unanimous yes keeps the old placement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from .config import PluginConfig
+from .errors import PluginError, mismatch
+from .placement import Placement
+from .plan_types import Plan, Policy
+from .planning.plan import plan
+from .planning.score import expected_balancedness, moved_slots, sampled_copies
+from .recording.recorder import Recorder
+from .recording.snapshot import snapshot
+from .statistics import RoutingStatistics
+from .topology import Topology
+
+logger = logging.getLogger("eplb_plugin")
+
+
+@dataclass
+class ModelEntry:
+    """What the Rebalancer knows of one model.
+
+    recorder: None for a draft model, which is planned by the engine's own load counts.
+    owner_group_size: consecutive ranks that route the same token.
+    statistics: of the window that ended last, on the planning rank only.
+    """
+
+    name: str
+    topology: Topology
+    policy: Policy
+    num_experts: int
+    num_groups: int
+    layer_ids: list[int]
+    recorder: Recorder | None = None
+    owner_group_size: int = 1
+    statistics: RoutingStatistics | PluginError | None = None
+    rebalances: int = field(default=0)
+
+
+class Rebalancer:
+    """Snapshot → plan → broadcast → vote, for the models of one EP group."""
+
+    def __init__(self, config: PluginConfig) -> None:
+        self.config = config
+        self.entries: dict[str, ModelEntry] = {}
+
+    def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> None:
+        """Register a model; on the planning rank, compile the planner now so that no rebalance waits for it."""
+        self.entries[key] = entry
+        if planning_rank:
+            self._warm_up(entry)
+
+    def observe(self, key: str, group: dist.ProcessGroup) -> None:
+        """Collective over the EP group: take the snapshot of the window that just ended."""
+        entry = self.entries[key]
+        if entry.recorder is None:
+            return
+        try:
+            entry.statistics = snapshot(entry.recorder, group, entry.owner_group_size, entry.layer_ids)
+        except PluginError as error:  # refused on the planning rank: the others learn of it from its message
+            entry.statistics = error
+
+    def decide(
+        self, key: str, previous: NDArray[Any], group: dist.ProcessGroup, load: NDArray[Any] | None = None
+    ) -> NDArray[np.int32]:
+        """Collective over `group`, a CPU group that no other thread uses: the placement all ranks will move to.
+
+        previous: [L, P] the placement in force. load: [L, E], for an entry without a recorder.
+        Returns [L, P]; `previous` itself if planning failed, or any rank received something else than was sent.
+        """
+        entry = self.entries[key]
+        placed = Placement(previous, np.array(entry.layer_ids, np.int32))
+        if load is not None:
+            entry.statistics = RoutingStatistics(load, layer_ids=np.array(entry.layer_ids, np.int32))
+        message = self._propose(entry, placed) if dist.get_rank(group) == 0 else b""
+        received = _broadcast(message, group)
+        entry.rebalances += 1
+        accepted: Placement | None = None
+        problem = ""
+        try:
+            accepted = _accept(received, placed)
+        except PluginError as error:
+            problem = str(error)
+        if not _unanimous(accepted is not None, group):
+            logger.error(
+                "rebalance %d of %s refused, the old placement stays: %s",
+                entry.rebalances, entry.name, problem or "another rank did not accept the plan",
+            )  # fmt: skip
+            return placed.phy2log
+        assert accepted is not None
+        return accepted.phy2log
+
+    def _propose(self, entry: ModelEntry, placed: Placement) -> bytes:
+        """On the planning rank: a placement, or the reason why there is none. Never raises: all ranks wait for it."""
+        try:
+            statistics = entry.statistics
+            if isinstance(statistics, PluginError):
+                raise statistics
+            if statistics is None or not statistics.load.any():
+                logger.info("rebalance of %s skipped: no token was routed in the window", entry.name)
+                return encode(placed)
+            made = self._plan(entry, statistics, placed)
+            if self.config.logging.rebalances:
+                logger.info("%s", _describe(entry, statistics, placed, made))
+            return encode(made.placement)
+        except Exception as error:  # whatever fails here must reach the other ranks, or they wait forever
+            logger.debug("planning failed", exc_info=True)
+            reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+            return encode_error(f"planning failed: {' '.join(reason.split())}")
+
+    def _plan(self, entry: ModelEntry, statistics: RoutingStatistics, placed: Placement) -> Plan:
+        return plan(
+            statistics,
+            entry.topology,
+            policy=entry.policy,
+            previous=placed,
+            dispatch=self.config.dispatch,
+            num_groups=entry.num_groups,
+            options=self.config.plan_options,
+        )
+
+    def _warm_up(self, entry: ModelEntry) -> None:
+        """Plan once for made-up routing of one layer: numba compiles (or loads its cache) for these types."""
+        experts, slots = entry.num_experts, entry.topology.num_slots
+        placed = Placement(np.arange(slots, dtype=np.int32)[None] % experts)
+        if entry.recorder is None:
+            statistics = RoutingStatistics(np.ones((1, experts)))
+        else:
+            rows = np.random.default_rng(0).integers(0, experts, (1, 64, entry.recorder.sample.shape[2]))
+            statistics = RoutingStatistics.from_topk(rows, experts)
+        self._plan(replace(entry, layer_ids=[0]), statistics, placed)
+
+
+def encode(placement: Placement) -> bytes:
+    """Header line (JSON, with a digest of the body) and body (phy2log as int32)."""
+    body = np.ascontiguousarray(placement.phy2log, np.int32).tobytes()
+    header = {"digest": hashlib.sha256(body).hexdigest(), "shape": placement.phy2log.shape}
+    return json.dumps(header).encode() + b"\n" + body
+
+
+def encode_error(reason: str) -> bytes:
+    """A message that makes every rank keep the old placement."""
+    return json.dumps({"error": reason}).encode() + b"\n"
+
+
+def _accept(message: bytes, placed: Placement) -> Placement:
+    """The placement in a message. Raises PluginError if it is an error, damaged, or does not fit `placed`."""
+    head, _, body = message.partition(b"\n")
+    header = json.loads(head)
+    if "error" in header:
+        raise PluginError(header["error"])
+    digest = hashlib.sha256(body).hexdigest()
+    if digest != header["digest"]:
+        raise mismatch("plan digest", found=digest[:16], expected=header["digest"][:16], fix="check the network")
+    if tuple(header["shape"]) != placed.phy2log.shape:
+        raise mismatch("plan", found=header["shape"], expected=placed.phy2log.shape, fix="report this")
+    received = Placement(np.frombuffer(body, np.int32).reshape(placed.phy2log.shape), placed.layer_ids)
+    if received.num_experts != placed.num_experts:
+        raise mismatch("plan", found=f"{received.num_experts} experts", expected=placed.num_experts, fix="report this")
+    return received
+
+
+def _broadcast(message: bytes, group: dist.ProcessGroup) -> bytes:
+    """Send rank 0's message to every rank of a CPU group."""
+    source = dist.get_global_rank(group, 0)
+    length = torch.tensor([len(message)], dtype=torch.int64)
+    dist.broadcast(length, src=source, group=group)
+    if dist.get_rank(group) == 0:
+        buffer = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+    else:
+        buffer = torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(buffer, src=source, group=group)
+    return buffer.numpy().tobytes()
+
+
+def _unanimous(accepted: bool, group: dist.ProcessGroup) -> bool:
+    vote = torch.tensor([int(accepted)], dtype=torch.int32)
+    dist.all_reduce(vote, op=dist.ReduceOp.MIN, group=group)
+    return bool(vote.item())
+
+
+def _describe(entry: ModelEntry, statistics: RoutingStatistics, placed: Placement, made: Plan) -> str:
+    before, after = (
+        expected_balancedness(statistics.load, placement, entry.topology) for placement in (placed, made.placement)
+    )
+    moved = int(moved_slots(made.placement, placed, entry.topology).sum())
+    text = f"rebalance {entry.rebalances + 1} of {entry.name}: planned balancedness {before:.3f} -> {after:.3f}"
+    if statistics.sample is not None and entry.topology.num_nodes > 1:
+        plans = (replace(made, placement=placed), made)
+        was, now = (sampled_copies(statistics.sample, one) for one in plans)
+        text += f", cross-node copies/token {was:.3f} -> {now:.3f}"
+    return f"{text}, {moved} of {placed.phy2log.size} slots move, planned in {made.seconds * 1e3:.1f} ms"

@@ -1,0 +1,1 @@
+"""Thin adapters: what an engine lends to the plugin, and nothing else."""

@@ -1,0 +1,139 @@
+"""The one mechanism by which a stock engine is hooked: a table of targets, checked first, applied once, verified after.
+
+A hook names its target, says why it exists, and states the signature it was written against. Nothing is touched unless
+every signature of the table matches, so that an engine whose internals moved is refused instead of half hooked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Literal
+
+from ..errors import PluginError, mismatch
+
+_HOOK = "__eplb_plugin_hook__"  # on a wrapper: the target it wraps, so that it is found again
+_ORIGINAL = "__eplb_plugin_original__"
+
+Wrapper = Callable[..., Any]  # called as wrapper(original, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Hook:
+    """target: `module:attribute` or `module:Class.attribute`.
+    kind: around = calls the original; replace = does its work.
+    why: one sentence for the reader of `eplb-plugin doctor`.
+    signature: parameter names and defaults, e.g. `(self, is_dummy=False)`; annotations do not count.
+    wrapper: called as wrapper(original, *args, **kwargs).
+    """
+
+    target: str
+    kind: Literal["around", "replace"]
+    why: str
+    signature: str
+    wrapper: Wrapper
+
+
+@dataclass(frozen=True)
+class HookStatus:
+    """What `check` found for one hook; problem is empty if all is well."""
+
+    hook: Hook
+    applied: bool
+    problem: str
+
+
+def signature_of(function: Callable[..., Any]) -> str:
+    """Parameters with their defaults, without annotations: what a caller depends on."""
+    signature = inspect.signature(function)
+    plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
+
+
+def check(hooks: Iterable[Hook]) -> list[HookStatus]:
+    """Resolve every target and compare signatures, touching nothing."""
+    statuses = []
+    for hook in hooks:
+        try:
+            _, _, found = _resolve(hook.target)
+        except PluginError as error:
+            statuses.append(HookStatus(hook, False, str(error)))
+            continue
+        function = getattr(found, "__func__", found)
+        applied = getattr(function, _HOOK, None) == hook.target
+        problem = ""
+        signature = signature_of(getattr(function, _ORIGINAL, function))
+        if signature != hook.signature:
+            fix = "use the engine version that the README names, or a newer eplb-plugin"
+            problem = str(mismatch(hook.target, found=signature, expected=hook.signature, fix=fix))
+        statuses.append(HookStatus(hook, applied, problem))
+    return statuses
+
+
+def apply(hooks: Iterable[Hook]) -> None:
+    """Apply every hook that is not applied yet. Raises PluginError, before anything is touched, if one does not fit."""
+    hooks = tuple(hooks)
+    statuses = check(hooks)
+    problems = [status.problem for status in statuses if status.problem]
+    if problems:
+        raise PluginError("; ".join(problems))
+    for status in statuses:
+        if not status.applied:
+            _install(status.hook)
+    verify(hooks)
+
+
+def verify(hooks: Iterable[Hook]) -> None:
+    """Raises PluginError if a hook is not in force, e.g. because another plugin has replaced its target since."""
+    for status in check(hooks):
+        if not status.applied:
+            raise mismatch(
+                status.hook.target,
+                found="not hooked",
+                expected="the eplb-plugin hook in force",
+                fix="disable the other plugin that replaces it (VLLM_PLUGINS names those that load)",
+            )
+
+
+def remove(hooks: Iterable[Hook]) -> None:
+    """Put the originals back (for tests)."""
+    for hook in hooks:
+        owner, name, found = _resolve(hook.target)
+        function = getattr(found, "__func__", found)
+        if getattr(function, _HOOK, None) == hook.target:
+            setattr(owner, name, _like(found, getattr(function, _ORIGINAL)))
+
+
+def _install(hook: Hook) -> None:
+    owner, name, found = _resolve(hook.target)
+    original = getattr(found, "__func__", found)
+
+    @wraps(original)
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        return hook.wrapper(original, *args, **kwargs)
+
+    setattr(hooked, _HOOK, hook.target)
+    setattr(hooked, _ORIGINAL, original)
+    setattr(owner, name, _like(found, hooked))
+
+
+def _like(found: Any, function: Callable[..., Any]) -> Any:
+    """`function` as the same kind of attribute as `found`: plain, static or class method."""
+    return type(found)(function) if isinstance(found, (staticmethod, classmethod)) else function
+
+
+def _resolve(target: str) -> tuple[Any, str, Any]:
+    """Owner, attribute name, and the attribute as it stands in the owner (descriptors unbound)."""
+    module_name, _, path = target.partition(":")
+    *owners, name = path.split(".")
+    try:
+        owner: Any = importlib.import_module(module_name)
+        for part in owners:
+            owner = getattr(owner, part)
+        return owner, name, inspect.getattr_static(owner, name)
+    except (ImportError, AttributeError) as error:
+        fix = "use the engine version that the README names, or a newer eplb-plugin"
+        raise mismatch(target, found=f"nothing ({error})", expected="a hookable function", fix=fix) from None

@@ -1,0 +1,17 @@
+"""vLLM: the entry point `vllm.general_plugins`, called in every vLLM process."""
+
+from __future__ import annotations
+
+import os
+
+DISABLE = "EPLB_PLUGIN_DISABLE"
+
+
+def register() -> None:
+    """Wrap the entrance so that a server can be told to use the plugin. `EPLB_PLUGIN_DISABLE=1`: do nothing at all."""
+    if os.environ.get(DISABLE, "0") not in ("", "0"):
+        return
+    from .. import hooks
+    from .entrance import ENTRANCE
+
+    hooks.apply(ENTRANCE)

@@ -1,0 +1,12 @@
+"""The one exception that a user sees: a single line that says what was found, what was expected, and how to fix it."""
+
+from __future__ import annotations
+
+
+class PluginError(Exception):
+    """Bad input or an engine that does not fit. Never carries a traceback to the user; the message is one line."""
+
+
+def mismatch(what: str, *, found: object, expected: object, fix: str) -> PluginError:
+    """Build the standard message `what: found …, expected …; fix: …`."""
+    return PluginError(f"{what}: found {found}, expected {expected}; fix: {fix}")

@@ -1,0 +1,60 @@
+"""Safetensors files with a versioned header: written atomically, refused in one line when they are not ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from .errors import PluginError, mismatch
+
+FORMAT_VERSION = 1
+Arrays = dict[str, NDArray[Any]]
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write beside `path` and rename over it, so that a reader or a crash never sees half a file."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def save_arrays(path: str | os.PathLike[str], kind: str, arrays: Arrays, header: Mapping[str, Any]) -> None:
+    """Write `arrays` under a header naming the kind of file, the format version and what the caller adds."""
+    text = json.dumps({"kind": kind, "version": FORMAT_VERSION, **header}, sort_keys=True)
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_atomic(path, save(contiguous, metadata={"eplb_plugin": text}))
+
+
+def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[Arrays, dict[str, Any]]:
+    """Read a file of this `kind`. Raises PluginError if it is missing, truncated, foreign or of another version."""
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        header = json.loads(metadata.get("eplb_plugin", "null"))
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise PluginError(f"{path}: cannot be read as a {kind} file ({error}); fix: write it again") from None
+    if not isinstance(header, dict) or header.get("kind") != kind or header.get("version") != FORMAT_VERSION:
+        known = isinstance(header, dict)
+        found = f"{header.get('kind')} v{header.get('version')}" if known else "no eplb_plugin header"
+        expected = f"{kind} v{FORMAT_VERSION}"
+        raise mismatch(str(path), found=found, expected=expected, fix=f"pass a {kind} file of this version")
+    return arrays, header

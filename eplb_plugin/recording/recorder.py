@@ -1,0 +1,115 @@
+"""Fixed-address device buffers for the routing of one model.
+
+The forward pass only stages the top-k ids: one masked copy per layer, static shapes, no host sync, safe inside a
+captured graph. After a real step the staged rows are counted for all layers at once, outside the graph, where the
+number of rows is known on the host; after a dummy or profile step they are dropped. So padding and dummy tokens never
+reach the counts, in which they would weigh quadratically (co-activation).
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class Recorder:
+    """Buffers of one model on one rank.
+
+    stage: [ubatches, L, max_tokens, K] int16, -1 = not a real token.
+    load: [L, E] int32; coactivation: [L, E, E] int32 (diagonal = load); sample: [L, S, K] int16 ring of whole rows;
+    num_tokens: scalar int64, real tokens since the last reset, also the ring's cursor.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_experts: int,
+        top_k: int,
+        max_tokens: int,
+        sample_rows: int,
+        device: torch.device,
+        num_ubatches: int = 1,
+    ) -> None:
+        self.num_experts = num_experts
+        self.stage = torch.full((num_ubatches, num_layers, max_tokens, top_k), -1, dtype=torch.int16, device=device)
+        # one spare expert, and one spare row of the sample, collect what is masked, so that shapes stay static
+        self._load = torch.zeros(num_layers, num_experts + 1, dtype=torch.int32, device=device)
+        self._pairs = torch.zeros(num_layers, (num_experts + 1) ** 2, dtype=torch.int32, device=device)
+        self._sample = torch.full((num_layers, sample_rows + 1, top_k), -1, dtype=torch.int16, device=device)
+        self.num_tokens = torch.zeros((), dtype=torch.int64, device=device)
+        self._rows = torch.arange(max_tokens, device=device)
+        self._staged = [0] * num_ubatches
+
+    @property
+    def load(self) -> torch.Tensor:
+        return self._load[:, :-1]
+
+    @property
+    def coactivation(self) -> torch.Tensor:
+        side = self.num_experts + 1
+        return self._pairs.view(-1, side, side)[:, :-1, :-1]
+
+    @property
+    def sample(self) -> torch.Tensor:
+        return self._sample[:, :-1]
+
+    def newest(self, count: int) -> torch.Tensor:
+        """[L, count, K]: the rows recorded last; -1 where fewer were recorded."""
+        size = self._sample.shape[1] - 1
+        slots = (self.num_tokens - count + torch.arange(count, device=self._sample.device)) % size
+        return self._sample[:, slots]
+
+    def nbytes(self) -> int:
+        """Bytes of device memory held."""
+        buffers = (self.stage, self._load, self._pairs, self._sample, self._rows)
+        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+
+    def stage_rows(self, layer: int, ids: torch.Tensor, real: torch.Tensor, chunk: int = 0, ubatch: int = 0) -> None:
+        """Keep ids: [T, K] logical ids of one layer, called inside the forward pass.
+
+        real: scalar int32 tensor, real tokens of the whole batch. chunk: under sequence parallelism this rank routes
+        the chunk-th run of T rows of that batch.
+        """
+        rows = ids.shape[0]
+        live = self._rows[:rows] + chunk * rows < real
+        self.stage[ubatch, layer, :rows] = ids.masked_fill(~live.unsqueeze(1), -1).to(torch.int16)
+
+    def expect(self, real_tokens: list[int]) -> None:
+        """Tell the host how many real tokens each micro-batch of the coming forward pass has."""
+        for ubatch, count in enumerate(real_tokens):
+            self._staged[ubatch] = max(self._staged[ubatch], min(count, self.stage.shape[2]))
+
+    def fold(self) -> None:
+        """Count the staged rows of a real step."""
+        for ubatch, bound in enumerate(self._staged):
+            if bound:
+                self._count(self.stage[ubatch, :, :bound])
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the staged rows: of a dummy step, or after they were counted."""
+        for ubatch, bound in enumerate(self._staged):
+            self.stage[ubatch, :, :bound].fill_(-1)
+            self._staged[ubatch] = 0
+
+    def reset(self) -> None:
+        """Begin a new window. Addresses do not change."""
+        self._load.zero_()
+        self._pairs.zero_()
+        self._sample.fill_(-1)
+        self.num_tokens.zero_()
+
+    def _count(self, staged: torch.Tensor) -> None:
+        layers = len(staged)
+        ids = staged.long()
+        ids = torch.where((ids >= 0) & (ids < self.num_experts), ids, self.num_experts)
+        flat = ids.reshape(layers, -1)
+        self._load.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.int32))
+        pairs = (ids.unsqueeze(3) * (self.num_experts + 1) + ids.unsqueeze(2)).reshape(layers, -1)
+        self._pairs.scatter_add_(1, pairs, torch.ones_like(pairs, dtype=torch.int32))
+        live = staged[0, :, 0] >= 0
+        order = torch.cumsum(live, 0)
+        size = self._sample.shape[1] - 1
+        kept = live & (order > order[-1] - size)  # a step longer than the ring keeps its last rows
+        slots = torch.where(kept, (self.num_tokens + order - 1) % size, size)
+        self._sample[:, slots] = staged
+        self.num_tokens += order[-1]

@@ -1,0 +1,67 @@
+"""One host snapshot of what all ranks recorded: one reduction to the planning rank, one transfer to its host."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from ..errors import mismatch
+from ..statistics import RoutingStatistics
+from .recorder import Recorder
+
+
+def snapshot(
+    recorder: Recorder, group: dist.ProcessGroup, owner_group_size: int, layer_ids: list[int]
+) -> RoutingStatistics | None:
+    """Collective over the EP group `group`: the statistics on its rank 0, None elsewhere. Begins a new window.
+
+    Ranks of one token-owner group (`owner_group_size` consecutive ranks) route the same tokens: only the first of
+    them contributes, which divides the counts by the group's size exactly.
+
+    Raises PluginError, on rank 0, if the ranks of a group did not record the same: then the groups are not what the
+    layers say, and every count would be wrong.
+    """
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    contributes = rank % owner_group_size == 0
+    layers, rows, top_k = recorder.sample.shape
+    experts = recorder.num_experts
+    # Every owner fills its own part of the sample, shifted by one so that what is left empty sums to 0.
+    share = rows // (size // owner_group_size)
+    sample = torch.zeros(layers, rows, top_k, dtype=torch.int64, device=recorder.load.device)
+    first = rank // owner_group_size * share
+    sample[:, first : first + share] = recorder.newest(share).long() + 1
+    counts = [part.to(torch.int64).reshape(-1) for part in (recorder.num_tokens, recorder.load, recorder.coactivation)]
+    packed = torch.cat([*counts, sample.reshape(-1)])
+    if not contributes:
+        packed.zero_()
+    digests = torch.zeros(size, dtype=torch.int64, device=packed.device)
+    digests[rank] = sum((part * torch.arange(1, len(part) + 1, device=part.device)).sum() for part in counts)
+    recorder.reset()
+    packed = torch.cat([digests, packed])
+    dist.reduce(packed, dst=dist.get_global_rank(group, 0), group=group)
+    if rank != 0:
+        return None
+    bounds = np.cumsum([size, 1, layers * experts, layers * experts**2])
+    marks, tokens, load, pairs, kept = np.split(packed.cpu().numpy(), bounds)
+    _refuse_unequal_owners(marks.reshape(-1, owner_group_size))
+    return RoutingStatistics(
+        load=load.reshape(layers, experts),
+        coactivation=pairs.reshape(layers, experts, experts),
+        sample=(kept.reshape(layers, rows, top_k) - 1).astype(np.int16),
+        num_tokens=np.full(layers, tokens[0]),
+        layer_ids=np.array(layer_ids, np.int32),
+    )
+
+
+def _refuse_unequal_owners(marks: NDArray[np.int64]) -> None:
+    """marks: [groups, ranks of a group], a digest of what each rank recorded."""
+    if (marks != marks[:, :1]).any():
+        group = int((marks != marks[:, :1]).any(1).argmax())
+        raise mismatch(
+            f"token-owner group {group}",
+            found="ranks that recorded different routing",
+            expected=f"{marks.shape[1]} ranks that route the same tokens",
+            fix="report the model and its parallel layout; this one cannot be planned for",
+        )

@@ -1,0 +1,185 @@
+"""What the router did in a window: load, co-activation, and a sample of whole top-k rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import PluginError, mismatch
+from .files import load_arrays, save_arrays
+
+KIND = "statistics"
+
+
+def refuse_bad_counts(name: str, array: NDArray[Any]) -> None:
+    if array.dtype.kind not in "iuf":
+        raise mismatch(name, found=f"dtype {array.dtype}", expected="integers or floats", fix="pass counts")
+    if array.size and not (np.isfinite(array).all() and array.min() >= 0):
+        raise mismatch(name, found="a negative or non-finite value", expected="finite counts >= 0", fix="pass counts")
+
+
+def checked_layer_ids(layer_ids: ArrayLike | None, layers: int) -> NDArray[np.int32]:
+    """[L] int32 decoder-layer numbers, strictly increasing; default 0 … L-1."""
+    ids = np.arange(layers) if layer_ids is None else np.asarray(layer_ids)
+    if ids.shape != (layers,) or ids.dtype.kind not in "iu" or (np.diff(ids) <= 0).any() or (ids < 0).any():
+        raise mismatch(
+            "layer_ids",
+            found=ids.tolist(),
+            expected=f"{layers} increasing decoder-layer numbers",
+            fix="give one number per layer",
+        )
+    return ids.astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingStatistics:
+    """Routing of one window.
+
+    load: [L, E] selections per window (a token selects k experts), integers or floats >= 0.
+    coactivation: [L, E, E] tokens that selected both experts; symmetric, the diagonal is the load; or None.
+    sample: [L, S, K] int16 whole top-k rows of logical ids, -1 = empty; or None.
+    num_tokens: [L] int64 tokens routed per layer; default: derived from the load and the sample's k when both are
+        known, else 0 (unknown).
+    layer_ids: [L] int32 decoder-layer numbers; default 0 … L-1.
+
+    Raises PluginError on wrong shapes, negative or non-finite counts, an asymmetric co-activation, ids out of range.
+    """
+
+    load: NDArray[Any]
+    coactivation: NDArray[Any] | None = None
+    sample: NDArray[np.int16] | None = None
+    num_tokens: NDArray[np.int64] | None = None
+    layer_ids: NDArray[np.int32] | None = None
+
+    def __post_init__(self) -> None:
+        load = np.asarray(self.load)
+        if load.ndim != 2 or load.shape[1] == 0 or load.shape[0] == 0:
+            raise mismatch("load", found=f"shape {load.shape}", expected="[layers, experts]", fix="pass a 2-D array")
+        refuse_bad_counts("load", load)
+        layers, experts = load.shape
+        put = object.__setattr__
+        put(self, "load", load)
+        put(self, "layer_ids", checked_layer_ids(self.layer_ids, layers))
+        if self.coactivation is not None:
+            pairs = np.asarray(self.coactivation)
+            if pairs.shape != (layers, experts, experts):
+                expected = f"[{layers}, {experts}, {experts}]"
+                raise mismatch("coactivation", found=f"shape {pairs.shape}", expected=expected, fix="match the load")
+            refuse_bad_counts("coactivation", pairs)
+            if not np.allclose(pairs, pairs.transpose(0, 2, 1)):
+                raise mismatch("coactivation", found="asymmetric", expected="symmetric", fix="count pairs both ways")
+            put(self, "coactivation", pairs)
+        if self.sample is not None:
+            sample = np.asarray(self.sample)
+            if sample.ndim != 3 or sample.shape[0] != layers or sample.dtype.kind not in "iu":
+                found = f"shape {sample.shape} {sample.dtype}"
+                raise mismatch("sample", found=found, expected=f"integers [{layers}, rows, k]", fix="match the load")
+            if sample.size and (sample.min() < -1 or sample.max() >= experts):
+                found = f"ids {sample.min()}..{sample.max()}"
+                raise mismatch("sample", found=found, expected=f"-1..{experts - 1}", fix="check ids")
+            put(self, "sample", sample.astype(np.int16))
+        put(self, "num_tokens", self._checked_num_tokens(layers))
+
+    def _checked_num_tokens(self, layers: int) -> NDArray[np.int64]:
+        if self.num_tokens is None:
+            top_k = self.sample.shape[2] if self.sample is not None else 0
+            if not top_k:
+                return np.zeros(layers, np.int64)
+            return np.rint(self.load.sum(1) / top_k).astype(np.int64)
+        tokens = np.asarray(self.num_tokens)
+        if tokens.shape != (layers,):
+            raise mismatch("num_tokens", found=f"shape {tokens.shape}", expected=f"[{layers}]", fix="one per layer")
+        refuse_bad_counts("num_tokens", tokens)
+        return tokens.astype(np.int64)
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.load.shape[0])
+
+    @property
+    def num_experts(self) -> int:
+        return int(self.load.shape[1])
+
+    @classmethod
+    def from_topk(cls, topk_ids: ArrayLike, num_experts: int, layer_ids: ArrayLike | None = None) -> RoutingStatistics:
+        """Count `topk_ids: [layers, tokens, k]` (logical ids, -1 = padding) exactly; the sample is every row."""
+        ids = np.asarray(topk_ids)
+        if ids.ndim != 3 or ids.dtype.kind not in "iu":
+            raise mismatch(
+                "topk_ids", found=f"shape {ids.shape} {ids.dtype}", expected="integers [layers, tokens, k]", fix="stack"
+            )
+        if ids.size and (ids.min() < -1 or ids.max() >= num_experts):
+            raise mismatch(
+                "topk_ids", found=f"ids {ids.min()}..{ids.max()}", expected=f"-1..{num_experts - 1}", fix="check ids"
+            )
+        layers = len(ids)
+        load = np.zeros((layers, num_experts), np.int64)
+        pairs = np.zeros((layers, num_experts, num_experts), np.int64)
+        for layer, rows in enumerate(ids):
+            # one-hot with a spare column for padding; float32 is exact here: a window has far fewer than 2^24 tokens
+            hot = np.zeros((len(rows), num_experts + 1), np.float32)
+            np.put_along_axis(hot, np.where(rows < 0, num_experts, rows).astype(np.int64), 1.0, axis=1)
+            hot = hot[:, :num_experts]
+            pairs[layer] = np.rint(hot.T @ hot).astype(np.int64)
+            load[layer] = np.bincount(rows[rows >= 0], minlength=num_experts)
+        tokens = (ids >= 0).any(2).sum(1)
+        return cls(load, pairs, ids.astype(np.int16), tokens, None if layer_ids is None else np.asarray(layer_ids))
+
+    def merge(self, other: RoutingStatistics) -> RoutingStatistics:
+        """Sum of two windows of the same model; the samples are concatenated."""
+        if self.load.shape != other.load.shape or not np.array_equal(self.layer_ids, other.layer_ids):  # type: ignore[arg-type]
+            raise mismatch(
+                "merge",
+                found=f"layers × experts {other.load.shape}",
+                expected=f"{self.load.shape} with equal layer_ids",
+                fix="merge statistics of one model",
+            )
+        pairs = None
+        if self.coactivation is not None and other.coactivation is not None:
+            pairs = self.coactivation + other.coactivation
+        sample = None
+        if self.sample is not None and other.sample is not None:
+            sample = np.concatenate([self.sample, other.sample], axis=1)
+        return RoutingStatistics(
+            self.load + other.load,
+            pairs,
+            sample,
+            self.num_tokens + other.num_tokens,
+            self.layer_ids,  # type: ignore[operator]
+        )
+
+    def decay(self, factor: float) -> RoutingStatistics:
+        """Weigh the past: multiply every count by `factor` in [0, 1]. The sample is kept as it is."""
+        if not 0.0 <= factor <= 1.0:
+            raise mismatch("decay factor", found=factor, expected="0.0..1.0", fix="pass a share")
+        pairs = None if self.coactivation is None else self.coactivation * factor
+        tokens = np.rint(self.num_tokens * factor).astype(np.int64)  # type: ignore[operator]
+        return replace(self, load=self.load * factor, coactivation=pairs, num_tokens=tokens)
+
+    def save(self, path: str | os.PathLike[str], header: Mapping[str, Any] | None = None) -> None:
+        """Write a safetensors file atomically; `header` adds model, engine, phase … for the reader."""
+        arrays = {"load": self.load, "layer_ids": self.layer_ids, "num_tokens": self.num_tokens}
+        if self.coactivation is not None:
+            arrays["coactivation"] = self.coactivation
+        if self.sample is not None:
+            arrays["sample"] = self.sample
+        save_arrays(path, KIND, arrays, header or {})  # type: ignore[arg-type]
+
+
+def _read(cls: type[RoutingStatistics], path: str | os.PathLike[str]) -> RoutingStatistics:
+    """Read what `save` wrote. Raises PluginError on any other file."""
+    arrays, _ = load_arrays(path, KIND)
+    if "load" not in arrays:
+        raise PluginError(f"{path}: a statistics file without a load array; fix: write it again")
+    names = ("load", "coactivation", "sample", "num_tokens", "layer_ids")
+    return cls(**{name: arrays[name] for name in names if name in arrays})
+
+
+# On the class `load` reads a file, on an instance it is the array: the field hides the reader. It is attached here
+# because a dataclass would take a method of this name for the field's default.
+RoutingStatistics.load = classmethod(_read)  # type: ignore[method-assign, assignment]
