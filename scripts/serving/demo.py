@@ -1,0 +1,212 @@
+"""`scripts/demo`: the same model and the same traffic on no EPLB, vanilla EPLB and the plugin."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eplb_cpu_engines.meter import read_meter
+from rich.console import Console
+from rich.table import Table
+
+from .arms import Eplb, Layout, arm_arguments
+from .bench import METRICS, PERCENTILES, Load, run_bench
+from .greedy import PROMPTS, Completion, complete_all, largest_difference
+from .server import Server, ServerError
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "out" / "demo"
+ARMS = ("none", "vanilla", "affinity")
+TITLES = {"none": "no EPLB", "vanilla": "vanilla EPLB (async)", "affinity": "eplb_plugin, affinity"}
+LAYOUT = Layout(data_parallel=2)
+EPLB = Eplb(redundant_experts=4, window_size=48, step_interval=96)
+MODEL = ["--arch", "qwen3_moe", "--layers", "4", "--experts", "32", "--top-k", "4"]
+# two declared nodes of one rank each: on one machine the links between them are not slow, so what the placement saves
+# is counted (copies per token), not felt (latency)
+CONFIG = "policy: affinity\ntopology: {nodes: 2, ranks_per_node: 1}\n"
+
+
+@dataclass
+class Outcome:
+    """One arm's row of the table; means over the measured pass."""
+
+    arm: str
+    figures: dict[str, float] = field(default_factory=dict)
+    balancedness: float = 0.0
+    copies_per_token: float = 0.0
+    slots_moved: int = 0
+    rebalances: int = 0
+    largest_logprob_difference: float = 0.0
+
+
+class Progress:
+    """One line that changes while something runs, and one that stays when it is done."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+        self.began = time.monotonic()
+
+    def say(self, text: str) -> None:
+        self.console.print(f"[dim]{time.monotonic() - self.began:4.0f} s[/]  {text}", highlight=False)
+
+    def running(self, what: str) -> Callable[[str], None]:
+        """A callback for work that reports now and then; speaks every ten seconds, so that a log stays short."""
+        last = time.monotonic()
+
+        def report(text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= 10:
+                last = time.monotonic()
+                self.say(f"[dim]{what}: {text}[/]")
+
+        return report
+
+
+def run_arm(arm: str, model: Path, load: Load, reference: list[Completion] | None, progress: Progress) -> Any:
+    """Start the arm's server, warm it up until its placement has settled, measure, and check its output."""
+    folder = OUT / arm
+    config = OUT / "affinity.yaml"
+    environment = {"EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": "2"}
+    progress.say(f"[bold]{TITLES[arm]}[/]: starting the server")
+    arguments = arm_arguments(arm, LAYOUT, EPLB, config)
+    log = folder / "server.log"
+    starting = progress.running("server")
+    with Server(model, arguments, log, ranks=LAYOUT.ranks, environment=environment, progress=starting) as server:
+        progress.say("ready; warming up (discarded)")
+        complete_all(server)
+        run_bench(server, load, folder / "warmup.json", progress.running("warming up"))
+        first = _windows(folder)
+        progress.say("measuring with vllm bench serve")
+        figures = run_bench(server, load, folder / "bench.json", progress.running("measuring"))
+        metered = _metered(folder, first)
+        progress.say("checking the output")
+        completions = complete_all(server)
+    outcome = Outcome(arm, figures, **metered)
+    if reference is not None:
+        outcome.largest_logprob_difference = largest_difference(reference, completions)
+    return outcome, completions
+
+
+def _windows(folder: Path) -> int:
+    """Meter windows finished so far: the measured pass begins after them."""
+    windows = read_meter(folder / "meter")["window"]
+    return int(windows[-1]) + 1 if len(windows) else 0
+
+
+def _metered(folder: Path, first: int) -> dict[str, Any]:
+    """What the meter counted since window `first`. Every step is routed by a placement that was planned on earlier
+    steps, so these are held-out figures; moves and rebalances are those since the server started.
+    """
+    meter = read_meter(folder / "meter", min_tokens=64)
+    measured = meter["window"] >= first
+    if not measured.any():
+        raise ServerError(f"the routing meter saw no traffic; see {folder / 'meter'}")
+    return {
+        "balancedness": float(meter["balancedness"][measured].mean()),
+        "copies_per_token": float(meter["copies_per_token"][measured].mean()),
+        "slots_moved": meter["slots_moved"],
+        "rebalances": meter["rebalances"],
+    }
+
+
+def show(outcomes: list[Outcome], console: Console) -> None:
+    table = Table(title="4 MoE layers, 32 experts + 4 redundant, top-4, fp32, DP2 + EP2 on 2 declared nodes, CPU")
+    table.add_column("")
+    for outcome in outcomes:
+        table.add_column(TITLES[outcome.arm], justify="right")
+
+    def row(name: str, value: Callable[[Outcome], str]) -> None:
+        table.add_row(name, *(value(outcome) for outcome in outcomes))
+
+    def eplb_only(value: Callable[[Outcome], str]) -> Callable[[Outcome], str]:
+        return lambda outcome: "-" if outcome.arm == "none" else value(outcome)
+
+    row("cross-node copies / token (counted from routing)", lambda one: f"{one.copies_per_token:.3f}")
+    row("balancedness, held-out steps", lambda one: f"{one.balancedness:.3f}")
+    row("rebalances", eplb_only(lambda one: str(one.rebalances)))
+    row("expert slots moved", eplb_only(lambda one: str(one.slots_moved)))
+    row("output equal to no EPLB", lambda one: _equal(one))
+    table.add_section()
+    for metric in METRICS:
+        names = [f"{metric}_p{share}" for share in PERCENTILES]
+        label = f"{metric.upper()} P50 / P90 / P99, ms"
+        row(label, lambda one, names=names: " / ".join(f"{one.figures[name]:.0f}" for name in names))
+    row("output tokens / s", lambda one: f"{one.figures['output_tokens_per_second']:.0f}")
+    console.print(table)
+    console.print(
+        "Measured on this machine; the nodes are declared, the links between them are loopback: latencies of one short "
+        "run on shared cores\ndo not rank the arms. Copies, balancedness and moves are counted and do.",
+        style="dim", highlight=False,
+    )  # fmt: skip
+
+
+def _equal(outcome: Outcome) -> str:
+    difference = outcome.largest_logprob_difference
+    if difference == float("inf"):
+        return "NO"
+    return f"yes ({len(PROMPTS)} prompts, |Δlogprob| ≤ {difference:.0e})" if outcome.arm != "none" else "reference"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/demo", description="Compare no EPLB, vanilla EPLB and eplb_plugin.")
+    parser.add_argument("--requests", type=int, default=192, help="requests per pass (default: %(default)s)")
+    parser.add_argument("--concurrency", type=int, default=16, help="requests in flight (default: %(default)s)")
+    parser.add_argument("--arms", default=",".join(ARMS), help="arms to run, in order (default: %(default)s)")
+    options = parser.parse_args()
+    arms = options.arms.split(",")
+    if unknown := sorted(set(arms) - set(ARMS)):
+        parser.error(f"--arms: found {', '.join(unknown)}, expected some of {', '.join(ARMS)}")
+    # as on Ctrl-C: the servers are stopped on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    progress = Progress()
+    load = Load(options.requests, options.concurrency)
+    outcomes: list[Outcome] = []
+    try:
+        model = _prepare(progress)
+        reference = None
+        for arm in arms:
+            outcome, completions = run_arm(arm, model, load, reference, progress)
+            reference = reference or completions
+            outcomes.append(outcome)
+    except ServerError as error:
+        print(f"scripts/demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("scripts/demo: interrupted; all servers are stopped", file=sys.stderr)
+        return 130
+    show(outcomes, progress.console)
+    results = OUT / "results.json"
+    machine = {"cpus": os.cpu_count(), "python": platform.python_version()}
+    settings = {"load": asdict(load), "eplb": asdict(EPLB), "layout": asdict(LAYOUT), "machine": machine}
+    results.write_text(json.dumps({**settings, "arms": [asdict(outcome) for outcome in outcomes]}, indent=2) + "\n")
+    progress.say(f"JSON: {results.relative_to(ROOT)}")
+    return 0 if all(outcome.largest_logprob_difference < 1e-3 for outcome in outcomes) else 1
+
+
+def _prepare(progress: Progress) -> Path:
+    """The demo's model and settings, and an empty folder for what the run leaves."""
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    (OUT / "affinity.yaml").write_text(CONFIG)
+    model = OUT / "model"
+    progress.say("making a small MoE model with skewed and clustered routing")
+    command = [sys.executable, str(ROOT / "scripts" / "make_model"), str(model), *MODEL]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ServerError(f"making the model failed\n{done.stderr[-2000:]}")
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""One `vllm serve` in a process group of its own, which is stopped as a group whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+# What every server on CPU needs: loopback only, nothing fetched, no telemetry, small KV cache.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+class ServerError(RuntimeError):
+    """The server did not start, or died; carries the end of its log."""
+
+
+class Server:
+    """Context manager around `vllm serve MODEL …`; on leaving, no process of its group is left."""
+
+    def __init__(
+        self,
+        model: Path,
+        arguments: list[str],
+        log: Path,
+        *,
+        ranks: int,
+        environment: Mapping[str, str] | None = None,
+        start_seconds: float = 400,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.model, self.arguments, self.log, self.start_seconds = model, arguments, log, start_seconds
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        cores = os.cpu_count() or 1
+        bind = "|".join(str(rank % cores) for rank in range(ranks))
+        self.environment = {
+            **os.environ, **ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND": bind, **(environment or {})
+        }  # fmt: skip
+        self.progress = progress
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Server:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        vllm = Path(sys.executable).with_name("vllm")
+        command = [
+            str(vllm),
+            "serve",
+            str(self.model),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            *self.arguments,
+        ]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                command, stdout=stream, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
+            )
+
+    def wait_ready(self) -> None:
+        """Until /health answers. Raises ServerError if the server ends or does not answer in time."""
+        began = time.monotonic()
+        while not self.healthy():
+            if self.ended() is not None:
+                raise ServerError(f"the server ended with exit code {self.ended()} before it was ready\n{self.tail()}")
+            if time.monotonic() - began > self.start_seconds:
+                raise ServerError(f"the server was not ready after {self.start_seconds:.0f} s\n{self.tail()}")
+            self.progress(f"starting, {time.monotonic() - began:.0f} s")
+            time.sleep(1)
+
+    def healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def ended(self) -> int | None:
+        """Exit code of the launcher, None while it runs."""
+        assert self.process is not None
+        return self.process.poll()
+
+    def wait_ended(self, seconds: float) -> int:
+        """Raises ServerError if the launcher still runs after `seconds`."""
+        assert self.process is not None
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise ServerError(f"the server still runs after {seconds:.0f} s\n{self.tail()}") from None
+
+    def stop(self, grace_seconds: float = 20) -> None:
+        """SIGTERM to the group, then SIGKILL: engines leave children behind on either alone."""
+        if self.process is None:
+            return
+        group = self.process.pid  # start_new_session made the launcher the leader of its group
+        for sign, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
+            _signal_group(group, sign)
+            deadline = time.monotonic() + seconds
+            while _signal_group(group, 0) and time.monotonic() < deadline:
+                self.process.poll()  # reap the launcher, or its zombie keeps the group alive
+                time.sleep(0.2)
+        self.process.wait()
+
+    def tail(self, lines: int = 25) -> str:
+        return "\n".join(self.text().splitlines()[-lines:])
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def post(self, path: str, body: Mapping[str, Any], timeout: float = 300) -> Any:
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return json.load(answer)
+
+
+def _signal_group(group: int, sign: int) -> bool:
+    """Send to every process of the group; False if none is left."""
+    try:
+        os.killpg(group, sign)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,42 @@
+"""A draft model (one MTP layer) is a second entry with its own maps, planned by load only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from serving.arms import Eplb, Layout
+from serving.greedy import Completion, complete_all, largest_difference
+from serving.server import Server
+
+pytestmark = pytest.mark.server
+
+SETTINGS = "topology: {nodes: 2}\nsample_rows: 1024\n"
+SPECULATION = ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}']
+
+
+@pytest.mark.parametrize(
+    "use_async", [pytest.param(True, id="async"), pytest.param(False, id="sync", marks=pytest.mark.full)]
+)
+def test_target_and_draft_are_rebalanced_and_the_output_is_unchanged(
+    use_async: bool, serve: Callable[..., Server], reference: Callable[[str], list[Completion]]
+) -> None:
+    """Speculative greedy decoding answers as plain decoding does, over at least 20 rebalances of both models."""
+    expected = reference("glm4_moe")
+    eplb = Eplb(16, window_size=4, step_interval=8, use_async=use_async)
+    server = serve("glm4_moe", Layout(data_parallel=2), [*eplb.arguments(), *SPECULATION], SETTINGS)
+    server.wait_ready()
+    for _ in range(40):
+        assert largest_difference(expected, complete_all(server)) < 1e-4
+        planned = re.findall(r"rebalance \d+ of \S+( \(draft\))?: .* (\d+) of \d+ slots move", server.text())
+        draft = [int(moved) for name, moved in planned if name]
+        target = [int(moved) for name, moved in planned if not name]
+        if min(len(draft), len(target)) >= 20:
+            break
+    assert min(len(draft), len(target)) >= 20
+    assert sum(draft) > 0
+    assert sum(target) > 0
+    assert "(draft): 1 MoE layers" in server.text()
+    assert "policy balanced" in server.text()

@@ -1,0 +1,84 @@
+"""The promise that matters most: the model's output does not change, however often experts are moved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from eplb_cpu_engines.meter import read_meter
+
+from serving.arms import Eplb, Layout
+from serving.greedy import Completion, complete_all, largest_difference
+from serving.server import Server
+
+pytestmark = pytest.mark.server
+
+SETTINGS = "policy: {policy}\ntopology: {{nodes: {nodes}}}\nsample_rows: 1024\n"
+# fp32 sums are ordered by the placement; a wrong expert changes log-probabilities by orders of magnitude more
+TOLERANCE = 1e-4
+REBALANCES = 20
+
+
+def moves_planned(server: Server) -> list[int]:
+    """Slots that each rebalance moves, from the planning rank's log."""
+    return [int(count) for count in re.findall(r"(\d+) of \d+ slots move", server.text())]
+
+
+CASES = [
+    # model, layout, redundant experts (many, but not every expert on every rank, so that experts do move), async
+    pytest.param("qwen3_moe", Layout(tensor_parallel=2), 16, False, id="tp2-sync"),
+    pytest.param("qwen3_moe", Layout(data_parallel=2), 16, True, id="dp2-async"),
+    pytest.param("qwen3_moe", Layout(2, 2), 32, True, id="tp2dp2-sequence-parallel-async"),
+    pytest.param("glm4_moe", Layout(2, 2), 32, False, id="tp2dp2-not-sequence-parallel-sync"),
+    pytest.param("qwen3_moe", Layout(tensor_parallel=2), 16, True, id="tp2-async", marks=pytest.mark.full),
+    pytest.param("qwen3_moe", Layout(data_parallel=2), 16, False, id="dp2-sync", marks=pytest.mark.full),
+    pytest.param("qwen3_moe", Layout(2, 2), 32, False, id="tp2dp2-sequence-parallel-sync", marks=pytest.mark.full),
+    pytest.param("glm4_moe", Layout(2, 2), 32, True, id="tp2dp2-not-sequence-parallel-async", marks=pytest.mark.full),
+    pytest.param("glm4_moe", Layout(data_parallel=2), 16, True, id="glm-dp2-async", marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize(("model", "layout", "redundant", "use_async"), CASES)
+def test_output_is_unchanged_over_many_rebalances(
+    model: str,
+    layout: Layout,
+    redundant: int,
+    use_async: bool,
+    serve: Callable[..., Server],
+    reference: Callable[[str], list[Completion]],
+    tmp_path: Path,
+) -> None:
+    """Greedy output of 16 prompts equals the single process's in every round, over at least 20 rebalances."""
+    expected = reference(model)
+    eplb = Eplb(redundant, window_size=4, step_interval=8, use_async=use_async)
+    settings = SETTINGS.format(policy="affinity", nodes=layout.ranks)
+    meter = {"EPLB_METER_DIR": str(tmp_path / "meter"), "EPLB_METER_WINDOW": "4"}
+    server = serve(model, layout, eplb.arguments(), settings, **meter)
+    server.wait_ready()
+    rounds = 0
+    while len(moves_planned(server)) < REBALANCES or rounds < 3:
+        assert rounds < 40, f"only {len(moves_planned(server))} rebalances in {rounds} rounds"
+        assert largest_difference(expected, complete_all(server)) < TOLERANCE
+        rounds += 1
+    slots = 4 * (32 + redundant)
+    moved = read_meter(tmp_path / "meter")["slots_moved"]
+    assert moved > slots, f"only {moved} moves were seen in the server's maps: the test would not notice a wrong one"
+    assert "refused" not in server.text()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("policy", ["balanced", "deepseek"])
+def test_other_policies_leave_the_output_unchanged(
+    policy: str, serve: Callable[..., Server], reference: Callable[[str], list[Completion]]
+) -> None:
+    """Also with the policies that plan by load only."""
+    expected = reference("qwen3_moe")
+    layout = Layout(data_parallel=2)
+    settings = SETTINGS.format(policy=policy, nodes=2)
+    server = serve("qwen3_moe", layout, Eplb(16, window_size=4, step_interval=8).arguments(), settings)
+    server.wait_ready()
+    while len(moves_planned(server)) < REBALANCES:
+        assert largest_difference(expected, complete_all(server)) < TOLERANCE
+    assert sum(moves_planned(server)) > 0
