@@ -1,0 +1,36 @@
+"""Replacing a function of an engine, after a look whether it is still the one the replacement was written for."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+class UnknownEngine(RuntimeError):
+    """The engine is not the one that was patched; one line with found, expected, fix."""
+
+
+def replace(owner: Any, name: str, parameters: str, make: Callable[[Callable], Callable]) -> None:
+    """Set `owner.name` to `make(original)`, if the original takes `parameters` ("self, x, *, y")."""
+    original = getattr(owner, name)
+    require(f"{owner.__name__}.{name}({parameters})", f"{owner.__name__}.{name}({_parameters(original)})")
+    setattr(owner, name, functools.wraps(original)(make(original)))
+
+
+def require(expected: str, found: str) -> None:
+    """Refuse an engine where the fact `found` is not the `expected` one."""
+    if found != expected:
+        raise UnknownEngine(
+            f"found {found}, expected {expected}: install the engine version that eplb-cpu-engines' README names"
+        )
+
+
+def _parameters(function: Callable) -> str:
+    """Names in order, keyword-only ones after a star; annotations and defaults left out."""
+    prefix = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    words = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
+            words.append("*")
+        words.append(prefix.get(parameter.kind, "") + parameter.name)
+    return ", ".join(words)

@@ -1,0 +1,35 @@
+"""vLLM on CPUs with expert parallelism and EPLB: a test bed, in force in every arm of every comparison.
+
+One file for each thing that the CPU backend lacks. All of it is replaced in `register`, which vLLM calls in each of its
+processes before it makes anything, hence before another plugin that hooks the same names when its worker starts.
+"""
+
+_registered = False
+
+
+def register() -> None:
+    """vLLM's plugin entry point; does nothing on another platform, and nothing when called again."""
+    global _registered
+    if _registered:
+        return
+    _registered = True
+
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+
+    from vllm.logger import init_logger
+
+    from . import accelerator, collectives, config_check, experts, metering, model_runner, queues, routing
+
+    parts = (config_check, queues, collectives, accelerator, routing, experts, model_runner)
+    for part in parts:
+        part.install()
+    names = [part.__name__.rpartition(".")[2] for part in parts]
+    if metering.install():
+        names.append("metering")
+    # A warning, because the front end registers plugins before it has set up its log, and shows only those.
+    init_logger("vllm.eplb_cpu_engines").warning(
+        "Test bed for CPUs, not for production: eplb_cpu_engines is in force (%s)", ", ".join(names)
+    )

@@ -1,0 +1,131 @@
+"""The routing meter in vLLM; on when EPLB_METER_DIR names a folder. It counts in every arm, whether EPLB is on or not.
+
+It reads what leaves the router, after any mapping: physical expert ids, and without EPLB logical ones, which are then
+the same. A forward says itself which rows are padding (all of them in a dummy step); one that does not say so is that
+of a draft model, and is not counted.
+
+A step ends where the model runner steps EPLB. Every rank passes there once per engine step, in dummy steps too; with
+EPLB off the engine's own method does nothing, but is called. Ranks that step together thus agree on the window.
+"""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.distributed.eplb.eplb_state import EplbState
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from ..meter import Meter, Seat
+from ..patching import replace, require
+
+_meter: Meter | None = None  # made by the first step's first layer, which knows the experts
+
+
+def install() -> bool:
+    """Whether the meter is on."""
+    if "EPLB_METER_DIR" not in os.environ:
+        return False
+    Path(os.environ["EPLB_METER_DIR"]).mkdir(parents=True, exist_ok=True)
+    parameters = "self, hidden_states, router_logits, topk_indices_dtype, *, input_ids"
+    replace(FusedMoERouter, "select_experts", parameters, _recorded)
+    replace(GPUModelRunner, "eplb_step", "self, is_dummy, is_profile", _ending_a_step)
+    replace(EplbState, "rearrange", "self, is_profile, rank_mapping, use_last_expert_load", _counted)
+    return True
+
+
+def _recorded(original: Callable) -> Callable:
+    def select_experts(self: FusedMoERouter, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, physical_ids = original(self, *args, **kwargs)
+        is_padding = get_forward_context().is_padding
+        if is_padding is not None:
+            _record(_runner_of(self), physical_ids, is_padding)
+        return weights, physical_ids
+
+    return select_experts
+
+
+def _ending_a_step(original: Callable) -> Callable:
+    def eplb_step(self: GPUModelRunner, is_dummy: bool = False, is_profile: bool = False) -> None:
+        maps = _expert_maps(self)
+        original(self, is_dummy, is_profile)
+        if _meter is None:
+            return
+        if is_profile:  # measures memory before serving; its made-up tokens are not marked as padding
+            _meter.forget()
+            return
+        for old, new in zip(maps, _expert_maps(self), strict=True):
+            _meter.moved(old, new)
+        _meter.end_step()
+
+    return eplb_step
+
+
+def _expert_maps(runner: GPUModelRunner) -> list[np.ndarray]:
+    """[L, slots] copies of the maps in force, of the target and of draft models; they change only inside a step."""
+    if runner.eplb_state is None:
+        return []
+    return [state.physical_to_logical_map.numpy().copy() for state in runner.eplb_state.model_states.values()]
+
+
+def _counted(original: Callable) -> Callable:
+    def rearrange(self: EplbState, is_profile: bool = False, *args: Any, **kwargs: Any) -> Any:
+        if _meter is not None and not is_profile:
+            _meter.rebalances += 1
+        return original(self, is_profile, *args, **kwargs)
+
+    return rearrange
+
+
+def _record(runner: MoERunner, physical_ids: torch.Tensor, is_padding: torch.Tensor) -> None:
+    """physical_ids: [rows, k]; is_padding: [tokens], of which the rows are all, or this rank's chunk."""
+    global _meter
+    owners = get_tensor_model_parallel_world_size()
+    if runner.moe_config.is_sequence_parallel:
+        is_padding = own_chunk(is_padding, get_tensor_model_parallel_rank(), owners)
+        owners = 1
+    require(f"a router that sees {len(is_padding)} rows", f"a router that sees {len(physical_ids)} rows")
+    if _meter is None:
+        _meter = _make_meter(runner)
+    _meter.record(runner.layer_name, physical_ids[~is_padding].numpy(), owners)
+
+
+def own_chunk(is_padding: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
+    """The rows that a rank routes under sequence parallelism: an equal chunk of the batch, filled up with padding.
+
+    is_padding: [tokens]; returns [ceil(tokens / ranks)].
+    """
+    rows = -(-len(is_padding) // ranks)
+    filled = torch.nn.functional.pad(is_padding, (0, rows * ranks - len(is_padding)), value=True)
+    return filled[rank * rows : (rank + 1) * rows]
+
+
+def _make_meter(runner: MoERunner) -> Meter:
+    experts, parallel = runner.moe_config.num_experts, runner.moe_config.moe_parallel_config
+    placement = runner.expert_placement_strategy
+    if experts % parallel.ep_size or placement != "linear":
+        raise ValueError(
+            f"found {experts} experts placed {placement} on {parallel.ep_size} ranks, expected a multiple, linear:"
+            " change the number of redundant experts or the placement strategy, or unset EPLB_METER_DIR"
+        )
+    seat = Seat(
+        rank=parallel.ep_rank,
+        num_ranks=parallel.ep_size,
+        num_nodes=int(os.environ.get("EPLB_METER_NODES", parallel.ep_size)),
+        slots_per_rank=experts // parallel.ep_size,
+    )
+    return Meter(Path(os.environ["EPLB_METER_DIR"]), seat, int(os.environ.get("EPLB_METER_WINDOW", 32)))
+
+
+@cache
+def _runner_of(router: FusedMoERouter) -> MoERunner:
+    """The layer that a router belongs to: it alone knows its name and how its ranks share the experts."""
+    layers = get_forward_context().no_compile_layers.values()
+    return next(layer for layer in layers if isinstance(layer, MoERunner) and layer.router is router)

@@ -1,0 +1,44 @@
+"""Loading a model with EPLB: the CPU model runner loads it without the part that makes the EPLB state.
+
+What the GPU model runner does is done after the CPU one has loaded: the draft model first, then the target, then the
+background thread. Stepping and preparing a forward are inherited and work as they are.
+"""
+
+from collections.abc import Callable
+
+from vllm.distributed.eplb.eplb_state import EplbState
+from vllm.model_executor.models.interfaces import get_mixture_of_experts_model
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+from vllm.v1.worker.gpu.eplb_utils import draft_model_supports_eplb, eplb_draft_model_name
+
+from ..patching import replace
+
+
+def install() -> None:
+    replace(CPUModelRunner, "load_model", "self, load_dummy_weights", _with_eplb)
+
+
+def _with_eplb(original: Callable) -> Callable:
+    def load_model(self: CPUModelRunner, load_dummy_weights: bool = False) -> None:
+        original(self, load_dummy_weights)
+        self._moe_model = get_mixture_of_experts_model(self.model)
+        if not self.parallel_config.enable_eplb:
+            return
+        self.eplb_state = EplbState(self.parallel_config, self.device)
+        self.eplb_state.device_index = 0  # the background thread asks for one
+        _add_draft(self)
+        if self._moe_model is not None:
+            self.eplb_state.add_model(self._moe_model, self.model_config)
+            self.eplb_state.start_async_loop()
+
+    return load_model
+
+
+def _add_draft(runner: CPUModelRunner) -> None:
+    drafter = getattr(runner, "drafter", None)
+    model = get_mixture_of_experts_model(drafter.model) if hasattr(drafter, "model") else None
+    if not draft_model_supports_eplb(runner.speculative_config, model):
+        return
+    config = runner.speculative_config.draft_model_config
+    runner.eplb_state.add_model(model, config, model_name=eplb_draft_model_name(config))
+    drafter.set_eplb_state(runner.eplb_state)

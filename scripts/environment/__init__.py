@@ -1,0 +1,1 @@
+"""How the engines' environments are made; standard library only, because it runs before anything is installed."""
