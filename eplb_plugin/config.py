@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .config_errors import conflict, explain
 from .errors import PluginError, mismatch
 from .plan_types import Dispatch, PlanOptions, Policy
 from .topology import Topology
@@ -36,10 +36,10 @@ class TopologyConfig(_Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> TopologyConfig:
-        if (self.nodes is None) == (self.node_of_rank is None):
-            raise ValueError("give either nodes (with ranks_per_node) or node_of_rank")
-        if self.node_of_rank is not None and self.ranks_per_node is not None:
-            raise ValueError("ranks_per_node follows from node_of_rank; leave it out")
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if given not in (["nodes"], ["nodes", "ranks_per_node"], ["node_of_rank"]):
+            expected = "either nodes (with or without ranks_per_node) or node_of_rank"
+            raise conflict("topology", found=" and ".join(given) or "neither", expected=expected, fix="give one")
         return self
 
 
@@ -94,7 +94,9 @@ class PluginConfig(_Section):
     @model_validator(mode="after")
     def _window_within_interval(self) -> PluginConfig:
         if self.window_size is not None and self.step_interval is not None and self.window_size > self.step_interval:
-            raise ValueError(f"window_size must be <= step_interval ({self.step_interval})")
+            expected = f"<= step_interval ({self.step_interval})"
+            fix = f"the nearest valid value is {self.step_interval}"
+            raise conflict("window_size", found=self.window_size, expected=expected, fix=fix)
         return self
 
     @property
@@ -137,6 +139,9 @@ class PluginConfig(_Section):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
+_SECTIONS: dict[str, type[BaseModel]] = {"topology": TopologyConfig, "budget": BudgetConfig, "logging": LoggingConfig}
+
+
 def parse_config(values: Any, source: str) -> PluginConfig:
     """Validate plain data (from YAML or JSON). Raises PluginError: key, value, rule, nearest valid value."""
     if values is None:
@@ -146,7 +151,7 @@ def parse_config(values: Any, source: str) -> PluginConfig:
     try:
         return PluginConfig.model_validate(values)
     except ValidationError as error:
-        raise PluginError(f"{source}: {_explain(error)}") from None
+        raise PluginError(f"{source}: {explain(error, PluginConfig, _SECTIONS)}") from None
 
 
 def load_config(path: str | os.PathLike[str]) -> PluginConfig:
@@ -158,9 +163,9 @@ def load_config(path: str | os.PathLike[str]) -> PluginConfig:
         raise PluginError(f"{path}: cannot be read ({reason}); fix: pass a readable YAML file") from None
     try:
         values = yaml.load(text, _UniqueKeys)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise PluginError(f"{path}: not valid YAML ({reason}); fix: correct the line") from None
+    except Exception as error:  # PyYAML lets many kinds escape: IndexError for an empty !!int, RecursionError …
+        reason = str(error) if isinstance(error, (yaml.YAMLError, ValueError)) else "a value that cannot be built"
+        raise PluginError(f"{path}: not valid YAML ({reason[:400]}); fix: correct the line") from None
     return parse_config(values, os.fspath(path))
 
 
@@ -181,51 +186,3 @@ class _UniqueKeys(yaml.SafeLoader):
 def config_schema() -> str:
     """JSON schema of the YAML file, for editors."""
     return json.dumps(PluginConfig.model_json_schema(), indent=2)
-
-
-def _explain(error: ValidationError) -> str:
-    """One problem as `key: found …, expected …; fix: …`; of a union's branches, the one that says most."""
-
-    def informative(item: Any) -> tuple[bool, bool, int]:
-        return item["type"] == "extra_forbidden", item["type"] == "value_error", len(item["loc"])
-
-    problem = max(error.errors(), key=informative)
-    # the branch names of `"auto" | TopologyConfig` in a location are pydantic's, not the user's
-    path = [str(part) for part in problem["loc"] if "[" not in str(part)]
-    found, rule = problem["input"], problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    key = ".".join(path) or rule.split()[0]
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, 1) or known
-        expected = f"one of {', '.join(known)}"
-        return str(mismatch(key, found="unknown key", expected=expected, fix=f"did you mean {near[0]}?"))
-    if key == "topology" and not isinstance(found, dict):
-        rule, fix = "'auto' or a mapping with nodes", "write auto"
-    elif problem["type"] == "value_error":
-        fix = "change one of the two"
-    else:
-        nearest = _nearest(problem["type"], problem.get("ctx", {}), found)
-        fix = "see `eplb-plugin config schema`" if nearest is None else f"the nearest valid value is {nearest}"
-    return str(mismatch(key, found=_shorten(found), expected=rule, fix=fix))
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    model: type[BaseModel] = PluginConfig
-    sections: dict[str, type[BaseModel]] = {
-        "topology": TopologyConfig, "budget": BudgetConfig, "logging": LoggingConfig
-    }  # fmt: skip
-    for part in path:
-        model = sections.get(part, model)
-    return sorted(model.model_fields)
-
-
-def _nearest(kind: str, context: dict[str, Any], found: object) -> object | None:
-    if kind == "literal_error":
-        choices = [choice.strip("'") for choice in str(context["expected"]).replace(" or ", ", ").split(", ")]
-        return (difflib.get_close_matches(str(found), choices, 1) or choices)[0]
-    return context.get("ge", context.get("le"))
-
-
-def _shorten(found: object) -> str:
-    text = repr(found)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from .errors import PluginError, mismatch
 from .placement import Placement
 from .plan_types import Plan, Policy
 from .planning.plan import plan
-from .planning.score import expected_balancedness, moved_slots, sampled_copies
+from .planning.score import balancedness, expected_rank_load, judge, moved_slots
 from .recording.recorder import Recorder
 from .recording.snapshot import snapshot
 from .statistics import RoutingStatistics
@@ -50,7 +50,7 @@ class ModelEntry:
     recorder: Recorder | None = None
     owner_group_size: int = 1
     statistics: RoutingStatistics | PluginError | None = None
-    rebalances: int = field(default=0)
+    rebalances: int = 0
 
 
 class Rebalancer:
@@ -95,8 +95,8 @@ class Rebalancer:
         problem = ""
         try:
             accepted = _accept(received, placed)
-        except PluginError as error:
-            problem = str(error)
+        except Exception as error:  # a damaged message must end in the vote as well, or the other ranks wait forever
+            problem = _reason(error)
         if not _unanimous(accepted is not None, group):
             logger.error(
                 "rebalance %d of %s refused, the old placement stays: %s",
@@ -121,8 +121,7 @@ class Rebalancer:
             return encode(made.placement)
         except Exception as error:  # whatever fails here must reach the other ranks, or they wait forever
             logger.debug("planning failed", exc_info=True)
-            reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-            return encode_error(f"planning failed: {' '.join(reason.split())}")
+            return encode_error(f"planning failed: {_reason(error)}")
 
     def _plan(self, entry: ModelEntry, statistics: RoutingStatistics, placed: Placement) -> Plan:
         return plan(
@@ -176,6 +175,12 @@ def _accept(message: bytes, placed: Placement) -> Placement:
     return received
 
 
+def _reason(error: Exception) -> str:
+    """One line."""
+    text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
 def _broadcast(message: bytes, group: dist.ProcessGroup) -> bytes:
     """Send rank 0's message to every rank of a CPU group."""
     source = dist.get_global_rank(group, 0)
@@ -196,13 +201,17 @@ def _unanimous(accepted: bool, group: dist.ProcessGroup) -> bool:
 
 
 def _describe(entry: ModelEntry, statistics: RoutingStatistics, placed: Placement, made: Plan) -> str:
-    before, after = (
-        expected_balancedness(statistics.load, placement, entry.topology) for placement in (placed, made.placement)
-    )
+    """One line for the log. All figures are in-sample: what the plan is expected to do on the window it was made of."""
+    uniform = 1.0 / np.take_along_axis(placed.replica_count, placed.phy2log.astype(np.int64), 1)
+    before = replace(made, placement=placed, replica_weights=uniform)
+    balance = [balancedness(expected_rank_load(statistics.load, one)) for one in (before, made)]
     moved = int(moved_slots(made.placement, placed, entry.topology).sum())
-    text = f"rebalance {entry.rebalances + 1} of {entry.name}: planned balancedness {before:.3f} -> {after:.3f}"
+    text = (
+        f"rebalance {entry.rebalances + 1} of {entry.name}: planned balancedness {balance[0]:.3f} -> {balance[1]:.3f}"
+    )
     if statistics.sample is not None and entry.topology.num_nodes > 1:
-        plans = (replace(made, placement=placed), made)
-        was, now = (sampled_copies(statistics.sample, one) for one in plans)
-        text += f", cross-node copies/token {was:.3f} -> {now:.3f}"
+        rows = statistics.sample
+        sources = np.arange(rows.shape[1]) % entry.topology.num_ranks
+        copies = [judge(rows, sources, one).cross_node_copies for one in (before, made)]
+        text += f", cross-node copies/token {copies[0]:.3f} -> {copies[1]:.3f}"
     return f"{text}, {moved} of {placed.phy2log.size} slots move, planned in {made.seconds * 1e3:.1f} ms"

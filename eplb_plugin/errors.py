@@ -6,6 +6,9 @@ from __future__ import annotations
 class PluginError(Exception):
     """Bad input or an engine that does not fit. Never carries a traceback to the user; the message is one line."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
 
 def mismatch(what: str, *, found: object, expected: object, fix: str) -> PluginError:
     """Build the standard message `what: found …, expected …; fix: …`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,15 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write beside `path` and rename over it, so that a reader or a crash never sees half a file."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")  # mkstemp would make it unreadable to others
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with open(temporary, "xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -50,7 +50,7 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[Arrays, dict[s
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         header = json.loads(metadata.get("eplb_plugin", "null"))
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise PluginError(f"{path}: cannot be read as a {kind} file ({error}); fix: write it again") from None
     if not isinstance(header, dict) or header.get("kind") != kind or header.get("version") != FORMAT_VERSION:
         known = isinstance(header, dict)

@@ -26,7 +26,7 @@ class Placement:
     """
 
     phy2log: NDArray[np.int32]
-    layer_ids: NDArray[np.int32] | None = None
+    layer_ids: NDArray[np.int32] = None  # type: ignore[assignment]  # always an array once made
 
     def __post_init__(self) -> None:
         slots = np.asarray(self.phy2log)
@@ -39,7 +39,10 @@ class Placement:
             )
         object.__setattr__(self, "phy2log", slots.astype(np.int32))
         object.__setattr__(self, "layer_ids", checked_layer_ids(self.layer_ids, len(slots)))
-        missing = np.argwhere(self.replica_count == 0)
+        if slots.max() >= slots.shape[1]:  # too few slots for so many experts; counting copies could need any memory
+            missing = np.array([[0, np.setdiff1d(np.arange(slots.shape[1] + 1), slots[0])[0]]])
+        else:
+            missing = np.argwhere(self.replica_count == 0)
         if len(missing):
             layer, expert = missing[0]
             raise mismatch(
@@ -90,7 +93,7 @@ class Placement:
 
     def moves_from(self, previous: Placement) -> NDArray[np.bool_]:
         """[L, P] bool: slots whose expert differs from `previous`, which must have the same layers and slots."""
-        if self.phy2log.shape != previous.phy2log.shape or not np.array_equal(self.layer_ids, previous.layer_ids):  # type: ignore[arg-type]
+        if self.phy2log.shape != previous.phy2log.shape or not np.array_equal(self.layer_ids, previous.layer_ids):
             raise mismatch(
                 "previous placement",
                 found=f"layers × slots {previous.phy2log.shape}",
@@ -101,7 +104,7 @@ class Placement:
 
     def save(self, path: str | os.PathLike[str], header: Mapping[str, Any] | None = None) -> None:
         """Write a safetensors file atomically; `header` adds model, engine … for the reader."""
-        save_arrays(path, KIND, {"phy2log": self.phy2log, "layer_ids": self.layer_ids}, header or {})  # type: ignore[dict-item]
+        save_arrays(path, KIND, {"phy2log": self.phy2log, "layer_ids": self.layer_ids}, header or {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Placement:
@@ -109,7 +112,7 @@ class Placement:
         arrays, _ = load_arrays(path, KIND)
         if "phy2log" not in arrays:
             raise PluginError(f"{path}: a placement file without phy2log; fix: write it again")
-        return cls(arrays["phy2log"], arrays.get("layer_ids"))
+        return cls(arrays["phy2log"], checked_layer_ids(arrays.get("layer_ids"), len(arrays["phy2log"])))
 
 
 def linear_placement(layers: int, experts: int, slots: int) -> Placement:

@@ -53,8 +53,9 @@ class RoutingStatistics:
     load: NDArray[Any]
     coactivation: NDArray[Any] | None = None
     sample: NDArray[np.int16] | None = None
-    num_tokens: NDArray[np.int64] | None = None
-    layer_ids: NDArray[np.int32] | None = None
+    # always arrays once made
+    num_tokens: NDArray[np.int64] = None  # type: ignore[assignment]
+    layer_ids: NDArray[np.int32] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         load = np.asarray(self.load)
@@ -86,12 +87,13 @@ class RoutingStatistics:
         put(self, "num_tokens", self._checked_num_tokens(layers))
 
     def _checked_num_tokens(self, layers: int) -> NDArray[np.int64]:
-        if self.num_tokens is None:
+        given: ArrayLike | None = self.num_tokens
+        if given is None:
             top_k = self.sample.shape[2] if self.sample is not None else 0
             if not top_k:
                 return np.zeros(layers, np.int64)
             return np.rint(self.load.sum(1) / top_k).astype(np.int64)
-        tokens = np.asarray(self.num_tokens)
+        tokens = np.asarray(given)
         if tokens.shape != (layers,):
             raise mismatch("num_tokens", found=f"shape {tokens.shape}", expected=f"[{layers}]", fix="one per layer")
         refuse_bad_counts("num_tokens", tokens)
@@ -128,11 +130,11 @@ class RoutingStatistics:
             pairs[layer] = np.rint(hot.T @ hot).astype(np.int64)
             load[layer] = np.bincount(rows[rows >= 0], minlength=num_experts)
         tokens = (ids >= 0).any(2).sum(1)
-        return cls(load, pairs, ids.astype(np.int16), tokens, None if layer_ids is None else np.asarray(layer_ids))
+        return cls(load, pairs, ids.astype(np.int16), tokens, checked_layer_ids(layer_ids, layers))
 
     def merge(self, other: RoutingStatistics) -> RoutingStatistics:
         """Sum of two windows of the same model; the samples are concatenated."""
-        if self.load.shape != other.load.shape or not np.array_equal(self.layer_ids, other.layer_ids):  # type: ignore[arg-type]
+        if self.load.shape != other.load.shape or not np.array_equal(self.layer_ids, other.layer_ids):
             raise mismatch(
                 "merge",
                 found=f"layers × experts {other.load.shape}",
@@ -150,7 +152,7 @@ class RoutingStatistics:
             pairs,
             sample,
             self.num_tokens + other.num_tokens,
-            self.layer_ids,  # type: ignore[operator]
+            self.layer_ids,
         )
 
     def decay(self, factor: float) -> RoutingStatistics:
@@ -158,7 +160,7 @@ class RoutingStatistics:
         if not 0.0 <= factor <= 1.0:
             raise mismatch("decay factor", found=factor, expected="0.0..1.0", fix="pass a share")
         pairs = None if self.coactivation is None else self.coactivation * factor
-        tokens = np.rint(self.num_tokens * factor).astype(np.int64)  # type: ignore[operator]
+        tokens = np.rint(self.num_tokens * factor).astype(np.int64)
         return replace(self, load=self.load * factor, coactivation=pairs, num_tokens=tokens)
 
     def save(self, path: str | os.PathLike[str], header: Mapping[str, Any] | None = None) -> None:
@@ -168,7 +170,7 @@ class RoutingStatistics:
             arrays["coactivation"] = self.coactivation
         if self.sample is not None:
             arrays["sample"] = self.sample
-        save_arrays(path, KIND, arrays, header or {})  # type: ignore[arg-type]
+        save_arrays(path, KIND, arrays, header or {})
 
 
 def _read(cls: type[RoutingStatistics], path: str | os.PathLike[str]) -> RoutingStatistics:
@@ -182,4 +184,4 @@ def _read(cls: type[RoutingStatistics], path: str | os.PathLike[str]) -> Routing
 
 # On the class `load` reads a file, on an instance it is the array: the field hides the reader. It is attached here
 # because a dataclass would take a method of this name for the field's default.
-RoutingStatistics.load = classmethod(_read)  # type: ignore[method-assign, assignment]
+RoutingStatistics.load = classmethod(_read)  # type: ignore[assignment]

@@ -8,9 +8,11 @@ from importlib.util import find_spec
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
+from ..errors import mismatch
 from .options import Json
 
 # "fail" ends the command with exit code 1; "not needed" is an engine that is not installed
@@ -33,9 +35,15 @@ def _vllm_rows() -> list[Row]:
         return [_row("-", "-", "not needed", "vLLM is not installed")]
     logging.disable(logging.INFO)  # importing vLLM logs what it found; only our table is wanted
     from ..engines import hooks
-    from ..engines.vllm.activation import TESTED, installed_version
-    from ..engines.vllm.adapter import RUNTIME
-    from ..engines.vllm.entrance import ENTRANCE
+
+    try:
+        from ..engines.vllm.activation import TESTED, installed_version
+        from ..engines.vllm.entrance import ENTRANCE
+        from ..engines.vllm.runtime import RUNTIME
+    except ImportError as error:
+        fix = "use the engine version that the README names, or a newer eplb-plugin"
+        refusal = mismatch("vLLM", found=f"nothing to import ({error})", expected="the modules we hook", fix=fix)
+        return [_row("vLLM", "import", "fail", str(refusal))]
 
     found = installed_version()
     status = "ok" if found == TESTED else "untested"
@@ -55,5 +63,7 @@ def _print(rows: list[Row]) -> None:
     colours = {"ok": "green", "fail": "red", "untested": "yellow"}
     for row in rows:
         colour = colours.get(row["status"], "dim")
-        table.add_row(row["target"], row["kind"], f"[{colour}]{row['status']}[/]", row["detail"])
+        table.add_row(
+            row["target"].rpartition(":")[2], row["kind"], f"[{colour}]{row['status']}[/]", escape(row["detail"])
+        )
     Console().print(table)

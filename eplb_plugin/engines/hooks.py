@@ -65,7 +65,8 @@ def check(hooks: Iterable[Hook]) -> list[HookStatus]:
         function = getattr(found, "__func__", found)
         applied = getattr(function, _HOOK, None) == hook.target
         problem = ""
-        signature = signature_of(getattr(function, _ORIGINAL, function))
+        original = getattr(function, _ORIGINAL, function)
+        signature = signature_of(original) if callable(original) else f"{type(original).__name__}, no function"
         if signature != hook.signature:
             fix = "use the engine version that the README names, or a newer eplb-plugin"
             problem = str(mismatch(hook.target, found=signature, expected=hook.signature, fix=fix))
@@ -134,6 +135,6 @@ def _resolve(target: str) -> tuple[Any, str, Any]:
         for part in owners:
             owner = getattr(owner, part)
         return owner, name, inspect.getattr_static(owner, name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever an engine's module raises while it is imported
         fix = "use the engine version that the README names, or a newer eplb-plugin"
         raise mismatch(target, found=f"nothing ({error})", expected="a hookable function", fix=fix) from None

@@ -78,18 +78,20 @@ class Recorder:
         for ubatch, count in enumerate(real_tokens):
             self._staged[ubatch] = max(self._staged[ubatch], min(count, self.stage.shape[2]))
 
-    def fold(self) -> None:
-        """Count the staged rows of a real step."""
+    def fold(self, count: bool = True) -> None:
+        """A real step is over: count its staged rows, or, outside the window, only forget them."""
         for ubatch, bound in enumerate(self._staged):
             if bound:
-                self._count(self.stage[ubatch, :, :bound])
-        self.drop()
+                rows = self.stage[ubatch, :, :bound]
+                if count:
+                    self._count(rows)
+                rows.fill_(-1)
+                self._staged[ubatch] = 0
 
     def drop(self) -> None:
-        """Forget the staged rows: of a dummy step, or after they were counted."""
-        for ubatch, bound in enumerate(self._staged):
-            self.stage[ubatch, :, :bound].fill_(-1)
-            self._staged[ubatch] = 0
+        """Forget the staged rows of a dummy step: all, because engines announce no token count for those."""
+        self.stage.fill_(-1)
+        self._staged = [0] * len(self._staged)
 
     def reset(self) -> None:
         """Begin a new window. Addresses do not change."""
@@ -111,5 +113,5 @@ class Recorder:
         size = self._sample.shape[1] - 1
         kept = live & (order > order[-1] - size)  # a step longer than the ring keeps its last rows
         slots = torch.where(kept, (self.num_tokens + order - 1) % size, size)
-        self._sample[:, slots] = staged
+        self._sample[:, slots] = torch.where(ids < self.num_experts, ids, -1).to(torch.int16)
         self.num_tokens += order[-1]

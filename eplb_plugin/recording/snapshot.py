@@ -28,10 +28,11 @@ def snapshot(
     layers, rows, top_k = recorder.sample.shape
     experts = recorder.num_experts
     # Every owner fills its own part of the sample, shifted by one so that what is left empty sums to 0.
-    share = rows // (size // owner_group_size)
+    share = max(1, rows // (size // owner_group_size))
     sample = torch.zeros(layers, rows, top_k, dtype=torch.int64, device=recorder.load.device)
     first = rank // owner_group_size * share
-    sample[:, first : first + share] = recorder.newest(share).long() + 1
+    if first + share <= rows:
+        sample[:, first : first + share] = recorder.newest(share).long() + 1
     counts = [part.to(torch.int64).reshape(-1) for part in (recorder.num_tokens, recorder.load, recorder.coactivation)]
     packed = torch.cat([*counts, sample.reshape(-1)])
     if not contributes:

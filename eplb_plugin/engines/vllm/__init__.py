@@ -8,7 +8,10 @@ DISABLE = "EPLB_PLUGIN_DISABLE"
 
 
 def register() -> None:
-    """Wrap the entrance so that a server can be told to use the plugin. `EPLB_PLUGIN_DISABLE=1`: do nothing at all."""
+    """Wrap the entrance so that a server can be told to use the plugin. `EPLB_PLUGIN_DISABLE=1`: do nothing at all.
+
+    Imports no numba: vLLM on CPU searches every loaded module for kernels after this, and fails on numba's objects.
+    """
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         return
     from .. import hooks

@@ -9,8 +9,8 @@ from typing import Any
 from ...config import PluginConfig
 from ...errors import mismatch
 from .. import hooks
-from .adapter import RUNTIME
 from .entrance import refuse_unsuited
+from .runtime import RUNTIME
 from .state import Active, set_active
 
 TESTED = "0.32.0"

@@ -1,35 +1,27 @@
-"""The plugin inside vLLM's EplbState: what vLLM lends (ids, maps, groups, a tick) and where the plan goes in.
-
-The state and the router are hooked, never the model runner: on GPUs vLLM runs another runner (V2) than on CPU (V1), and
-both call only EplbState. Expert weights are moved by vLLM's own transfer.
-"""
+"""The plugin beside one EplbState of vLLM: what vLLM lends (ids, maps, groups) and what it gets back (placements)."""
 
 from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from vllm.config.utils import compute_hash_cached
-from vllm.distributed.eplb import async_worker
 from vllm.distributed.parallel_state import get_ep_group, get_eplb_group
 from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
 from ...controller import ModelEntry, Rebalancer
 from ...errors import mismatch
 from ...recording.recorder import Recorder
-from ..hooks import Hook
 from .layers import inspect_layers
 from .state import get_active
 
 logger = logging.getLogger("eplb_plugin")
 
-_ADAPTER = "_eplb_plugin_adapter"  # on an EplbState
-_LAYER = "_eplb_plugin_layer"  # on an EplbLayerState: how its router stages ids
+LAYER = "_eplb_plugin_layer"  # on an EplbLayerState: how its router stages ids
 
 
 class Adapter:
@@ -59,7 +51,7 @@ class Adapter:
         if not draft:  # drafts run several passes a step and are planned by vLLM's own load counts
             entry.recorder = self._recorder(model, layers.top_k)
             for index, router in enumerate(layers.routers):
-                setattr(router.eplb_state, _LAYER, _Stage(entry.recorder, index, layers.chunk))
+                setattr(router.eplb_state, LAYER, _Stage(entry.recorder, index, layers.chunk))
         planning_rank = group.rank_in_group == 0
         self.rebalancer.add(compute_hash_cached(model_config), entry, planning_rank)
         if planning_rank:
@@ -100,11 +92,11 @@ class Adapter:
             counts = [max(0, min(real_tokens, one.stop) - one.start) for one in slices]
         entry.recorder.expect(counts)
 
-    def end_forward(self, counts: bool) -> None:
+    def end_forward(self, real: bool, in_window: bool) -> None:
         """A forward pass is over: count what it routed, or forget it (dummy, profile, outside the window)."""
         for entry in self.rebalancer.entries.values():
             if entry.recorder is not None:
-                entry.recorder.fold() if counts else entry.recorder.drop()
+                entry.recorder.fold(in_window) if real else entry.recorder.drop()
 
     def observe(self) -> None:
         """Collective, main thread: the window of every model ends."""
@@ -131,7 +123,7 @@ class _Stage:
         self.recorder.stage_rows(self.index, topk_ids, real_tokens[ubatch], self.chunk, ubatch)
 
 
-class _PlannedPolicy:
+class PlannedPolicy:
     """Stands in for vLLM's policy during one synchronous rearrange, which asks once per model, in order."""
 
     def __init__(self, adapter: Adapter, keys: list[str]) -> None:
@@ -161,111 +153,3 @@ def _agree(digest: str) -> list[str]:
             fix="pass the same configuration to every node",
         )
     return [host for _, host in gathered]
-
-
-def _add_model(original: Callable[..., Any], self: Any, model: Any, model_config: Any, model_name: Any = None) -> None:
-    original(self, model, model_config, model_name)
-    if not hasattr(self, _ADAPTER):
-        setattr(self, _ADAPTER, Adapter())
-    getattr(self, _ADAPTER).add(model, model_config, draft=model_name is not None)
-
-
-def _prepare_forward(
-    original: Callable[..., Any], self: Any, model_config: Any, num_unpadded_tokens: int, ubatch_slices: Any = None
-) -> None:
-    original(self, model_config, num_unpadded_tokens, ubatch_slices)
-    getattr(self, _ADAPTER).expect(model_config, num_unpadded_tokens, ubatch_slices)
-
-
-def _apply_eplb_mapping(original: Callable[..., Any], self: Any, topk_ids: torch.Tensor) -> Any:
-    stage = getattr(self.eplb_state, _LAYER, None)
-    if stage is not None:
-        stage(topk_ids, self.eplb_state.num_unpadded_tokens_tensors)
-    return original(self, topk_ids)
-
-
-def _step(
-    original: Callable[..., Any], self: Any, is_dummy: bool = False, is_profile: bool = False, log_stats: bool = False
-) -> Any:
-    counts = not is_dummy and not is_profile and self._should_record_current_step()
-    getattr(self, _ADAPTER).end_forward(counts)
-    return original(self, is_dummy, is_profile, log_stats)
-
-
-def _rearrange(
-    original: Callable[..., Any],
-    self: Any,
-    is_profile: bool = False,
-    rank_mapping: dict[int, int] | None = None,
-    use_last_expert_load: bool = False,
-) -> Any:
-    if is_profile:  # vLLM reserves memory for the largest move; no placement is planned
-        return original(self, is_profile, rank_mapping, use_last_expert_load)
-    adapter: Adapter = getattr(self, _ADAPTER)
-    adapter.observe()
-    vanilla, self.policy = self.policy, _PlannedPolicy(adapter, list(self.model_states))
-    try:
-        return original(self, is_profile, rank_mapping, use_last_expert_load)
-    finally:
-        self.policy = vanilla
-
-
-def _run_rebalance_experts(
-    original: Callable[..., Any],
-    model_state: Any,
-    eplb_state: Any,
-    physical_to_logical_map_cpu: torch.Tensor,
-    stream: Any,
-) -> torch.Tensor:
-    key = next(key for key, state in eplb_state.model_states.items() if state is model_state)
-    with async_worker.device_stream(stream):
-        load = model_state.eplb_stats.global_expert_load_window.cpu()
-    return getattr(eplb_state, _ADAPTER).decide(key, physical_to_logical_map_cpu, load)  # type: ignore[no-any-return]
-
-
-_STATE = "vllm.distributed.eplb.eplb_state:EplbState"
-
-RUNTIME = (
-    Hook(
-        f"{_STATE}.add_model",
-        "around",
-        "registers each model, target and draft, with its recorder",
-        "(self, model, model_config, model_name=None)",
-        _add_model,
-    ),
-    Hook(
-        f"{_STATE}.prepare_forward",
-        "around",
-        "tells the host how many tokens of the coming forward pass are real",
-        "(self, model_config, num_unpadded_tokens, ubatch_slices=None)",
-        _prepare_forward,
-    ),
-    Hook(
-        f"{_STATE}.step",
-        "around",
-        "counts what a forward pass routed, or drops it if the pass was a dummy or outside the window",
-        "(self, is_dummy=False, is_profile=False, log_stats=False)",
-        _step,
-    ),
-    Hook(
-        f"{_STATE}.rearrange",
-        "around",
-        "ends the window on every rank at the same step and, in sync mode, plans instead of vLLM's policy",
-        "(self, is_profile=False, rank_mapping=None, use_last_expert_load=False)",
-        _rearrange,
-    ),
-    Hook(
-        "vllm.distributed.eplb.async_worker:run_rebalance_experts",
-        "replace",
-        "in async mode, plans in vLLM's background thread instead of vLLM's policy",
-        "(model_state, eplb_state, physical_to_logical_map_cpu, stream)",
-        _run_rebalance_experts,
-    ),
-    Hook(
-        "vllm.model_executor.layers.fused_moe.router.base_router:BaseRouter._apply_eplb_mapping",
-        "around",
-        "sees the logical top-k ids before vLLM maps them to physical experts",
-        "(self, topk_ids)",
-        _apply_eplb_mapping,
-    ),
-)

@@ -53,6 +53,8 @@ def _init_device(original: Callable[..., Any], self: Any) -> Any:
 
 def configured(additional_config: Any) -> PluginConfig | None:
     """The settings given through vLLM's additional config, or else through the environment; None if neither."""
+    if isinstance(additional_config, str) and KEY in additional_config:
+        raise _no_object(additional_config)
     if isinstance(additional_config, dict) and KEY in additional_config:
         return parse_config(additional_config[KEY], f"--additional-config {KEY}")
     path = os.environ.get(ENVIRONMENT)
@@ -61,10 +63,12 @@ def configured(additional_config: Any) -> PluginConfig | None:
 
 def _requested(args: argparse.Namespace) -> PluginConfig | None:
     """Settings by precedence, checked as far as the command line allows; None if the plugin is not asked for."""
-    path = getattr(args, "eplb_plugin_config", None)
-    config = load_config(path) if path else configured(getattr(args, "additional_config", None))
+    path, additional = getattr(args, "eplb_plugin_config", None), getattr(args, "additional_config", None)
+    config = load_config(path) if path else configured(additional)
     if config is None:
         return None
+    if additional is not None and not isinstance(additional, dict):
+        raise _no_object(additional)
     refuse_unsuited(
         enable_eplb=bool(getattr(args, "enable_eplb", False)), elastic=bool(getattr(args, "enable_elastic_ep", False))
     )
@@ -74,6 +78,12 @@ def _requested(args: argparse.Namespace) -> PluginConfig | None:
         ep_size *= int(getattr(args, name, None) or 1)
     config.topology_for(ep_size, slots_per_rank=1, hosts=["not known yet"] * ep_size)
     return config
+
+
+def _no_object(found: object) -> PluginError:
+    """vLLM passes what is no JSON object on as text, without a word."""
+    fix = f"""correct it, e.g. '{{"{KEY}": {{"policy": "affinity"}}}}'"""
+    return mismatch("--additional-config", found=repr(found)[:80], expected="a JSON object", fix=fix)
 
 
 def refuse_unsuited(*, enable_eplb: bool, elastic: bool) -> None:

@@ -1,0 +1,179 @@
+"""The command line: what it prints, its exit codes, and errors in one line without a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eplb_plugin import __version__, cli
+from eplb_plugin.config import PluginConfig, config_schema, load_config
+
+doctor = import_module("eplb_plugin.cli.doctor")  # as an attribute of the package it is the command
+CONFIGS = Path(__file__).parents[2] / "configs"
+Answer = tuple[int, str, str]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Run a command as the console script does: exit code, stdout, stderr."""
+
+    def run(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["eplb-plugin", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.app()
+        captured = capsys.readouterr()
+        code = exit_.value.code
+        assert code is None or isinstance(code, int)
+        return code or 0, captured.out, captured.err
+
+    return run
+
+
+# config
+
+
+@pytest.mark.parametrize("name", ["default.yaml", "prefill.yaml", "decode.yaml"])
+def test_config_check_prints_what_a_file_resolves_to(call: Callable[..., Answer], name: str) -> None:
+    """A good file: exit code 0, and every setting with its value, as YAML or as JSON."""
+    expected = load_config(CONFIGS / name).model_dump(mode="json")
+    code, out, err = call("config", "check", CONFIGS / name)
+    assert (code, yaml.safe_load(out), err) == (0, expected, "")
+    code, out, err = call("config", "check", CONFIGS / name, "--json")
+    assert (code, json.loads(out), err) == (0, expected, "")
+
+
+def test_config_check_output_is_a_config(call: Callable[..., Answer], tmp_path: Path) -> None:
+    """What is printed can be saved and checked again."""
+    _, first, _ = call("config", "check", CONFIGS / "decode.yaml")
+    (tmp_path / "again.yaml").write_text(first)
+    assert call("config", "check", tmp_path / "again.yaml") == (0, first, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("polcy: x", "polcy: found unknown key, expected one of "),
+        (
+            "sample_rows: 1",
+            "sample_rows: found 1, expected an integer in 256..65536; fix: the nearest valid value is 256",
+        ),
+        ("a: [", "not valid YAML ("),
+        ("a: 1\na: 2", "not valid YAML (key 'a' given twice"),
+        ("- 1", "found list, expected a mapping of settings; fix: write key: value"),
+    ],
+)
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_config_check_refuses(
+    call: Callable[..., Answer], tmp_path: Path, text: str, line: str, words: tuple[str, ...]
+) -> None:
+    """A bad file: exit code 2, nothing on stdout, one line on stderr."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    code, out, err = call("config", "check", path, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"eplb-plugin: {path}: {line}")
+    assert err.endswith("\n")
+    assert len(err.splitlines()) == 1
+
+
+def test_config_check_missing_file(call: Callable[..., Answer], tmp_path: Path) -> None:
+    """A missing file and a folder are refused like a bad file."""
+    for path in (tmp_path / "missing.yaml", tmp_path):
+        code, out, err = call("config", "check", path)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"eplb-plugin: {path}: cannot be read (")
+        assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_config_schema(call: Callable[..., Answer], words: tuple[str, ...]) -> None:
+    """The schema is printed as JSON, with or without asking for it."""
+    code, out, err = call("config", "schema", *words)
+    assert (code, out, err) == (0, config_schema() + "\n", "")
+    assert set(json.loads(out)["properties"]) == set(PluginConfig.model_fields)
+
+
+# use
+
+
+@pytest.mark.parametrize("words", ["nonsense", "config nonsense", "config check", "doctor --nonsense"])
+def test_wrong_use(call: Callable[..., Answer], words: str) -> None:
+    """A command line that makes no sense: exit code 2, usage on stderr, no traceback."""
+    code, out, err = call(*words.split())
+    assert (code, out) == (2, "")
+    assert "Usage" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("words", ["--help", "doctor --help", "config --help", "config check --help"])
+def test_help(call: Callable[..., Answer], words: str) -> None:
+    """Every command explains itself."""
+    code, out, err = call(*words.split())
+    assert (code, err) == (0, "")
+    assert "Usage" in out
+
+
+# doctor
+
+
+def test_doctor_without_an_engine(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine installed is no failure: there is nothing to hook."""
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    code, out, err = call("doctor", "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["eplb_plugin"] == __version__
+    assert [(row["status"], row["detail"]) for row in answer["hooks"]] == [("not needed", "vLLM is not installed")]
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+@pytest.mark.parametrize(("status", "expected"), [("ok", 0), ("untested", 0), ("not needed", 0), ("fail", 1)])
+def test_doctor_exit_code(
+    call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, status: str, expected: int, words: tuple[str, ...]
+) -> None:
+    """One failing hook makes the exit code 1, however it is printed; anything else is 0."""
+    detail = "found (a), expected (b); fix: c [d]"
+    rows = [doctor._row("m:A.f", "around", "ok", "why"), doctor._row("m:B.g", "replace", status, detail)]
+    monkeypatch.setattr(doctor, "_vllm_rows", lambda: rows)
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, err = call("doctor", *words)
+    assert (code, err) == (expected, "")
+    assert status in out
+    assert detail in out
+
+
+def test_doctor_with_an_engine_that_lacks_a_module(
+    call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine without a module that the hooks need is one failing row, not a traceback."""
+    monkeypatch.setattr(doctor, "find_spec", lambda name: object())
+    monkeypatch.setattr(doctor.logging, "disable", lambda level: None)
+    monkeypatch.setitem(sys.modules, "eplb_plugin.engines.vllm.runtime", None)  # importing it raises ImportError
+    monkeypatch.delitem(sys.modules, "eplb_plugin.engines.vllm.activation", raising=False)
+    code, out, err = call("doctor", "--json")
+    assert (code, err) == (1, "")
+    (row,) = json.loads(out)["hooks"]
+    assert row["status"] == "fail"
+    assert "; fix: use the engine version that the README names" in row["detail"]
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
+def test_doctor_with_the_installed_engine() -> None:
+    """The real thing: every hook fits, stdout is JSON and nothing else."""
+    command = [str(Path(sys.executable).with_name("eplb-plugin")), "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["hooks"]
+    assert {row["status"] for row in rows} == {"ok"}
+    targets = {row["target"] for row in rows}
+    assert "vllm.distributed.eplb.eplb_state:EplbState.rearrange" in targets
+    assert "vllm.engine.arg_utils:EngineArgs.add_cli_args" in targets
+    assert all(row["detail"] for row in rows)

@@ -1,0 +1,393 @@
+"""How a vLLM server is told to use the plugin, with vLLM's own parser and entry points; no model is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import vllm.plugins
+from vllm.distributed.eplb.eplb_state import EplbState
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from eplb_plugin.config import PluginConfig, parse_config
+from eplb_plugin.engines import hooks
+from eplb_plugin.engines.vllm import activation, register
+from eplb_plugin.engines.vllm.entrance import ENTRANCE, KEY, _init_device, configured
+from eplb_plugin.engines.vllm.runtime import RUNTIME
+from eplb_plugin.errors import PluginError
+
+Launch = Callable[..., tuple[argparse.Namespace, Any]]
+
+
+@pytest.fixture(scope="module")
+def parser() -> Iterator[Any]:
+    """The parser of `vllm serve`, built with the entrance hooked as it is in a server."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(vllm.plugins, "plugins_loaded", True)  # other plugins stay out of this process
+    hooks.apply(ENTRANCE)
+    yield make_arg_parser(FlexibleArgumentParser())
+    hooks.remove(ENTRANCE)
+    patch.undo()
+
+
+@pytest.fixture
+def launch(parser: Any, monkeypatch: pytest.MonkeyPatch) -> Launch:
+    """Parse a command line as `vllm serve` does, up to the engine arguments."""
+    monkeypatch.delenv("EPLB_PLUGIN_CONFIG", raising=False)
+
+    def run(*words: str, environment: str | None = None) -> tuple[argparse.Namespace, Any]:
+        if environment is not None:
+            monkeypatch.setenv("EPLB_PLUGIN_CONFIG", environment)
+        args = parser.parse_args(["no/such-model", *words])
+        return args, AsyncEngineArgs.from_cli_args(args)
+
+    return run
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    def file(text: str, name: str = "settings.yaml") -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return file
+
+
+def given_as_json(**values: Any) -> tuple[str, str]:
+    return "--additional-config", json.dumps({KEY: values})
+
+
+# what reaches the workers
+
+
+def test_content_of_the_file_reaches_the_workers(launch: Launch, write: Callable[..., str]) -> None:
+    """The flag's file becomes its content, defaults included, in the additional config; other keys stay."""
+    path = write("policy: balanced\nbudget: {max_moved_slots: 5}\n")
+    other = ("--additional-config", '{"other": {"a": 1}}')
+    args, engine_args = launch("--enable-eplb", "--eplb-plugin-config", path, *other)
+    config = parse_config({"policy": "balanced", "budget": {"max_moved_slots": 5}}, "")
+    assert engine_args.additional_config == {"other": {"a": 1}, KEY: config.model_dump(mode="json")}
+    assert args.additional_config == engine_args.additional_config
+    assert json.loads(json.dumps(engine_args.additional_config)) == engine_args.additional_config
+    assert configured(engine_args.additional_config) == config
+
+
+@pytest.mark.parametrize(
+    ("sources", "policy"),
+    [
+        (("flag", "json", "environment"), "balanced"),
+        (("flag", "environment"), "balanced"),
+        (("flag", "json"), "balanced"),
+        (("json", "environment"), "deepseek"),
+        (("json",), "deepseek"),
+        (("environment",), "affinity"),
+    ],
+)
+def test_precedence(launch: Launch, write: Callable[..., str], sources: tuple[str, ...], policy: str) -> None:
+    """Flag before additional config before environment; where two are given the whole of the first counts."""
+    words, environment = ["--enable-eplb"], None
+    if "flag" in sources:
+        words += ["--eplb-plugin-config", write("policy: balanced", "flag.yaml")]
+    if "json" in sources:
+        words += given_as_json(policy="deepseek", window_size=77)
+    if "environment" in sources:
+        environment = write("policy: affinity\nsample_rows: 512", "environment.yaml")
+    _, engine_args = launch(*words, environment=environment)
+    found = parse_config(engine_args.additional_config[KEY], "")
+    expected = {
+        "balanced": PluginConfig(policy="balanced"),
+        "deepseek": PluginConfig(policy="deepseek", window_size=77),
+        "affinity": PluginConfig(sample_rows=512),
+    }
+    assert found == expected[policy]
+
+
+def test_what_is_overridden_is_not_read(launch: Launch, write: Callable[..., str]) -> None:
+    """A broken file in the environment does not matter to who gives the flag."""
+    flag = ("--eplb-plugin-config", write("policy: balanced"))
+    _, engine_args = launch("--enable-eplb", *flag, environment="no-such-file.yaml")
+    assert engine_args.additional_config[KEY]["policy"] == "balanced"
+
+
+@pytest.mark.parametrize("words", [(), ("--enable-eplb",), ("--additional-config", '{"other": 1}')])
+def test_not_asked_for_changes_nothing(launch: Launch, words: tuple[str, ...]) -> None:
+    """Without settings the engine gets exactly what stock vLLM would give it."""
+    args, engine_args = launch(*words)
+    hooks.remove(ENTRANCE)
+    stock = AsyncEngineArgs.from_cli_args(args)
+    hooks.apply(ENTRANCE)
+    assert KEY not in engine_args.additional_config
+    assert engine_args == stock
+
+
+def test_engine_config_file_may_name_ours(launch: Launch, write: Callable[..., str]) -> None:
+    """vLLM's own --config FILE may carry our flag like any other."""
+    ours = write("policy: balanced", "ours.yaml")
+    engine = write(f"enable-eplb: true\neplb-plugin-config: {ours}\n", "engine.yaml")
+    _, engine_args = launch("--config", engine)
+    assert engine_args.additional_config[KEY]["policy"] == "balanced"
+
+
+def test_flag_is_in_help(parser: Any) -> None:
+    """The flag has its own group and says what it needs."""
+    (action,) = [one for one in parser._actions if "--eplb-plugin-config" in one.option_strings]
+    assert action.default is None
+    assert "--enable-eplb" in action.help
+    assert [group.title for group in parser._action_groups].count("eplb_plugin") == 1
+
+
+# what is refused
+
+EPLB = "--enable-eplb"
+REFUSED = [
+    # settings file or None, other words, the line on stderr ({path} = the file)
+    ("polcy: x", [EPLB], "{path}: polcy: found unknown key, expected one of "),
+    ("policy: fast", [EPLB], "{path}: policy: found 'fast', expected one of deepseek, balanced, affinity; fix: the "),
+    ("sample_rows: 1", [EPLB], "{path}: sample_rows: found 1, expected an integer in 256..65536; fix: the nearest "),
+    ("[", [EPLB], "{path}: not valid YAML ("),
+    ("a: 1\na: 2", [EPLB], "{path}: not valid YAML (key 'a' given twice"),
+    ("", [], "enable_eplb: found False, expected --enable-eplb, which the plugin builds on; fix: add --enable-eplb"),
+    ("", [EPLB, "--enable-elastic-ep"], "enable_elastic_ep: found True, expected a fixed EP group; fix: remove"),
+    (
+        "topology: {nodes: 3}",
+        [EPLB, "-tp", "4"],
+        "topology: found nodes=3 × ranks_per_node=1, expected a product of 4 ",
+    ),
+    ("topology: {nodes: 4, ranks_per_node: 2}", [EPLB, "-tp", "2", "-dp", "2"], "topology: found nodes=4 × ranks_per"),
+    ("topology: {node_of_rank: [0, 1]}", [EPLB, "-dp", "4"], "topology.node_of_rank: found 2 ranks, expected 4 (the "),
+    ("topology: {node_of_rank: [0, 0, 1]}", [EPLB, "-dp", "3"], "topology.node_of_rank: found [1, 2] ranks per node"),
+    (None, [EPLB, *given_as_json(polcy="x")], "--additional-config eplb_plugin: polcy: found unknown key"),
+    (
+        None,
+        [EPLB, *given_as_json(window_size=0)],
+        "--additional-config eplb_plugin: window_size: found 0, expected an ",
+    ),
+    (None, [EPLB, "--additional-config", '{"eplb_plugin": 3}'], "--additional-config eplb_plugin: found int, expected"),
+    (None, given_as_json(), "enable_eplb: found False"),
+    (
+        "",
+        [EPLB, "--additional-config", "[1]"],
+        "--additional-config: found '[1]', expected a JSON object; fix: ",
+    ),
+    (None, [EPLB, "--additional-config", '{"eplb_plugin": {'], "--additional-config: found '{\"eplb_plugin\": {', "),
+]
+
+
+@pytest.mark.parametrize(("text", "words", "line"), REFUSED)
+def test_refused_in_one_line(
+    launch: Launch,
+    write: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    text: str | None,
+    words: list[str],
+    line: str,
+) -> None:
+    """What cannot work ends the launcher with exit code 2 and one line: key, value, rule, what would be valid."""
+    path = "" if text is None else write(text)
+    flag = ["--eplb-plugin-config", path] if path else []
+    with pytest.raises(SystemExit) as exit_:
+        launch(*words, *flag)
+    assert exit_.value.code == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("eplb-plugin: " + line.replace("{path}", path))
+    assert "; fix: " in stderr
+    assert len(stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_missing_file_refused(launch: Launch, capsys: pytest.CaptureFixture[str], flag: bool) -> None:
+    """A file that does not exist is refused, whether the flag or the environment names it."""
+    words = ("--eplb-plugin-config", "/no/such.yaml") if flag else ()
+    with pytest.raises(SystemExit) as exit_:
+        launch(EPLB, *words, environment=None if flag else "/no/such.yaml")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("eplb-plugin: /no/such.yaml: cannot be read (No such file or directory)")
+
+
+def test_foreign_additional_config_is_left_alone(launch: Launch) -> None:
+    """What is no JSON object and does not mention us is vLLM's business, which keeps it as text."""
+    _, engine_args = launch("--additional-config", "{")
+    assert engine_args.additional_config == "{"
+
+
+@pytest.mark.parametrize("words", [("-tp", "4"), ("-dp", "4"), ("-tp", "2", "-dp", "2"), ("-pcp", "2", "-dp", "2")])
+def test_ep_size_is_all_ranks_that_share_experts(launch: Launch, write: Callable[..., str], words: Any) -> None:
+    """The declared nodes are held against TP × DP × prefill context parallel."""
+    path = write("topology: {nodes: 2, ranks_per_node: 2}")
+    _, engine_args = launch(EPLB, "--eplb-plugin-config", path, *words)
+    assert engine_args.additional_config[KEY]["topology"]["nodes"] == 2
+
+
+# workers
+
+
+def test_configured(monkeypatch: pytest.MonkeyPatch, write: Callable[..., str]) -> None:
+    """A worker takes what the launcher passed on, else (LLM(...) without a launcher) what its environment names."""
+    monkeypatch.delenv("EPLB_PLUGIN_CONFIG", raising=False)
+    for nothing in (None, {}, {"other": 1}, object()):
+        assert configured(nothing) is None
+    monkeypatch.setenv("EPLB_PLUGIN_CONFIG", "")
+    assert configured({}) is None
+    monkeypatch.setenv("EPLB_PLUGIN_CONFIG", write("policy: balanced"))
+    assert configured({}) == PluginConfig(policy="balanced")
+    assert configured({KEY: {"policy": "deepseek"}}) == PluginConfig(policy="deepseek")
+    with pytest.raises(PluginError, match="--additional-config eplb_plugin: polcy: found unknown key"):
+        configured({KEY: {"polcy": 1}})
+
+
+def test_worker_activates_before_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """init_device with settings: activation first, with the worker's configuration; without: only the original."""
+    monkeypatch.delenv("EPLB_PLUGIN_CONFIG", raising=False)
+    calls: list[Any] = []
+    monkeypatch.setattr(activation, "activate", lambda config, vllm_config: calls.append((config, vllm_config)))
+    worker = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
+    _init_device(lambda self: calls.append(self), worker)
+    assert calls == [worker]
+    calls.clear()
+    worker.vllm_config.additional_config = {KEY: {"policy": "balanced"}}
+    _init_device(lambda self: calls.append(self), worker)
+    assert calls == [(PluginConfig(policy="balanced"), worker.vllm_config), worker]
+
+
+# hooks
+
+
+def test_hooks_fit_the_installed_engine() -> None:
+    """Every target of both tables exists in the installed vLLM with the signature that the hook was written for."""
+    for status in hooks.check([*ENTRANCE, *RUNTIME]):
+        assert status.problem == ""
+        assert status.hook.why
+
+
+def test_differing_signature_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If one function of the engine has changed, nothing is hooked, and found, expected and fix are said."""
+
+    def step(self: Any, is_dummy: bool = False, is_profile: bool = False) -> None: ...
+
+    monkeypatch.setattr(EplbState, "step", step)
+    with pytest.raises(PluginError) as caught:
+        hooks.apply(RUNTIME)
+    assert str(caught.value) == (
+        "vllm.distributed.eplb.eplb_state:EplbState.step: found (self, is_dummy=False, is_profile=False), "
+        "expected (self, is_dummy=False, is_profile=False, log_stats=False); "
+        "fix: use the engine version that the README names, or a newer eplb-plugin"
+    )
+    assert not any(status.applied for status in hooks.check(RUNTIME))
+
+
+def test_register_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM may load plugins several times in a process: the second time hooks nothing again."""
+    monkeypatch.delenv("EPLB_PLUGIN_DISABLE", raising=False)
+    before = {status.hook.target: status.applied for status in hooks.check(ENTRANCE)}
+    register()
+    first = EngineArgs.__dict__["from_cli_args"]
+    register()
+    assert EngineArgs.__dict__["from_cli_args"] is first
+    assert all(status.applied for status in hooks.check(ENTRANCE))
+    hooks.remove([hook for hook in ENTRANCE if not before[hook.target]])
+
+
+# a process of its own
+
+INERT = """
+import importlib, json, os, pkgutil, sys
+import vllm.plugins
+
+PACKAGES = ("vllm.distributed.eplb", "vllm.model_executor.layers.fused_moe.router")
+NAMES = [f"{p}.{m.name}" for p in PACKAGES for m in pkgutil.iter_modules(importlib.import_module(p).__path__)]
+NAMES += [*PACKAGES, "vllm.model_executor.layers.fused_moe", "vllm.model_executor.layers.fused_moe.layer",
+          "vllm.model_executor.layers.fused_moe.config", "vllm.model_executor.models.interfaces",
+          "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.cpu_model_runner", "vllm.v1.worker.worker_base",
+          "vllm.engine.arg_utils", "vllm.config", "vllm.config.parallel", "vllm.distributed.parallel_state",
+          "vllm._custom_ops", "vllm._C_stable_libtorch"]
+
+def symbols():
+    found = {}
+    for name in NAMES:
+        try:
+            module = importlib.import_module(name)
+        except Exception:  # needs a GPU
+            continue
+        for key, value in vars(module).items():
+            found[f"{name}:{key}"] = value
+            if isinstance(value, type) and value.__module__ == name:
+                found.update({f"{name}:{key}.{attribute}": one for attribute, one in vars(value).items()})
+    return found
+
+def load():
+    loaded, before, vllm.plugins.plugins_loaded = set(sys.modules), symbols(), False
+    vllm.plugins.load_general_plugins()
+    after = symbols()
+    changed = sorted(name for name in {*before, *after} if before.get(name) is not after.get(name))
+    new = sorted(name for name in set(sys.modules) - loaded if name.split(".")[0] in ("eplb_plugin", "numba"))
+    return {"symbols": len(before), "changed": changed, "new": new}
+
+symbols()
+results = {}
+os.environ["EPLB_PLUGIN_DISABLE"] = "1"
+results["disabled"] = load()
+os.environ["EPLB_PLUGIN_DISABLE"] = "0"
+results["inert"] = load()
+print(json.dumps(results))
+"""
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("EPLB_PLUGIN")}
+    variables = {**kept, "VLLM_PLUGINS": "eplb_plugin"}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=180, check=False)
+
+
+def test_inert_until_asked_for() -> None:
+    """Disabled, vLLM's plugin loader changes no symbol; enabled, only the three of the entrance are wrapped."""
+    done = run([sys.executable, "-c", INERT])
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["disabled"]["symbols"] > 500
+    assert results["disabled"]["changed"] == []
+    assert not [name for name in results["disabled"]["new"] if name.startswith("eplb_plugin.engines.hooks")]
+    assert results["inert"]["changed"] == sorted(hook.target for hook in ENTRANCE)
+    new = results["inert"]["new"]
+    assert "eplb_plugin.engines.vllm.entrance" in new
+    assert "eplb_plugin.engines.vllm.runtime" not in new
+    assert not [name for name in new if name.startswith(("numba", "eplb_plugin.planning", "eplb_plugin.controller"))]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        pytest.param(
+            ["--enable-eplb", "--eplb-plugin-config", "/no/such.yaml"],
+            "/no/such.yaml: cannot be read (No such file",
+            marks=pytest.mark.full,
+        ),
+        (
+            ["-tp", "2", "-dp", "2", "--enable-eplb", *given_as_json(topology={"nodes": 3})],
+            "topology: found nodes=3 × ranks_per_node=1, expected a product of 4 (the EP size); fix: nodes=2, ",
+        ),
+    ],
+    ids=["one server process", "several"],
+)
+def test_server_refuses_before_the_model(words: list[str], line: str) -> None:
+    """`vllm serve` with a model that does not exist ends with our line, code 2, no traceback: it looked at us first."""
+    command = [str(Path(sys.executable).with_name("vllm")), "serve", "/no/such/model", *words]
+    done = run(command)
+    assert done.returncode == 2, done.stderr
+    lines = [text for text in done.stderr.splitlines() if "eplb-plugin" in text]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"eplb-plugin: {line}")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "resolve_model" not in done.stdout + done.stderr

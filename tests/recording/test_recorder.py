@@ -1,0 +1,285 @@
+"""The recorder against a slow reference: what it counts, what it leaves out, and what its buffers promise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from eplb_plugin.recording.recorder import Recorder
+
+CPU = torch.device("cpu")
+Rows = NDArray[np.int64]  # [T, L, K]
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: int
+    experts: int
+    top_k: int
+    max_tokens: int
+    sample_rows: int
+    ubatches: int = 1
+    sequence_parallel: int = 1  # ranks that share a batch
+    chunk: int = 0  # this rank's part of it
+
+    def recorder(self) -> Recorder:
+        sizes = (self.layers, self.experts, self.top_k, self.max_tokens, self.sample_rows)
+        return Recorder(*sizes, CPU, self.ubatches)
+
+
+@dataclass
+class Reference:
+    """What the recorder should hold, counted token by token."""
+
+    shape: Shape
+    rows: list[Rows] = field(default_factory=list)  # [L, K] per token
+
+    @property
+    def load(self) -> Rows:
+        load = np.zeros((self.shape.layers, self.shape.experts), np.int64)
+        for row in self.rows:
+            for layer, ids in enumerate(row):
+                for one in ids[ids >= 0]:
+                    load[layer, one] += 1
+        return load
+
+    @property
+    def coactivation(self) -> Rows:
+        pairs = np.zeros((self.shape.layers, self.shape.experts, self.shape.experts), np.int64)
+        for row in self.rows:
+            for layer, ids in enumerate(row):
+                for one in ids[ids >= 0]:
+                    for other in ids[ids >= 0]:
+                        pairs[layer, one, other] += 1
+        return pairs
+
+    @property
+    def sample(self) -> Rows:
+        ring = np.full((self.shape.layers, self.shape.sample_rows, self.shape.top_k), -1)
+        for place, row in enumerate(self.rows):
+            ring[:, place % self.shape.sample_rows] = row
+        return ring
+
+    def agrees_with(self, recorder: Recorder) -> None:
+        np.testing.assert_array_equal(recorder.load.numpy(), self.load)
+        np.testing.assert_array_equal(recorder.coactivation.numpy(), self.coactivation)
+        np.testing.assert_array_equal(recorder.sample.numpy(), self.sample)
+        assert recorder.num_tokens.item() == len(self.rows)
+        newest = self.rows[-min(3, self.shape.sample_rows) :]
+        kept = recorder.newest(min(3, self.shape.sample_rows)).numpy()
+        for place, row in enumerate(reversed(newest)):
+            np.testing.assert_array_equal(kept[:, -1 - place], row)
+
+
+def routed(random: np.random.Generator, shape: Shape, tokens: int) -> Rows:
+    """[tokens, L, K] distinct ids per row; some rows all -1, some single ids -1 or beyond the last expert."""
+    ids = np.argsort(random.random((tokens, shape.layers, shape.experts)), axis=2)[:, :, : shape.top_k]
+    holes = random.random(ids.shape) < 0.1
+    holes[:, 0, 0] = False  # the first id of the first layer says that the token is routed
+    ids = np.where(holes, random.choice([-1, shape.experts, shape.experts + 3], ids.shape), ids)
+    ids[random.random(tokens) < 0.1] = -1
+    return ids
+
+
+def stage(recorder: Recorder, shape: Shape, ids: Rows, real: int, ubatch: int = 0) -> None:
+    """One forward pass of one (micro-)batch on this rank. ids: [padded tokens of the batch, L, K]."""
+    rows = len(ids) // shape.sequence_parallel
+    own = ids[shape.chunk * rows : (shape.chunk + 1) * rows]
+    for layer in range(shape.layers):
+        tensor = torch.from_numpy(own[:, layer]).to(torch.int32)
+        recorder.stage_rows(layer, tensor, torch.tensor(real, dtype=torch.int32), shape.chunk, ubatch)
+
+
+def counted(shape: Shape, ids: Rows, real: int) -> list[Rows]:
+    """The rows of a forward pass that this rank must count: own, real, and routed."""
+    rows = len(ids) // shape.sequence_parallel
+    own = [token for token in range(shape.chunk * rows, (shape.chunk + 1) * rows) if token < real]
+    return [np.where(ids[token] < shape.experts, ids[token], -1) for token in own if ids[token, 0, 0] >= 0]
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    experts = draw(st.integers(2, 6))
+    parallel = draw(st.sampled_from([1, 1, 2, 3]))
+    return Shape(
+        layers=draw(st.integers(1, 3)),
+        experts=experts,
+        top_k=draw(st.integers(1, min(3, experts))),
+        max_tokens=draw(st.integers(2, 6)) * parallel,
+        sample_rows=draw(st.integers(1, 12)),
+        ubatches=draw(st.integers(1, 2)),
+        sequence_parallel=parallel,
+        chunk=draw(st.integers(0, parallel - 1)),
+    )
+
+
+# what happens at an engine step; a dummy step announces no tokens, and its real-token tensors are those of before
+steps = st.lists(
+    st.tuples(st.sampled_from(["real", "real", "real", "dummy", "outside window", "reset"]), st.integers(0, 2**32 - 1)),
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(shape=shapes(), steps=steps)
+def test_counts_what_was_routed(shape: Shape, steps: list[tuple[str, int]]) -> None:
+    """Over any sequence of steps: padding, dummy steps and ids that are no expert are left out, all else is exact."""
+    recorder, reference = shape.recorder(), Reference(shape)
+    reals = [0] * shape.ubatches
+    for kind, seed in steps:
+        random = np.random.default_rng(seed)
+        if kind == "reset":
+            recorder.reset()
+            reference.rows.clear()
+            continue
+        runs = random.integers(1, shape.max_tokens // shape.sequence_parallel + 1, shape.ubatches)
+        batches = [routed(random, shape, int(rows) * shape.sequence_parallel) for rows in runs]
+        if kind != "dummy":
+            reals = [int(random.integers(0, len(ids) + 1)) for ids in batches]
+            recorder.expect(reals)
+        for ubatch, (ids, real) in enumerate(zip(batches, reals, strict=True)):
+            stage(recorder, shape, ids, real, ubatch)
+        if kind == "real":
+            recorder.fold()
+            for ids, real in zip(batches, reals, strict=True):
+                reference.rows += counted(shape, ids, real)
+        else:
+            recorder.drop()
+    reference.agrees_with(recorder)
+    assert (recorder.stage == -1).all()
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_sequence_parallel_padding(chunk: int) -> None:
+    """Under sequence parallelism the padding is at the end of the batch, so the last rank has most of it."""
+    shape = Shape(1, 4, 1, 8, 8, sequence_parallel=2, chunk=chunk)
+    recorder = shape.recorder()
+    ids = np.array([0, 1, 2, 3, 0, 1, 1, 1]).reshape(8, 1, 1)
+    recorder.expect([5])
+    stage(recorder, shape, ids, real=5)
+    recorder.fold()
+    assert recorder.load.tolist() == [[[1, 1, 1, 1]], [[1, 0, 0, 0]]][chunk]
+
+
+def test_dummy_step_without_announcement_leaves_nothing() -> None:
+    """An idle rank's dummy pass, longer than the next real one, must not reach that one's counts."""
+    shape = Shape(1, 4, 1, 8, 8, sequence_parallel=2)
+    recorder = shape.recorder()
+    stage(recorder, shape, np.zeros((8, 1, 1), np.int64), real=8)
+    recorder.drop()
+    recorder.expect([4])
+    stage(recorder, shape, np.full((4, 1, 1), 3), real=4)
+    recorder.fold()
+    assert recorder.load.tolist() == [[0, 0, 0, 2]]
+
+
+@pytest.mark.parametrize("tokens", [3, 4, 5, 9])
+def test_step_longer_than_the_ring_keeps_its_last_rows(tokens: int) -> None:
+    """The ring holds the rows recorded last, also when one step has more of them than fit."""
+    shape = Shape(1, 16, 1, 16, 4)
+    recorder, reference = shape.recorder(), Reference(shape)
+    for first in (0, tokens):
+        ids = (first + np.arange(tokens)).reshape(-1, 1, 1) % 16
+        recorder.expect([tokens])
+        stage(recorder, shape, ids, real=tokens)
+        recorder.fold()
+        reference.rows += list(ids)
+    reference.agrees_with(recorder)
+    # the others go to the spare row: a GPU leaves open which of two writes to one slot wins
+    assert (recorder._sample[0, 4, 0] >= 0) == (tokens > 4)
+    assert recorder.newest(4).ravel().tolist() == [token % 16 for token in range(2 * tokens - 4, 2 * tokens)]
+
+
+def test_many_windows_keep_the_addresses() -> None:
+    """Captured graphs hold the addresses: no step, reset or drop may change one, and a new window starts at zero."""
+    shape = Shape(2, 8, 2, 16, 32, ubatches=2)
+    recorder, random = shape.recorder(), np.random.default_rng(0)
+    buffers = ("stage", "load", "coactivation", "sample", "num_tokens")
+    addresses = {name: getattr(recorder, name).data_ptr() for name in buffers}
+    for window in range(20):
+        reference = Reference(shape)
+        for _ in range(window % 4):
+            batches = [routed(random, shape, 16) for _ in range(2)]
+            recorder.expect([16, 7])
+            for ubatch, (ids, real) in enumerate(zip(batches, (16, 7), strict=True)):
+                stage(recorder, shape, ids, real, ubatch)
+                reference.rows += counted(shape, ids, real)
+            recorder.fold()
+        reference.agrees_with(recorder)
+        recorder.drop()
+        recorder.reset()
+        Reference(shape).agrees_with(recorder)
+        assert {name: getattr(recorder, name).data_ptr() for name in buffers} == addresses
+
+
+def test_diagonal_of_coactivation_is_the_load() -> None:
+    """Co-activation counts tokens: symmetric, and an expert with itself is its load."""
+    shape = Shape(2, 8, 3, 64, 16)
+    recorder, random = shape.recorder(), np.random.default_rng(1)
+    recorder.expect([64])
+    stage(recorder, shape, routed(random, shape, 64), real=64)
+    recorder.fold()
+    pairs = recorder.coactivation
+    assert torch.equal(pairs, pairs.transpose(1, 2))
+    assert torch.equal(pairs.diagonal(dim1=1, dim2=2), recorder.load)
+    assert recorder.load.sum() > 0
+
+
+def test_expect_takes_the_larger_of_two_passes() -> None:
+    """Several passes before a fold (a draft's) are bounded by the longest, and never by more than the buffer."""
+    shape = Shape(1, 4, 1, 4, 4)
+    recorder = shape.recorder()
+    recorder.expect([3])
+    recorder.expect([1])
+    stage(recorder, shape, np.full((3, 1, 1), 2), real=3)
+    recorder.fold()
+    assert recorder.load.tolist() == [[0, 0, 3, 0]]
+    recorder.expect([100])
+    stage(recorder, shape, np.full((4, 1, 1), 1), real=100)
+    recorder.fold()
+    assert recorder.load.tolist() == [[0, 4, 3, 0]]
+
+
+def test_nothing_depends_on_data_but_values() -> None:
+    """Staging is captured into graphs and counting must not wait for the device: no shape or branch reads data.
+
+    Fake tensors have no data: an operation that needs any raises.
+    """
+    with FakeTensorMode():
+        recorder = Recorder(2, 8, 2, 16, 32, CPU, num_ubatches=2)
+        real = torch.zeros((), dtype=torch.int32)
+        recorder.expect([10, 4])
+        for layer in range(2):
+            recorder.stage_rows(layer, torch.zeros(12, 2, dtype=torch.int32), real)
+            recorder.stage_rows(layer, torch.zeros(6, 2, dtype=torch.int64), real, chunk=1, ubatch=1)
+        recorder.fold()
+        recorder.drop()
+        recorder.reset()
+        assert recorder.newest(5).shape == (2, 5, 2)
+
+
+def test_staging_compiles_into_one_graph() -> None:
+    """torch.compile takes stage_rows without a break, and the compiled one stages the same."""
+    shape = Shape(1, 8, 2, 16, 8)
+    plain, compiled, random = shape.recorder(), shape.recorder(), np.random.default_rng(2)
+    staged = torch.compile(compiled.stage_rows, fullgraph=True, backend="eager")
+    for tokens, real in ((16, 16), (16, 3), (8, 5)):
+        ids = torch.from_numpy(routed(random, shape, tokens)[:, 0]).to(torch.int32)
+        count = torch.tensor(real, dtype=torch.int32)
+        plain.stage_rows(0, ids, count)
+        staged(0, ids, count)
+        assert torch.equal(plain.stage, compiled.stage)
+
+
+def test_nbytes_is_what_is_held() -> None:
+    """The size that the log reports is that of all tensors held."""
+    recorder = Shape(2, 8, 2, 16, 32).recorder()
+    tensors = [value for value in vars(recorder).values() if isinstance(value, torch.Tensor) and value.dim()]
+    assert recorder.nbytes() == sum(one.untyped_storage().nbytes() for one in tensors)

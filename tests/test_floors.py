@@ -1,0 +1,91 @@
+"""The house has floors: a lower one never imports a higher one; importing the package stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eplb_plugin
+
+PACKAGE = Path(eplb_plugin.__file__).parent
+# longest matching prefix decides; equal numbers may import each other
+FLOORS = {
+    "errors": 0, "jit": 0, "files": 1, "topology": 2, "statistics": 2, "placement": 2, "plan_types": 2, "config": 2, "config_errors": 2, "config_errors": 2,
+    "dispatch": 3, "planning": 4, "workloads": 4, "peo": 4, "recording": 5, "dispatch.kernels": 5, "migration": 5,
+    "peo.cuda": 5, "controller": 6, "engines": 7, "observe": 7, "cli": 8, "": 9,
+}  # fmt: skip
+NO_TORCH_UP_TO = 4
+
+
+def modules() -> dict[str, Path]:
+    """Name below the package -> file; the package itself is the empty name."""
+    names = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def floor(module: str) -> int:
+    prefixes = [name for name in FLOORS if name and (module == name or module.startswith(name + "."))]
+    if not prefixes and module:
+        pytest.fail(f"{module} stands on no floor: add it to FLOORS")
+    return FLOORS[max(prefixes, key=len, default="")]
+
+
+def imports(module: str, path: Path) -> set[str]:
+    """Every module that a file imports, at the top or inside a function; those for type checkers do not count."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = [ast.Pass()]
+    package = module.split(".") if path.name == "__init__.py" and module else module.split(".")[:-1]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ["eplb_plugin", *package[: len(package) - node.level + 1]] if node.level else []
+            base += node.module.split(".") if node.module else []
+            found |= {".".join(base)} | {".".join([*base, alias.name]) for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(set(modules()) - {""}))
+def test_no_floor_imports_a_higher_one(module: str):
+    known, own = modules(), floor(module)
+    for name in imports(module, known[module]):
+        inside = name.removeprefix("eplb_plugin.")
+        if name.startswith("eplb_plugin.") and inside in known:
+            assert floor(inside) <= own, f"{module} (floor {own}) imports {inside} (floor {floor(inside)})"
+        if own <= NO_TORCH_UP_TO:
+            assert name.split(".")[0] not in {"torch", "vllm", "sglang"}, f"{module} imports {name}"
+
+
+def test_the_check_sees_a_violation(tmp_path: Path):
+    path = tmp_path / "rules.py"
+    path.write_text("def late():\n    from ..planning import plan\n    import torch\n")
+    assert {"eplb_plugin.planning.plan", "torch"} <= imports("dispatch.rules", path)
+
+
+@pytest.mark.parametrize(
+    "statement", ["import eplb_plugin", "from eplb_plugin import Topology, Placement, PluginError"]
+)
+def test_importing_the_package_is_light(statement: str):
+    script = f"import sys; {statement}; print({{'torch', 'vllm', 'sglang', 'numba'}} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_planning_needs_no_torch():
+    script = "import sys; from eplb_plugin import plan, route; print({'torch', 'vllm', 'sglang'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
+    )
+    assert done.stdout.strip() == "set()"

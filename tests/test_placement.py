@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from eplb_plugin import Placement, PluginError
+from eplb_plugin.placement import linear_placement
+from strategies import QUICK, Case, cases
+
+
+@QUICK
+@given(cases())
+def test_maps_invert_each_other(case: Case):
+    placement = case.previous
+    for layer, slots in enumerate(placement.phy2log.tolist()):
+        for expert in range(placement.num_experts):
+            copies = [slot for slot, held in enumerate(slots) if held == expert]
+            assert placement.replica_count[layer, expert] == len(copies) > 0
+            row = placement.log2phy[layer, expert].tolist()
+            assert row == copies + [-1] * (len(row) - len(copies))
+            assert [placement.replica_index[layer, slot] for slot in copies] == list(range(len(copies)))
+    assert placement.log2phy.shape[2] == placement.replica_count.max()
+
+
+def test_moves_are_slots_with_another_expert():
+    old, new = Placement(np.array([[0, 1, 2, 0]])), Placement(np.array([[0, 2, 1, 0]]))
+    assert new.moves_from(old).tolist() == [[False, True, True, False]]
+    for other in (Placement(np.array([[0, 1]])), Placement(np.array([[0, 1, 2, 0]]), [4])):
+        with pytest.raises(PluginError, match="previous"):
+            new.moves_from(other)
+
+
+def test_linear_placement_repeats_from_expert_0():
+    assert linear_placement(1, 3, 5).phy2log.tolist() == [[0, 1, 2, 0, 1]]
+    with pytest.raises(PluginError, match="slots"):
+        linear_placement(1, 3, 2)
+
+
+def test_save_and_load(tmp_path):
+    placement = Placement(np.array([[0, 1, 1], [1, 0, 0]]), [3, 9])
+    placement.save(tmp_path / "p", {"model": "tiny"})
+    again = Placement.load(tmp_path / "p")
+    assert np.array_equal(again.phy2log, placement.phy2log)
+    assert again.layer_ids.tolist() == [3, 9]
+    with pytest.raises(PluginError):
+        Placement.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros(3, int), np.zeros((0, 2), int), np.zeros((1, 2)), np.array([[-1, 0]]), np.array([[0, 2]])]
+)
+def test_bad_input_is_one_line(bad):
+    with pytest.raises(PluginError, match="fix:") as caught:
+        Placement(bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_experts_must_be_in_every_layer():
+    with pytest.raises(PluginError, match="layer 1"):
+        Placement(np.array([[0, 1, 2], [0, 1, 1]]))

@@ -1,0 +1,67 @@
+"""What users may rely on. A failure here means: a change of the public interface, to be made on purpose only."""
+
+from __future__ import annotations
+
+import inspect
+
+import eplb_plugin
+from eplb_plugin.planning.deepseek import rebalance_experts
+
+NAMES = ["Placement", "Plan", "PlanOptions", "PluginError", "RoutingStatistics", "Topology", "plan", "route"]
+PARAMETERS = {
+    "Topology": ["num_nodes", "ranks_per_node", "slots_per_rank", "_nodes"],
+    "Topology.from_nodes": ["node_of_rank", "slots_per_rank"],
+    "RoutingStatistics": ["load", "coactivation", "sample", "num_tokens", "layer_ids"],
+    "RoutingStatistics.from_topk": ["topk_ids", "num_experts", "layer_ids"],
+    "RoutingStatistics.merge": ["self", "other"],
+    "RoutingStatistics.decay": ["self", "factor"],
+    "RoutingStatistics.save": ["self", "path", "header"],
+    "RoutingStatistics.load": ["path"],
+    "Placement": ["phy2log", "layer_ids"],
+    "Placement.moves_from": ["self", "previous"],
+    "Placement.save": ["self", "path", "header"],
+    "Placement.load": ["path"],
+    "Plan": ["placement", "topology", "dispatch", "replica_weights", "seconds"],
+    "PlanOptions": ["balance_tolerance", "max_moved_slots"],
+    "plan": ["statistics", "topology", "*policy", "*previous", "*dispatch", "*num_groups", "*options"],
+    "route": ["topk_ids", "source_rank", "plan", "layer", "rule", "*token_index"],
+}
+DEFAULTS = {
+    "plan": {"policy": "affinity", "previous": None, "dispatch": "hash", "num_groups": 1, "options": None},
+    "route": {"rule": None, "token_index": None},
+    "PlanOptions": {"balance_tolerance": 0.02, "max_moved_slots": None},
+}
+
+
+def found(path: str) -> inspect.Signature:
+    thing = eplb_plugin
+    for name in path.split("."):
+        thing = getattr(thing, name)
+    return inspect.signature(thing)
+
+
+def test_names():
+    assert eplb_plugin.__all__ == NAMES
+    assert all(hasattr(eplb_plugin, name) for name in NAMES)
+
+
+def test_parameters():
+    def spelled(signature: inspect.Signature) -> list[str]:
+        return ["*" * (p.kind is p.KEYWORD_ONLY) + p.name for p in signature.parameters.values()]
+
+    assert {path: spelled(found(path)) for path in PARAMETERS} == PARAMETERS
+
+
+def test_defaults():
+    for path, defaults in DEFAULTS.items():
+        parameters = found(path).parameters
+        assert {name: parameters[name].default for name in defaults} == defaults
+
+
+def test_deepseek_signature():
+    names = ["weight", "num_replicas", "num_groups", "num_nodes", "num_gpus"]
+    assert list(inspect.signature(rebalance_experts).parameters) == names
+
+
+def test_unknown_names_are_attribute_errors():
+    assert not hasattr(eplb_plugin, "no_such_name")

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eplb_plugin import PluginError, RoutingStatistics
+from strategies import QUICK, token_rows
+
+
+@QUICK
+@given(st.data())
+def test_from_topk_counts_exactly(data):
+    experts = data.draw(st.integers(1, 8))
+    rows = data.draw(token_rows(2, experts))
+    statistics = RoutingStatistics.from_topk(rows, experts)
+    for layer, tokens in enumerate(rows):
+        load, pairs = np.zeros(experts, int), np.zeros((experts, experts), int)
+        for row in tokens.tolist():
+            chosen = [e for e in row if e >= 0]
+            for e in chosen:
+                load[e] += 1
+                for other in chosen:
+                    pairs[e, other] += 1
+        assert np.array_equal(statistics.load[layer], load)
+        assert np.array_equal(statistics.coactivation[layer], pairs)
+        assert statistics.num_tokens[layer] == (tokens >= 0).any(axis=1).sum()
+    assert np.array_equal(statistics.sample, rows)
+
+
+@QUICK
+@given(st.data())
+def test_two_windows_merge_into_one(data):
+    first, second = (data.draw(token_rows(2, 5)) for _ in range(2))
+    if first.shape[2] != second.shape[2]:
+        return
+    merged = RoutingStatistics.from_topk(first, 5).merge(RoutingStatistics.from_topk(second, 5))
+    whole = RoutingStatistics.from_topk(np.concatenate([first, second], axis=1), 5)
+    for name in ("load", "coactivation", "sample", "num_tokens", "layer_ids"):
+        assert np.array_equal(getattr(merged, name), getattr(whole, name)), name
+
+
+def test_merge_refuses_another_model():
+    with pytest.raises(PluginError, match="merge"):
+        RoutingStatistics(np.ones((1, 4))).merge(RoutingStatistics(np.ones((1, 5))))
+    with pytest.raises(PluginError, match="merge"):
+        RoutingStatistics(np.ones((1, 4))).merge(RoutingStatistics(np.ones((1, 4)), layer_ids=[3]))
+
+
+def test_decay():
+    statistics = RoutingStatistics.from_topk(np.array([[[0, 1], [0, 2]]]), 3).decay(0.5)
+    assert statistics.load.tolist() == [[1.0, 0.5, 0.5]]
+    assert statistics.coactivation[0, 0].tolist() == [1.0, 0.5, 0.5]
+    assert statistics.num_tokens.tolist() == [1]
+    with pytest.raises(PluginError, match="decay"):
+        statistics.decay(1.5)
+
+
+def test_save_and_load(tmp_path):
+    full = RoutingStatistics.from_topk(np.array([[[0, 1], [2, -1]]]), 3, layer_ids=[7])
+    full.save(tmp_path / "window.safetensors", {"model": "tiny"})
+    again = RoutingStatistics.load(tmp_path / "window.safetensors")
+    for name in ("load", "coactivation", "sample", "num_tokens", "layer_ids"):
+        assert np.array_equal(getattr(again, name), getattr(full, name)), name
+    RoutingStatistics(np.ones((1, 4))).save(tmp_path / "load.safetensors")
+    assert RoutingStatistics.load(tmp_path / "load.safetensors").sample is None
+
+
+def test_load_of_a_foreign_file_is_one_line(tmp_path):
+    (tmp_path / "bad").write_bytes(b"not a file of ours")
+    for name in ("bad", "missing"):
+        with pytest.raises(PluginError) as caught:
+            RoutingStatistics.load(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"load": np.ones(4)}, "load"),
+        ({"load": np.ones((0, 4))}, "load"),
+        ({"load": np.full((1, 2), -1)}, "load"),
+        ({"load": np.full((1, 2), np.nan)}, "load"),
+        ({"load": np.array([["a", "b"]])}, "load"),
+        ({"coactivation": np.ones((1, 2, 3))}, "coactivation"),
+        ({"coactivation": np.array([[[0, 1], [2, 0]]])}, "asymmetric"),
+        ({"sample": np.zeros((1, 3))}, "sample"),
+        ({"sample": np.zeros((2, 3, 1), int)}, "sample"),
+        ({"sample": np.full((1, 3, 1), 2)}, "ids 2..2"),
+        ({"sample": np.full((1, 3, 1), -2)}, "sample"),
+        ({"num_tokens": [1, 2]}, "num_tokens"),
+        ({"num_tokens": [-1]}, "num_tokens"),
+        ({"layer_ids": [1, 2]}, "layer_ids"),
+        ({"layer_ids": [-1]}, "layer_ids"),
+        ({"layer_ids": [0.5]}, "layer_ids"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, word):
+    with pytest.raises(PluginError, match=word) as caught:
+        RoutingStatistics(**{"load": np.ones((1, 2))} | arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "rows", [np.zeros((3, 2), int), np.zeros((1, 3, 2)), np.full((1, 1, 1), 3), np.full((1, 1, 1), -2)]
+)
+def test_from_topk_refuses_other_arrays(rows):
+    with pytest.raises(PluginError, match="topk_ids"):
+        RoutingStatistics.from_topk(rows, 3)
