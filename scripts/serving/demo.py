@@ -54,7 +54,7 @@ class Progress:
     """One line that changes while something runs, and one that stays when it is done."""
 
     def __init__(self) -> None:
-        self.console = Console()
+        self.console = Console(width=None if sys.stdout.isatty() else 120)
         self.began = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -132,11 +132,11 @@ def show(outcomes: list[Outcome], console: Console) -> None:
     def eplb_only(value: Callable[[Outcome], str]) -> Callable[[Outcome], str]:
         return lambda outcome: "-" if outcome.arm == "none" else value(outcome)
 
-    row("cross-node copies / token (counted from routing)", lambda one: f"{one.copies_per_token:.3f}")
+    row("cross-node copies / token (counted)", lambda one: f"{one.copies_per_token:.3f}")
     row("balancedness, held-out steps", lambda one: f"{one.balancedness:.3f}")
     row("rebalances", eplb_only(lambda one: str(one.rebalances)))
     row("expert slots moved", eplb_only(lambda one: str(one.slots_moved)))
-    row("output equal to no EPLB", lambda one: _equal(one))
+    row(f"output equal to {TITLES[outcomes[0].arm]}", lambda one: "reference" if one is outcomes[0] else _equal(one))
     table.add_section()
     for metric in METRICS:
         names = [f"{metric}_p{share}" for share in PERCENTILES]
@@ -145,8 +145,9 @@ def show(outcomes: list[Outcome], console: Console) -> None:
     row("output tokens / s", lambda one: f"{one.figures['output_tokens_per_second']:.0f}")
     console.print(table)
     console.print(
-        "Measured on this machine; the nodes are declared, the links between them are loopback: latencies of one short "
-        "run on shared cores\ndo not rank the arms. Copies, balancedness and moves are counted and do.",
+        "Counted from the routing of real requests: copies, balancedness (each step is routed by a placement planned\n"
+        "on earlier ones), moves. Latencies are measured on this machine, where nodes are declared and links are\n"
+        "loopback: one short run on shared cores does not rank the arms by speed.",
         style="dim", highlight=False,
     )  # fmt: skip
 
@@ -155,7 +156,7 @@ def _equal(outcome: Outcome) -> str:
     difference = outcome.largest_logprob_difference
     if difference == float("inf"):
         return "NO"
-    return f"yes ({len(PROMPTS)} prompts, |Δlogprob| ≤ {difference:.0e})" if outcome.arm != "none" else "reference"
+    return f"yes, {len(PROMPTS)} of {len(PROMPTS)} prompts"
 
 
 def main() -> int:
