@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from serving.arms import COMMON, Layout
 from serving.greedy import Completion, complete_all
@@ -63,14 +65,26 @@ def serve(models: Callable[[str], Path], tmp_path: Path) -> Iterator[Callable[..
     started: list[Server] = []
 
     def start(
-        model: str, layout: Layout, arguments: list[str], settings: str | None = None, **environment: str
+        model: str,
+        layout: Layout,
+        arguments: list[str],
+        settings: str | None = None,
+        way: str = "flag",
+        **environment: str,
     ) -> Server:
+        """way: how the settings reach the server: flag, additional-config or environment."""
         folder = tmp_path / f"server{len(started)}"
         folder.mkdir()
         command = [*COMMON, *layout.arguments(), *arguments]
         if settings is not None:
-            (folder / "plugin.yaml").write_text(settings)
-            command += ["--eplb-plugin-config", str(folder / "plugin.yaml")]
+            file = folder / "plugin.yaml"
+            file.write_text(settings)
+            if way == "flag":
+                command += ["--eplb-plugin-config", str(file)]
+            elif way == "additional-config":
+                command += ["--additional-config", json.dumps({"eplb_plugin": yaml.safe_load(settings)})]
+            else:
+                environment["EPLB_PLUGIN_CONFIG"] = str(file)
         server = Server(models(model), command, folder / "server.log", ranks=layout.ranks, environment=environment)
         started.append(server)
         server.start()

@@ -26,7 +26,9 @@ def test_target_and_draft_are_rebalanced_and_the_output_is_unchanged(
     """Speculative greedy decoding answers as plain decoding does, over at least 20 rebalances of both models."""
     expected = reference("glm4_moe")
     eplb = Eplb(16, window_size=4, step_interval=8, use_async=use_async)
-    server = serve("glm4_moe", Layout(data_parallel=2), [*eplb.arguments(), *SPECULATION], SETTINGS)
+    server = serve(
+        "glm4_moe", Layout(data_parallel=2), [*eplb.arguments(), *SPECULATION], SETTINGS, "additional-config"
+    )
     server.wait_ready()
     for _ in range(40):
         assert largest_difference(expected, complete_all(server)) < 1e-4

@@ -55,7 +55,8 @@ def test_output_is_unchanged_over_many_rebalances(
     eplb = Eplb(redundant, window_size=4, step_interval=8, use_async=use_async)
     settings = SETTINGS.format(policy="affinity", nodes=layout.ranks)
     meter = {"EPLB_METER_DIR": str(tmp_path / "meter"), "EPLB_METER_WINDOW": "4"}
-    server = serve(model, layout, eplb.arguments(), settings, **meter)
+    way = "flag" if layout.ranks == 2 else "environment"
+    server = serve(model, layout, eplb.arguments(), settings, way, **meter)
     server.wait_ready()
     rounds = 0
     while len(moves_planned(server)) < REBALANCES or rounds < 3:

@@ -22,14 +22,14 @@ def activate(config: PluginConfig, vllm_config: Any) -> None:
     Raises PluginError, before anything is touched, where engine and settings do not fit.
     """
     parallel = vllm_config.parallel_config
-    refuse_unsuited(enable_eplb=parallel.enable_eplb, elastic=parallel.enable_elastic_ep)
+    refuse_unsuited(config, enable_eplb=parallel.enable_eplb, elastic=parallel.enable_elastic_ep)
     ep_size = parallel.tensor_parallel_size * parallel.data_parallel_size * parallel.prefill_context_parallel_size
     redundant = parallel.eplb_config.num_redundant_experts
     slots_per_rank = slots_for(vllm_config.model_config.get_num_experts(), redundant, ep_size, config)
     config.topology_for(ep_size, slots_per_rank)
     logger = _log_through_vllm(config.logging.level)
     found = installed_version()
-    if found != TESTED:
+    if found != TESTED and parallel.rank == 0 and parallel.data_parallel_rank == 0:
         logger.warning("vLLM %s is untested (tested: %s); all hooked signatures are checked", found, TESTED)
     hooks.apply(RUNTIME)
     if config.window_size is not None:

@@ -69,9 +69,8 @@ def _requested(args: argparse.Namespace) -> PluginConfig | None:
         return None
     if additional is not None and not isinstance(additional, dict):
         raise _no_object(additional)
-    refuse_unsuited(
-        enable_eplb=bool(getattr(args, "enable_eplb", False)), elastic=bool(getattr(args, "enable_elastic_ep", False))
-    )
+    eplb, elastic = (bool(getattr(args, name, False)) for name in ("enable_eplb", "enable_elastic_ep"))
+    refuse_unsuited(config, enable_eplb=eplb, elastic=elastic)
     sizes = ("tensor_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
     ep_size = 1
     for name in sizes:
@@ -86,8 +85,11 @@ def _no_object(found: object) -> PluginError:
     return mismatch("--additional-config", found=repr(found)[:80], expected="a JSON object", fix=fix)
 
 
-def refuse_unsuited(*, enable_eplb: bool, elastic: bool) -> None:
-    """Raises PluginError where the engine's own settings leave the plugin nothing correct to do."""
+def refuse_unsuited(config: PluginConfig, *, enable_eplb: bool, elastic: bool) -> None:
+    """Raises PluginError where the engine and the settings do not fit together."""
+    if config.dispatch != "hash":
+        expected = "hash, the rule by which vLLM chooses a replica"
+        raise mismatch("dispatch", found=config.dispatch, expected=expected, fix="dispatch: hash")
     if not enable_eplb:
         fix = f"add --enable-eplb, or remove {FLAG} / unset {ENVIRONMENT}"
         raise mismatch("enable_eplb", found=False, expected="--enable-eplb, which the plugin builds on", fix=fix)

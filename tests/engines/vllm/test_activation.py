@@ -43,6 +43,8 @@ def engine(experts: int = 60, tp: int = 2, dp: int = 2, redundant: int = 4, **ch
         "tensor_parallel_size": tp,
         "data_parallel_size": dp,
         "prefill_context_parallel_size": 1,
+        "rank": 0,
+        "data_parallel_rank": 0,
         "eplb_config": EPLBConfig(num_redundant_experts=redundant),
     }
     return SimpleNamespace(
@@ -111,17 +113,17 @@ def test_moved_engine_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(applied())
 
 
-@pytest.mark.parametrize("version", [TESTED, "0.33.1"])
-def test_untested_version_warns(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """A version that was not tested but whose signatures all match starts with one warning."""
+@pytest.mark.parametrize(("version", "rank"), [(TESTED, 0), ("0.33.1", 0), ("0.33.1", 1)])
+def test_untested_version_warns(monkeypatch: pytest.MonkeyPatch, version: str, rank: int) -> None:
+    """A version that was not tested but whose signatures all match starts with one warning, of one rank."""
     monkeypatch.setattr(activation, "installed_version", lambda: version)
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(logging.getLogger("vllm"), "handlers", [handler])
-    activate(PluginConfig(), engine())
+    activate(PluginConfig(), engine(data_parallel_rank=rank))
     expected = f"vLLM {version} is untested (tested: {TESTED}); all hooked signatures are checked"
-    assert lines == ([] if version == TESTED else [expected])
+    assert lines == ([] if version == TESTED or rank else [expected])
 
 
 def test_tested_version_is_the_installed_one() -> None:
@@ -169,3 +171,9 @@ def test_proposed_counts_divide(experts: int, redundant: int, ranks: int) -> Non
             slots_for(experts, count, ranks, PluginConfig())
         assert proposed[-1] - redundant < ranks
         assert redundant - proposed[0] < ranks
+
+
+def test_another_rule_than_the_engines_is_refused() -> None:
+    """A plan made for a replica choice that vLLM does not make would be balanced for nobody."""
+    with pytest.raises(PluginError, match=r"dispatch: found nearest, expected hash.*fix: dispatch: hash"):
+        activate(PluginConfig(dispatch="nearest"), engine())
