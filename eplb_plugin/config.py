@@ -101,6 +101,16 @@ class PluginConfig(_Section):
             raise conflict("window_size", found=self.window_size, expected=expected, fix=fix)
         return self
 
+    @model_validator(mode="after")
+    def _budget_can_be_kept(self) -> PluginConfig:
+        if self.policy == "deepseek" and self.budget.max_moved_slots is not None:
+            expected, fix = (
+                "no bound with policy deepseek, which always solves afresh",
+                "policy: balanced, or leave it out",
+            )
+            raise conflict("budget.max_moved_slots", found=self.budget.max_moved_slots, expected=expected, fix=fix)
+        return self
+
     @property
     def plan_options(self) -> PlanOptions:
         return PlanOptions(balance_tolerance=self.balance_tolerance, max_moved_slots=self.budget.max_moved_slots)

@@ -1,0 +1,186 @@
+"""Which replica a token goes to: the reference of every dispatch rule. Planner, tables and kernels must mirror it.
+
+hash     vLLM's own: copy number (token_index · 2654435769 mod 2³²) mod count, copies in slot order.
+nearest  one fixed copy per (source rank, expert): on the source's rank, else on its node, else anywhere; among equally
+         near copies the one that serves the fewest source ranks so far, so that the copies' shares stay even; then the
+         next node from number (logical id mod nodes) on; then slot order.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import PluginError, mismatch
+from ..jit import Array, kernel
+from ..placement import Placement
+from ..plan_types import Dispatch, Plan
+from ..topology import Topology
+
+HASH_MULTIPLIER = 2654435769
+HASH_MASK = 0xFFFFFFFF
+RULES: tuple[str, ...] = get_args(Dispatch)
+
+
+def checked_rule(rule: str) -> Dispatch:
+    """The rule itself, or PluginError if it is unknown."""
+    if rule not in RULES:
+        raise mismatch("dispatch", found=repr(rule), expected=f"one of {', '.join(RULES)}", fix="name a known rule")
+    return rule  # type: ignore[return-value]
+
+
+def route(
+    topk_ids: ArrayLike,
+    source_rank: ArrayLike,
+    plan: Plan,
+    layer: int,
+    rule: Dispatch | None = None,
+    *,
+    token_index: ArrayLike | None = None,
+) -> NDArray[np.int32]:
+    """Physical expert of every selection: [T, k] int32, -1 where `topk_ids` is -1.
+
+    topk_ids: [T, k] logical ids, -1 = padding; source_rank: [T] rank that holds the token, or one rank for all;
+    layer: row of the plan's placement; rule: default the plan's own;
+    token_index: [T] position in the source rank's forward batch; default: running position per source rank.
+    """
+    rule = checked_rule(plan.dispatch if rule is None else rule)
+    placement, topology = plan.placement, plan.topology
+    ids, sources = _checked_tokens(topk_ids, source_rank, placement.num_experts, topology.num_ranks)
+    if not -placement.num_layers <= layer < placement.num_layers:
+        raise mismatch("layer", found=layer, expected=f"0..{placement.num_layers - 1}", fix="pass a row of the plan")
+    if rule == "nearest":
+        return _look_up(ids, sources, nearest_table(placement, topology, layer))
+    index = running_position(sources, topology.num_ranks) if token_index is None else _checked_index(token_index, ids)
+    hashed = (index.astype(np.uint64) * np.uint64(HASH_MULTIPLIER) & np.uint64(HASH_MASK)).astype(np.int64)
+    return _hash_slots(ids, hashed, placement.log2phy[layer], placement.replica_count[layer])
+
+
+def replica_weights(placement: Placement, topology: Topology, rule: Dispatch) -> NDArray[np.float64]:
+    """[L, P] share of its expert's tokens that a slot serves when tokens come evenly from all ranks."""
+    if checked_rule(rule) == "hash":
+        return 1.0 / np.take_along_axis(placement.replica_count, placement.phy2log.astype(np.int64), axis=1)
+    ranks = topology.num_ranks
+    shares = np.empty(placement.phy2log.shape, np.float64)
+    for layer in range(placement.num_layers):
+        table = nearest_table(placement, topology, layer)
+        shares[layer] = np.bincount(table.ravel(), minlength=placement.num_slots) / ranks
+    return shares
+
+
+def nearest_table(placement: Placement, topology: Topology, layer: int) -> NDArray[np.int32]:
+    """[ranks, E] int32: the slot that a source rank uses for an expert under `nearest`."""
+    table = np.empty((topology.num_ranks, placement.num_experts), np.int32)
+    counts = placement.replica_count[layer]
+    _fill_nearest(placement.log2phy[layer], counts, topology.node_of_rank, topology.slots_per_rank, table)
+    return table
+
+
+def running_position(source_rank: NDArray[np.int32], num_ranks: int) -> NDArray[np.int64]:
+    """[T] int64: how many earlier tokens have the same source rank."""
+    return _running_position(source_rank, num_ranks)
+
+
+def _checked_tokens(
+    topk_ids: ArrayLike, source_rank: ArrayLike, experts: int, ranks: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    ids = np.asarray(topk_ids)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        found = f"shape {ids.shape} {ids.dtype}"
+        raise mismatch("topk_ids", found=found, expected="integers [tokens, k]", fix="pass one row per token")
+    if ids.size and (ids.min() < -1 or ids.max() >= experts):
+        found = f"ids {ids.min()}..{ids.max()}"
+        raise mismatch("topk_ids", found=found, expected=f"-1..{experts - 1}", fix="pass logical ids")
+    sources = np.asarray(source_rank)
+    if sources.dtype.kind not in "iu" or sources.shape not in ((), (len(ids),)):
+        found = f"shape {sources.shape} {sources.dtype}"
+        raise mismatch("source_rank", found=found, expected=f"integers [{len(ids)}]", fix="pass one rank per token")
+    if sources.size and (sources.min() < 0 or sources.max() >= ranks):
+        found = f"{sources.min()}..{sources.max()}"
+        raise mismatch("source_rank", found=found, expected=f"0..{ranks - 1}", fix="pass ranks of the topology")
+    return ids.astype(np.int32), np.broadcast_to(sources, len(ids)).astype(np.int32)
+
+
+def _checked_index(token_index: ArrayLike, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+    index = np.asarray(token_index)
+    if index.shape != (len(ids),) or index.dtype.kind not in "iu" or (index.size and index.min() < 0):
+        raise PluginError(
+            f"token_index: found shape {index.shape} {index.dtype}, expected [{len(ids)}] integers >= 0; "
+            "fix: pass every token's position in its rank's batch"
+        )
+    return index.astype(np.int64)
+
+
+@kernel
+def _running_position(source_rank: Array, num_ranks: int) -> Array:
+    seen = np.zeros(num_ranks, np.int64)
+    position = np.empty(source_rank.shape[0], np.int64)
+    for token in range(source_rank.shape[0]):
+        position[token] = seen[source_rank[token]]
+        seen[source_rank[token]] += 1
+    return position
+
+
+@kernel
+def _hash_slots(ids: Array, hashed: Array, log2phy: Array, counts: Array) -> Array:
+    slots = np.full(ids.shape, -1, np.int32)
+    for token in range(ids.shape[0]):
+        for k in range(ids.shape[1]):
+            expert = ids[token, k]
+            if expert >= 0:
+                slots[token, k] = log2phy[expert, hashed[token] % counts[expert]]
+    return slots
+
+
+@kernel
+def _look_up(ids: Array, sources: Array, table: Array) -> Array:
+    slots = np.full(ids.shape, -1, np.int32)
+    for token in range(ids.shape[0]):
+        for k in range(ids.shape[1]):
+            if ids[token, k] >= 0:
+                slots[token, k] = table[sources[token], ids[token, k]]
+    return slots
+
+
+@kernel
+def _least_serving(copies: Array, node_of_copy: Array, served: Array, first: int, nodes: int, only: int) -> int:
+    """Copy with the fewest source ranks, on node `only` (-1: anywhere); ties: the next node from `first` on, then slot.
+
+    The planner counts copies per node only; that ties go by node lets it foresee who serves whom.
+    """
+    best, best_turn = -1, 0
+    for copy in range(copies.shape[0]):
+        if only >= 0 and node_of_copy[copy] != only:
+            continue
+        turn = (node_of_copy[copy] - first) % nodes
+        if best < 0 or served[copy] < served[best] or (served[copy] == served[best] and turn < best_turn):
+            best, best_turn = copy, turn
+    return best
+
+
+@kernel
+def _fill_nearest(log2phy: Array, counts: Array, node_of_rank: Array, slots_per_rank: int, table: Array) -> None:
+    ranks, nodes = node_of_rank.shape[0], np.max(node_of_rank) + 1
+    table[:] = -1
+    for expert in range(counts.shape[0]):
+        copies = log2phy[expert, : counts[expert]]
+        if copies.shape[0] == 1:
+            table[:, expert] = copies[0]
+            continue
+        node_of_copy, served = node_of_rank[copies // slots_per_rank], np.zeros(copies.shape[0], np.int64)
+        for copy in range(copies.shape[0]):
+            rank = copies[copy] // slots_per_rank
+            if table[rank, expert] < 0:
+                table[rank, expert] = copies[copy]
+                served[copy] += 1
+        for nearby in (True, False):  # first every rank that finds a copy on its node, then all others
+            for rank in range(ranks):
+                if table[rank, expert] >= 0:
+                    continue
+                only = node_of_rank[rank] if nearby else -1
+                copy = _least_serving(copies, node_of_copy, served, expert, nodes, only)
+                if copy >= 0:
+                    table[rank, expert] = copies[copy]
+                    served[copy] += 1

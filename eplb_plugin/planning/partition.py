@@ -1,0 +1,156 @@
+"""Experts to nodes: those that tokens select together onto one node, under a bound on every node's load.
+
+Grow the nodes by co-activation (and, for group-limited routing, by whole expert groups), then swap experts between
+nodes while that lowers the number of distinct nodes the sampled tokens visit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..jit import Array, kernel
+from .visits import Visits, open_visits, swap_experts, swap_gain
+
+SWEEPS = 12
+TRIES = 4  # candidates per expert and sweep; a gain from the tables is wrong where a token has both experts
+LEAST_GAIN = 1e-9
+OVERLOAD_PRICE = 4.0  # visits per token that a node overload of one mean node load is worth
+
+
+@kernel
+def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float) -> Array:
+    """[items] int32 node of every item: next the item with the clearest preference, to the node it belongs to.
+
+    Nodes get at most ceil(items / nodes) items, and no more than their share of the load while another has room.
+    """
+    items = load.shape[0]
+    capacity = -(-items // nodes)
+    bound = load.sum() / nodes * (1.0 + tolerance)
+    node_of, filled, node_load = np.full(items, -1, np.int32), np.zeros(nodes, np.int64), np.zeros(nodes)
+    bond, preference = np.zeros((nodes, items)), np.zeros(items)
+    scale = 1.0 / np.sqrt(np.maximum(load, 1e-9))
+    heaviest = np.argsort(-load, kind="mergesort")
+    for step in range(items):
+        item = heaviest[step]
+        if step >= nodes:
+            item = -1
+            for candidate in range(items):
+                if node_of[candidate] < 0 and (item < 0 or preference[candidate] > preference[item]):
+                    item = candidate
+        best, best_value = -1, -np.inf
+        for node in range(nodes):
+            if filled[node] == capacity:
+                continue
+            value = bond[node, item] * (1.0 - 0.5 * node_load[node] / bound) if bound > 0.0 else 0.0
+            if step < nodes:
+                value = -float(filled[node])
+            elif node_load[node] + load[item] > bound:
+                value = -1e12 * (1.0 + node_load[node])
+            if value > best_value:
+                best, best_value = node, value
+        node_of[item] = best
+        filled[best] += 1
+        node_load[best] += load[item]
+        for other in range(items):
+            bond[best, other] += pairs[item, other] * scale[item]
+            first, second = -np.inf, -np.inf
+            for node in range(nodes):
+                value = bond[node, other]
+                if value > first:
+                    first, second = value, first
+                elif value > second:
+                    second = value
+            preference[other] = (first - 0.7 * second) * scale[other] if nodes > 1 else first * scale[other]
+    return node_of
+
+
+@kernel
+def grow_groups(load: Array, pairs: Array, nodes: int, groups: int, tolerance: float) -> Array:
+    """[E] int32 node of every expert, whole groups together (or whole parts of a group where there are more nodes)."""
+    experts = load.shape[0]
+    if groups % nodes:
+        return (np.arange(experts) * nodes // experts).astype(np.int32)
+    size = experts // groups
+    group_load, group_pairs = np.zeros(groups), np.zeros((groups, groups))
+    for expert in range(experts):
+        group_load[expert // size] += load[expert]
+        for other in range(experts):
+            group_pairs[expert // size, other // size] += pairs[expert, other]
+    node_of_group = grow_nodes(group_load, group_pairs, nodes, tolerance)
+    return node_of_group[np.arange(experts) // size]
+
+
+@kernel
+def _relief(load_a: float, load_b: float, shift: float, bound: float) -> float:
+    """Overload that moving `shift` from a to b takes away."""
+    before = max(load_a - bound, 0.0) + max(load_b - bound, 0.0)
+    return before - max(load_a - shift - bound, 0.0) - max(load_b + shift - bound, 0.0)
+
+
+@kernel
+def _best_partner(
+    mine: int,
+    visits: Visits,
+    load: Array,
+    movable: Array,
+    rejected: Array,
+    node_load: Array,
+    bound: float,
+    price: float,
+) -> int:
+    """The expert whose swap with `mine` gains most by the tables; -1 if none gains."""
+    a = visits.node_of[mine]
+    best, best_gain = -1, LEAST_GAIN
+    for other in range(load.shape[0]):
+        b = visits.node_of[other]
+        if b == a or not movable[other] or rejected[other]:
+            continue
+        gain = float(swap_gain(visits, mine, other))
+        if gain <= best_gain and node_load[a] <= bound and node_load[b] <= bound:
+            continue  # relief cannot be positive
+        gain += price * _relief(node_load[a], node_load[b], load[mine] - load[other], bound)
+        if gain > best_gain:
+            best, best_gain = other, gain
+    return best
+
+
+@kernel
+def refine_nodes(
+    load: Array, node_of: Array, movable: Array, rows: Array, pins: Array, fixed_load: Array, tolerance: float
+) -> None:
+    """Swap movable experts between nodes, in place, until no swap helps.
+
+    node_of: [E]; rows: [T, K] movable experts' ids only; pins: [T, nodes] all other reasons to visit (the movable
+    experts' are added); fixed_load: [nodes] all other load.
+    """
+    experts, nodes = load.shape[0], fixed_load.shape[0]
+    visits = open_visits(rows, pins, node_of)
+    node_load = fixed_load.copy()
+    for expert in range(experts):
+        if movable[expert]:
+            node_load[node_of[expert]] += load[expert]
+    mean = node_load.sum() / nodes
+    bound = mean * (1.0 + tolerance)
+    price = OVERLOAD_PRICE * max(rows.shape[0], 1) / mean if mean > 0.0 else 0.0
+    rejected = np.zeros(experts, np.bool_)
+    for _ in range(SWEEPS):
+        swapped = False
+        for mine in range(experts):
+            if not movable[mine]:
+                continue
+            rejected[:] = False
+            for _ in range(TRIES):
+                other = _best_partner(mine, visits, load, movable, rejected, node_load, bound, price)
+                if other < 0:
+                    break
+                a, b, shift = node_of[mine], node_of[other], load[mine] - load[other]
+                saved = swap_experts(visits, mine, other)
+                if saved + price * _relief(node_load[a], node_load[b], shift, bound) > LEAST_GAIN:
+                    node_load[a] -= shift
+                    node_load[b] += shift
+                    swapped = True
+                    break
+                swap_experts(visits, mine, other)
+                rejected[other] = True
+        if not swapped:
+            break

@@ -1,0 +1,110 @@
+"""How many copies every expert gets, and on which nodes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..jit import Array, kernel
+from .crossings import Cluster, copy_shares, copy_values
+from .tokens import Tokens
+
+ROUNDS = 4
+TOO_HEAVY = 0.8  # share of a rank's mean load above which a single copy stands in the way of packing
+TOO_HEAVY_PRICE = 1000.0  # saved crossings per token that a rank's mean load on a too heavy copy is worth …
+LOAD_PRICE = 1e-3  # … and on any other
+TWIN_PRICE = 1e-6  # for a second copy on one node
+
+
+@kernel
+def copy_limit(num_experts: int, num_slots: int, num_ranks: int) -> int:
+    """Most copies of one expert: one per rank, unless there are more slots than that can fill."""
+    return max(num_ranks, -(-num_slots // num_experts))
+
+
+@kernel
+def apportion(load: Array, num_slots: int, limit: int) -> Array:
+    """[E] int32 copies, summing to `num_slots`: one each, then always to the expert with the largest load per copy.
+
+    Equal loads per copy (zero loads above all): the expert with fewer copies, then the lower id.
+    """
+    experts = load.shape[0]
+    copies = np.ones(experts, np.int32)
+    per_copy = load.astype(np.float64)
+    for _ in range(num_slots - experts):
+        chosen = -1
+        for expert in range(experts):
+            if copies[expert] >= limit:
+                continue
+            if (
+                chosen < 0
+                or per_copy[expert] > per_copy[chosen]
+                or (per_copy[expert] == per_copy[chosen] and copies[expert] < copies[chosen])
+            ):
+                chosen = expert
+        copies[chosen] += 1
+        per_copy[chosen] = load[chosen] / copies[chosen]
+    return copies
+
+
+@kernel
+def list_copies(copies: Array) -> Array:
+    """[sum of copies] int32: every expert as often as it has copies, in order of id."""
+    items = np.empty(copies.sum(), np.int32)
+    filled = 0
+    for expert in range(copies.shape[0]):
+        for _ in range(copies[expert]):
+            items[filled] = expert
+            filled += 1
+    return items
+
+
+@kernel
+def _best_copy(
+    saved: Array, load: Array, copies: Array, free: Array, most_on_node: int, mean_rank: float, node_load: Array
+) -> tuple[int, int]:
+    """(expert, node) of the copy most worth a free slot: one that unloads a rank first, then saved crossings."""
+    mean_node = node_load.mean()
+    best_expert, best_node, best = -1, -1, -np.inf
+    for expert in range(load.shape[0]):
+        per_copy = load[expert] / copies[expert].sum() / mean_rank if mean_rank > 0.0 else 0.0
+        urgency = TOO_HEAVY_PRICE * per_copy if per_copy > TOO_HEAVY else 0.0
+        for node in range(free.shape[0]):
+            if free[node] == 0 or copies[expert, node] >= most_on_node:
+                continue
+            gain = saved[expert, node]
+            if gain > 0.0 and mean_node > 0.0:
+                gain *= max(2.0 - node_load[node] / mean_node, 0.1)
+            gain += urgency + LOAD_PRICE * per_copy - TWIN_PRICE * copies[expert, node]
+            if gain > best:
+                best_expert, best_node, best = expert, node, gain
+    return best_expert, best_node
+
+
+@kernel
+def place_copies(load: Array, home: Array, cluster: Cluster, tokens: Tokens) -> Array:
+    """[E, nodes] int32 copies of every expert on every node: one at home, every other slot where it helps most.
+
+    In rounds, because every copy changes what the next would save.
+    """
+    experts, ranks, nodes = load.shape[0], cluster.node_of_rank.shape[0], cluster.num_nodes
+    slots_per_node = ranks // nodes * cluster.slots_per_rank
+    most_on_node = copy_limit(experts, slots_per_node, ranks // nodes)
+    copies, free = np.zeros((experts, nodes), np.int32), np.full(nodes, slots_per_node)
+    for expert in range(experts):
+        copies[expert, home[expert]] = 1
+        free[home[expert]] -= 1
+    for turn in range(ROUNDS):
+        saved = copy_values(copies, cluster, tokens)[0] / max(tokens.rows.shape[0], 1)
+        shares = copy_shares(copies, cluster)
+        node_load = np.zeros(nodes)
+        for expert in range(experts):
+            node_load += load[expert] * shares[expert] * copies[expert]
+        for _ in range(-(-free.sum() // (ROUNDS - turn))):
+            expert, node = _best_copy(saved, load, copies, free, most_on_node, load.sum() / ranks, node_load)
+            total = copies[expert].sum()
+            node_load -= load[expert] / (total * (total + 1)) * copies[expert]
+            node_load[node] += load[expert] / (total + 1)
+            copies[expert, node] += 1
+            free[node] -= 1
+            saved[expert] *= 0.5  # until the next round measures it
+    return copies

@@ -1,0 +1,124 @@
+"""The single definition of every figure that plans are judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..dispatch.rules import route
+from ..errors import mismatch
+from ..jit import Array, kernel
+from ..placement import Placement
+from ..plan_types import Dispatch, Plan
+from ..topology import Topology
+
+
+@dataclass(frozen=True)
+class Score:
+    """Figures of one plan on one window of routed tokens; every one is a mean over layers.
+
+    balancedness: mean / max load over ranks. node_fan_out: distinct nodes a token is sent to.
+    cross_node_copies: those that are not the token's own. busiest_ingress: copies that arrive at the busiest node,
+    relative to the mean node (1.0 = even; also 1.0 where nothing crosses).
+    """
+
+    balancedness: float
+    node_fan_out: float
+    cross_node_copies: float
+    busiest_ingress: float
+
+
+def balancedness(rank_load: ArrayLike) -> float:
+    """rank_load: [L, ranks] -> mean over layers of mean/max over ranks; a layer without load counts as balanced."""
+    return float(layer_balancedness(rank_load).mean())
+
+
+def layer_balancedness(rank_load: ArrayLike) -> NDArray[np.float64]:
+    """rank_load: [L, ranks] -> [L] mean/max over ranks."""
+    load = np.asarray(rank_load, np.float64)
+    peak = load.max(axis=1)
+    return np.where(peak > 0, load.mean(axis=1) / np.where(peak > 0, peak, 1.0), 1.0)
+
+
+def expected_rank_load(load: ArrayLike, plan: Plan) -> NDArray[np.float64]:
+    """load: [L, E] -> [L, ranks] load of every rank if copies are used by the plan's replica weights."""
+    per_expert = np.asarray(load, np.float64)
+    placement = plan.placement
+    if per_expert.shape != placement.replica_count.shape:
+        expected = f"{placement.replica_count.shape}, layers × experts"
+        raise mismatch("load", found=f"shape {per_expert.shape}", expected=expected, fix="match the plan")
+    per_slot = np.take_along_axis(per_expert, placement.phy2log.astype(np.int64), axis=1) * plan.replica_weights
+    return per_slot.reshape(len(per_slot), plan.topology.num_ranks, -1).sum(axis=2)
+
+
+def moved_slots(placement: Placement, previous: Placement, topology: Topology) -> NDArray[np.int64]:
+    """[L] slots whose rank must receive an expert that it did not hold (multiset difference per rank)."""
+    placement.moves_from(previous)  # refuses placements that do not compare
+    shape = (placement.num_layers, topology.num_ranks, topology.slots_per_rank)
+    experts = max(placement.num_experts, previous.num_experts)
+    old, new = previous.phy2log.reshape(shape), placement.phy2log.reshape(shape)
+    return np.array([_received(o, n, experts) for o, n in zip(old, new, strict=True)], np.int64)
+
+
+def judge(topk_ids: ArrayLike, source_rank: ArrayLike, plan: Plan, rule: Dispatch | None = None) -> Score:
+    """Route `topk_ids: [L, T, k]` from `source_rank: [T]` by `route()` and take every figure.
+
+    Rows that are all padding are not counted as tokens.
+    """
+    ids = np.asarray(topk_ids)
+    if ids.ndim != 3 or len(ids) != plan.placement.num_layers:
+        expected = f"[{plan.placement.num_layers}, tokens, k]"
+        raise mismatch("topk_ids", found=f"shape {ids.shape}", expected=expected, fix="one block of rows per layer")
+    topology = plan.topology
+    sources = np.ascontiguousarray(np.broadcast_to(np.asarray(source_rank), ids.shape[1]))
+    rank_load = np.zeros((len(ids), topology.num_ranks), np.int64)
+    fan_out, copies, ingress = np.zeros(len(ids)), np.zeros(len(ids)), np.ones(len(ids))
+    for layer, rows in enumerate(ids):
+        slots = route(rows, sources, plan, layer, rule)
+        visited, arriving = np.zeros(1, np.int64), np.zeros(topology.num_nodes, np.int64)
+        _count(slots, sources, topology.node_of_rank, topology.slots_per_rank, rank_load[layer], visited, arriving)
+        tokens = max(int((rows >= 0).any(axis=1).sum()), 1)
+        fan_out[layer], copies[layer] = visited[0] / tokens, arriving.sum() / tokens
+        if arriving.any():
+            ingress[layer] = arriving.max() / arriving.mean()
+    return Score(balancedness(rank_load), float(fan_out.mean()), float(copies.mean()), float(ingress.mean()))
+
+
+@kernel
+def _received(old: Array, new: Array, experts: int) -> int:
+    received = 0
+    for rank in range(old.shape[0]):
+        missing = np.zeros(experts, np.int64)
+        for slot in range(old.shape[1]):
+            missing[new[rank, slot]] += 1
+            missing[old[rank, slot]] -= 1
+        for expert in range(experts):
+            received += max(missing[expert], 0)
+    return received
+
+
+@kernel
+def _count(
+    slots: Array,
+    sources: Array,
+    node_of_rank: Array,
+    slots_per_rank: int,
+    rank_load: Array,
+    visited: Array,
+    arriving: Array,
+) -> None:
+    last_token = np.full(arriving.shape[0], -1, np.int64)
+    for token in range(slots.shape[0]):
+        for k in range(slots.shape[1]):
+            if slots[token, k] < 0:
+                continue
+            rank = slots[token, k] // slots_per_rank
+            rank_load[rank] += 1
+            node = node_of_rank[rank]
+            if last_token[node] != token:
+                last_token[node] = token
+                visited[0] += 1
+                if node != node_of_rank[sources[token]]:
+                    arriving[node] += 1

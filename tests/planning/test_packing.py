@@ -1,0 +1,122 @@
+"""Packing and replication: exact sizes, no twins, brute force on tiny cases."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eplb_plugin.planning.packing import pack, solve_balanced
+from eplb_plugin.planning.replication import apportion, copy_limit, list_copies
+from eplb_plugin.planning.score import layer_balancedness
+from strategies import QUICK
+
+
+def brute_force(weights: list[float], ranks: int) -> float:
+    """Lightest possible busiest rank, all ranks with equally many items."""
+    size = len(weights) // ranks
+
+    @cache
+    def best(left: tuple[int, ...]) -> float:
+        if not left:
+            return 0.0
+        first, rest = left[0], left[1:]
+        options = []
+        for mates in combinations(rest, size - 1):
+            here = weights[first] + sum(weights[m] for m in mates)
+            options.append(max(here, best(tuple(i for i in rest if i not in mates))))
+        return min(options)
+
+    return best(tuple(range(len(weights))))
+
+
+def peak(members, weights) -> float:
+    return max(sum(weights[item] for item in row) for row in members)
+
+
+@QUICK
+@given(st.integers(1, 3), st.lists(st.integers(0, 50), min_size=6, max_size=6))
+def test_two_ranks_are_packed_as_well_as_possible(size: int, numbers: list[int]):
+    weights = np.array(numbers[: 2 * size], float)
+    members = pack(np.arange(len(weights), dtype=np.int32), weights, 2, len(weights))
+    mean = weights.sum() / 2
+    assert peak(members, weights) <= max(brute_force(list(weights), 2), mean * 1.0005) + 1e-9
+
+
+@QUICK
+@given(st.lists(st.integers(0, 50), min_size=6, max_size=6))
+def test_three_ranks_of_two_are_packed_as_well_as_possible(numbers: list[int]):
+    weights = np.array(numbers, float)
+    members = pack(np.arange(6, dtype=np.int32), weights, 3, 6)
+    assert peak(members, weights) <= max(brute_force(numbers, 3), weights.sum() / 3 * 1.0005) + 1e-9
+
+
+@QUICK
+@given(st.lists(st.integers(0, 50), min_size=9, max_size=9))
+def test_three_ranks_of_three_are_close(numbers: list[int]):
+    weights = np.array(numbers, float)
+    members = pack(np.arange(9, dtype=np.int32), weights, 3, 9)
+    assert peak(members, weights) <= 1.1 * brute_force(numbers, 3) + 1e-9
+
+
+@QUICK
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_no_twins_wherever_that_is_possible(ranks: int, slots: int, seed: int):
+    """Copy counts at random, as unequal as they may be: up to one copy per rank."""
+    rng = np.random.default_rng(seed)
+    counts: list[int] = []
+    while sum(counts) < ranks * slots:
+        counts.append(int(min(rng.integers(1, ranks + 1), ranks * slots - sum(counts))))
+    if len(counts) < slots:
+        return
+    items = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    members = pack(items, rng.random(len(items)), ranks, len(counts))
+    assert sorted(members.ravel()) == sorted(items)
+    assert all(len(set(row)) == slots for row in members.tolist())
+
+
+def apportion_slowly(load, slots: int, limit: int) -> list[int]:
+    copies = [1] * len(load)
+    for _ in range(slots - len(load)):
+        open_experts = [e for e in range(len(load)) if copies[e] < limit]
+        copies[max(open_experts, key=lambda e: (load[e] / copies[e], -copies[e], -e))] += 1
+    return copies
+
+
+@QUICK
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.integers(0, 20), st.integers(1, 5))
+def test_copies_go_to_the_largest_load_per_copy(load: list[int], spare: int, ranks: int):
+    slots = len(load) + spare
+    limit = copy_limit(len(load), slots, ranks)
+    copies = apportion(np.array(load, float), slots, limit)
+    assert copies.tolist() == apportion_slowly(load, slots, limit)
+    assert copies.sum() == slots
+    assert list_copies(copies).tolist() == [e for e, count in enumerate(copies) for _ in range(count)]
+
+
+def test_zero_loads_share_the_spare_slots():
+    assert apportion(np.zeros(4), 10, 4).tolist() == [3, 3, 2, 2]
+
+
+def test_more_slots_than_one_copy_per_rank_can_fill():
+    assert copy_limit(4, 16, 4) == 4
+    assert copy_limit(4, 24, 4) == 6
+    assert np.bincount(solve_balanced(np.arange(4.0), 24, 4)).sum() == 24
+
+
+@pytest.mark.parametrize(
+    ("experts", "slots", "ranks", "least"), [(256, 288, 32, 0.998), (256, 320, 64, 0.998), (128, 160, 32, 0.998)]
+)
+def test_balance_at_scale(experts: int, slots: int, ranks: int, least: float):
+    rng = np.random.default_rng(0)
+    loads = np.exp(rng.normal(0, 0.35, (8, experts)))
+    rank_load = []
+    for load in loads:
+        phy2log = solve_balanced(load, slots, ranks)
+        per_copy = load / np.bincount(phy2log, minlength=experts)
+        rank_load.append(per_copy[phy2log].reshape(ranks, -1).sum(1))
+    assert layer_balancedness(rank_load).mean() > least
