@@ -200,6 +200,12 @@ def test_window_within_interval() -> None:
     assert parse_config({"window_size": 10, "step_interval": 10}, "").window_size == 10
 
 
+def test_a_bound_that_the_policy_cannot_keep_is_refused() -> None:
+    """The vanilla algorithm solves afresh each time: a bound on moves would be ignored."""
+    message = refusal({"policy": "deepseek", "budget": {"max_moved_slots": 4}})
+    assert message.startswith("file.yaml: budget.max_moved_slots: found 4, expected no bound with policy deepseek")
+
+
 @pytest.mark.parametrize(
     ("topology", "words"),
     [
@@ -289,8 +295,10 @@ def configs(draw: st.DrawFn) -> PluginConfig:
     window, interval = draw(st.none() | st.integers(1, 10**6)), draw(st.none() | st.integers(2, 10**8))
     if window and interval:
         window, interval = min(window, interval), max(window, interval)
+    policy = draw(st.sampled_from(["deepseek", "balanced", "affinity"]))
+    bounds = st.none() if policy == "deepseek" else st.none() | st.integers(0, 10**6)
     return PluginConfig(
-        policy=draw(st.sampled_from(["deepseek", "balanced", "affinity"])),
+        policy=policy,
         topology=draw(topologies),
         window_size=window,
         step_interval=interval,
@@ -298,7 +306,7 @@ def configs(draw: st.DrawFn) -> PluginConfig:
         dispatch=draw(st.sampled_from(["hash", "nearest"])),
         sample_rows=draw(st.integers(256, 65_536)),
         balance_tolerance=draw(st.floats(0, 1)),
-        budget=BudgetConfig(max_moved_slots=draw(st.none() | st.integers(0, 10**6))),
+        budget=BudgetConfig(max_moved_slots=draw(bounds)),
         logging=LoggingConfig(
             level=draw(st.sampled_from(["debug", "info", "warning", "error"])), rebalances=draw(st.booleans())
         ),
