@@ -1,0 +1,1 @@
+"""Made-up routing for tests and demos."""
