@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from ...errors import mismatch
 
@@ -62,7 +63,10 @@ def owner_group_size(parallel: Any, tensor_parallel_size: int) -> int:
 
 
 def _refuse_unseen(layer: Any) -> None:
-    name, fix = layer.layer_name, _USE_VANILLA
+    fix = _USE_VANILLA
+    if not isinstance(layer, MoERunner):  # e.g. the MegaMoE layers of DeepSeek-V4 and Kimi-K3, which map ids themselves
+        raise mismatch("MoE layer", found=type(layer).__name__, expected="vLLM's MoERunner", fix=fix)
+    name = layer.layer_name
     method = type(layer.routed_experts.quant_method).__name__
     if not isinstance(layer.router, BaseRouter):
         raise mismatch(name, found=f"router {type(layer.router).__name__}", expected="vLLM's BaseRouter", fix=fix)

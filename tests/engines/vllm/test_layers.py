@@ -14,6 +14,7 @@ import torch
 from vllm.model_executor.layers.fused_moe import config as moe_config
 from vllm.model_executor.layers.fused_moe.config import FusedMoEParallelConfig
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from eplb_plugin.engines.vllm.layers import inspect_layers, owner_group_size
 from eplb_plugin.errors import PluginError
@@ -77,7 +78,8 @@ class Router(BaseRouter):
         raise NotImplementedError
 
 
-def layer(parallel: FusedMoEParallelConfig, layer_id: int = 0, top_k: int = 2, **changes: Any) -> SimpleNamespace:
+def layer(parallel: FusedMoEParallelConfig, layer_id: int = 0, top_k: int = 2, **changes: Any) -> MoERunner:
+    """A MoERunner that was never set up: what the plugin reads of it is given, as attributes of its class."""
     router = Router(top_k, 8, SimpleNamespace())
     values = {
         "layer_id": layer_id,
@@ -88,7 +90,8 @@ def layer(parallel: FusedMoEParallelConfig, layer_id: int = 0, top_k: int = 2, *
         "is_monolithic": False,
         "do_naive_dispatch_combine": False,
     }
-    return SimpleNamespace(**{**values, **changes})
+    runner = type("Runner", (MoERunner,), {**values, **changes})
+    return runner.__new__(runner)
 
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
@@ -122,6 +125,12 @@ def test_layer_that_cannot_be_seen_refused(changes: dict[str, Any], found: str) 
     assert message.startswith("model.layers.5.mlp.experts: ")
     assert found in message
     assert message.endswith("; fix: use vLLM's own EPLB for this model: remove the plugin's settings")
+
+
+def test_a_layer_of_another_kind_is_refused() -> None:
+    """Layers that map ids themselves (DeepSeek-V4's and Kimi-K3's MegaMoE) would go unseen."""
+    with pytest.raises(PluginError, match=r"MoE layer: found SimpleNamespace, expected vLLM's MoERunner; fix: use"):
+        inspect_layers(SimpleNamespace(moe_layers=[SimpleNamespace(layer_name="mega")]), 2)
 
 
 def test_layers_that_differ_refused() -> None:
