@@ -143,7 +143,10 @@ class Rebalancer:
         else:
             rows = np.random.default_rng(0).integers(0, experts, (1, 64, entry.recorder.sample.shape[2]))
             statistics = RoutingStatistics.from_topk(rows, experts)
-        self._plan(replace(entry, layer_ids=[0]), statistics, placed)
+        seconds = self._plan(replace(entry, layer_ids=[0]), statistics, placed).seconds
+        logger.info(
+            "planner ready for %s in %.1f s (kernels are compiled once and cached on disk)", entry.name, seconds
+        )
 
 
 def encode(placement: Placement) -> bytes:
