@@ -60,11 +60,13 @@ class Rebalancer:
         self.config = config
         self.entries: dict[str, ModelEntry] = {}
 
-    def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> None:
-        """Register a model; on the planning rank, compile the planner now so that no rebalance waits for it."""
+    def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> float:
+        """Register a model; on the planning rank, compile the planner now so that no rebalance waits for it.
+
+        Returns the seconds which that took.
+        """
         self.entries[key] = entry
-        if planning_rank:
-            self._warm_up(entry)
+        return self._warm_up(entry) if planning_rank else 0.0
 
     def observe(self, key: str, group: dist.ProcessGroup) -> None:
         """Collective over the EP group: take the snapshot of the window that just ended."""
@@ -134,7 +136,7 @@ class Rebalancer:
             options=self.config.plan_options,
         )
 
-    def _warm_up(self, entry: ModelEntry) -> None:
+    def _warm_up(self, entry: ModelEntry) -> float:
         """Plan once for made-up routing of one layer: numba compiles (or loads its cache) for these types."""
         experts, slots = entry.num_experts, entry.topology.num_slots
         placed = Placement(np.arange(slots, dtype=np.int32)[None] % experts)
@@ -143,10 +145,7 @@ class Rebalancer:
         else:
             rows = np.random.default_rng(0).integers(0, experts, (1, 64, entry.recorder.sample.shape[2]))
             statistics = RoutingStatistics.from_topk(rows, experts)
-        seconds = self._plan(replace(entry, layer_ids=[0]), statistics, placed).seconds
-        logger.info(
-            "planner ready for %s in %.1f s (kernels are compiled once and cached on disk)", entry.name, seconds
-        )
+        return self._plan(replace(entry, layer_ids=[0]), statistics, placed).seconds
 
 
 def encode(placement: Placement) -> bytes:

@@ -53,9 +53,9 @@ class Adapter:
             for index, router in enumerate(layers.routers):
                 setattr(router.eplb_state, LAYER, _Stage(entry.recorder, index, layers.chunk))
         planning_rank = group.rank_in_group == 0
-        self.rebalancer.add(compute_hash_cached(model_config), entry, planning_rank)
+        seconds = self.rebalancer.add(compute_hash_cached(model_config), entry, planning_rank)
         if planning_rank:
-            self._announce(entry)
+            self._announce(entry, seconds)
 
     def _recorder(self, model: Any, top_k: int) -> Recorder:
         return Recorder(
@@ -68,16 +68,16 @@ class Adapter:
             num_ubatches=max(1, self.vllm_config.parallel_config.num_ubatches),
         )
 
-    def _announce(self, entry: ModelEntry) -> None:
+    def _announce(self, entry: ModelEntry, planner_seconds: float) -> None:
         topology, recorder = entry.topology, entry.recorder
         if len(self.rebalancer.entries) == 1:
             logger.info("settings: %s", self.config.model_dump_json())
         logger.info(
             "%s: %d MoE layers, %d experts in %d slots on %d nodes x %d ranks, policy %s, "
-            "token-owner groups of %d, %.1f MiB of recording buffers per rank",
+            "token-owner groups of %d, %.1f MiB of recording buffers per rank, planner ready in %.1f s",
             entry.name, len(entry.layer_ids), entry.num_experts, topology.num_slots, topology.num_nodes,
             topology.ranks_per_node, entry.policy, entry.owner_group_size,
-            (recorder.nbytes() if recorder else 0) / 2**20,
+            (recorder.nbytes() if recorder else 0) / 2**20, planner_seconds,
         )  # fmt: skip
 
     def expect(self, model_config: Any, real_tokens: int, ubatch_slices: list[Any] | None) -> None:
