@@ -216,4 +216,6 @@ def _describe(entry: ModelEntry, statistics: RoutingStatistics, placed: Placemen
         sources = np.arange(rows.shape[1]) % entry.topology.num_ranks
         copies = [judge(rows, sources, one).cross_node_copies for one in (before, made)]
         text += f", cross-node copies/token {copies[0]:.3f} -> {copies[1]:.3f}"
-    return f"{text}, {moved} of {placed.phy2log.size} slots move, planned in {made.seconds * 1e3:.1f} ms"
+    text += f", {moved} of {placed.phy2log.size} slots move, planned in {made.seconds * 1e3:.1f} ms"
+    # the engine's load counts, which a draft is planned by, do not say how many tokens they are of
+    return f"{text} from {statistics.num_tokens.max()} tokens" if statistics.sample is not None else text

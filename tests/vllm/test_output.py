@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from eplb_cpu_engines.meter import read_meter
 
@@ -54,19 +55,22 @@ def test_output_is_unchanged_over_many_rebalances(
     expected = reference(model)
     eplb = Eplb(redundant, window_size=4, step_interval=8, use_async=use_async)
     settings = SETTINGS.format(policy="affinity", nodes=layout.ranks)
-    meter = {"EPLB_METER_DIR": str(tmp_path / "meter"), "EPLB_METER_WINDOW": "4"}
+    metering = {"EPLB_METER_DIR": str(tmp_path / "meter"), "EPLB_METER_WINDOW": "4"}
     way = "flag" if layout.ranks == 2 else "environment"
-    server = serve(model, layout, eplb.arguments(), settings, way, **meter)
+    server = serve(model, layout, eplb.arguments(), settings, way, **metering)
     server.wait_ready()
     rounds = 0
     while len(moves_planned(server)) < REBALANCES or rounds < 3:
         assert rounds < 40, f"only {len(moves_planned(server))} rebalances in {rounds} rounds"
         assert largest_difference(expected, complete_all(server)) < TOLERANCE
         rounds += 1
-    slots = 4 * (32 + redundant)
-    moved = read_meter(tmp_path / "meter")["slots_moved"]
+    meter = read_meter(tmp_path / "meter")
+    slots, moved = 4 * (32 + redundant), meter["slots_moved"]
     assert moved > slots, f"only {moved} moves were seen in the server's maps: the test would not notice a wrong one"
     assert "refused" not in server.text()
+    # windows of four steps, of plugin and meter: a token counted by every rank that routes it would double the ratio
+    recorded = np.array([int(count) for count in re.findall(r" from (\d+) tokens", server.text())])
+    assert 0.6 < recorded[recorded > 0].mean() / meter["tokens"].mean() < 1.6
 
 
 @pytest.mark.full
