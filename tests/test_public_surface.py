@@ -7,7 +7,9 @@ import inspect
 import eplb_plugin
 from eplb_plugin.planning.deepseek import rebalance_experts
 
-NAMES = ["Placement", "Plan", "PlanOptions", "PluginError", "RoutingStatistics", "Topology", "plan", "route"]
+NAMES = [
+    "Placement", "Plan", "PlanOptions", "PluginError", "RoutingStatistics", "Topology", "forecast", "plan", "route",
+]  # fmt: skip
 PARAMETERS = {
     "Topology": ["num_nodes", "ranks_per_node", "slots_per_rank", "_nodes"],
     "Topology.from_nodes": ["node_of_rank", "slots_per_rank"],
@@ -23,6 +25,7 @@ PARAMETERS = {
     "Placement.load": ["path"],
     "Plan": ["placement", "topology", "dispatch", "replica_weights", "seconds"],
     "PlanOptions": ["balance_tolerance", "max_moved_slots"],
+    "forecast": ["history"],
     "plan": ["statistics", "topology", "*policy", "*previous", "*dispatch", "*num_groups", "*options"],
     "route": ["topk_ids", "source_rank", "plan", "layer", "rule", "*token_index"],
 }
