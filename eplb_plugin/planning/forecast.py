@@ -93,7 +93,7 @@ def _noise(root: Floats, share: Floats, total: Floats) -> Floats:
     """[W] squared distance of a window's roots from the true ones: what counting explains, plus one burstiness for all.
 
     Counts follow Poisson's law, so that a root's variance is 1 / (4 tokens). The burstiness is what neighbouring
-    windows differ by beyond that, by the median, which one change of traffic does not move; half of it is each window's.
+    windows differ by beyond that, by the median (one change of traffic does not move it); half of it is each window's.
     """
     counted = np.where(total > 0.0, np.minimum(share, 0.25 / np.maximum(total, 1e-12)[:, :, None]).sum(axis=2), 0.0)
     sampling = counted.sum(axis=1)
