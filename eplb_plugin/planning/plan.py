@@ -62,6 +62,22 @@ def plan(
     return replace(made, seconds=time.perf_counter() - began)
 
 
+def checked_policy(policy: str) -> Policy:
+    """The policy itself, or PluginError if it is unknown."""
+    if policy not in POLICIES:
+        raise mismatch("policy", found=repr(policy), expected=f"one of {', '.join(POLICIES)}", fix="name a known one")
+    return policy  # type: ignore[return-value]
+
+
+def plan_of(placement: Placement, topology: Topology, dispatch: Dispatch) -> Plan:
+    """A placement that exists already, and how the rule uses it."""
+    found = placement.num_slots
+    if found != topology.num_slots:
+        expected = f"{topology.num_slots} on {topology.num_ranks} ranks"
+        raise mismatch("placement slots", found=found, expected=expected, fix="pass the topology it was made for")
+    return Plan(placement, topology, dispatch, replica_weights(placement, topology, dispatch), 0.0)
+
+
 @dataclass(frozen=True)
 class _Job:
     """One call's checked input."""
@@ -101,10 +117,7 @@ class _Job:
         return skip_unpaid(self.used(previous.phy2log), candidates, self.statistics, self.options)
 
     def used(self, phy2log: NDArray[np.int32]) -> Plan:
-        """A placement, and how the rule uses it."""
-        placement = Placement(phy2log, self.statistics.layer_ids)
-        shares = replica_weights(placement, self.topology, self.dispatch)
-        return Plan(placement, self.topology, self.dispatch, shares, 0.0)
+        return plan_of(Placement(phy2log, self.statistics.layer_ids), self.topology, self.dispatch)
 
     def vanilla(self, previous: Placement | None) -> NDArray[np.int32]:
         topology = self.topology
@@ -177,8 +190,7 @@ def _check(
     options: PlanOptions,
 ) -> None:
     experts, slots = statistics.num_experts, topology.num_slots
-    if policy not in POLICIES:
-        raise mismatch("policy", found=repr(policy), expected=f"one of {', '.join(POLICIES)}", fix="name a known one")
+    checked_policy(policy)
     if slots < experts:
         expected = f"at least {experts}, one per expert"
         raise mismatch("topology.num_slots", found=slots, expected=expected, fix="raise slots_per_rank")

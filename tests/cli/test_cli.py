@@ -113,7 +113,9 @@ def test_wrong_use(call: Callable[..., Answer], words: str) -> None:
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("words", ["--help", "doctor --help", "config --help", "config check --help"])
+@pytest.mark.parametrize(
+    "words", ["--help", "plan --help", "replay --help", "doctor --help", "config --help", "config check --help"]
+)
 def test_help(call: Callable[..., Answer], words: str) -> None:
     """Every command explains itself."""
     code, out, err = call(*words.split())
