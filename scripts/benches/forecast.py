@@ -21,6 +21,7 @@ from rich.table import Table
 from eplb_plugin import RoutingStatistics, Topology, forecast, plan
 from eplb_plugin.planning.score import balancedness, expected_rank_load
 
+ROOT = Path(__file__).resolve().parents[2]
 LAYERS, EXPERTS, WINDOWS = 58, 256, 8
 SPREAD, NOISE = 0.36, 0.15  # log-normal sigmas: between experts, and of one expert from window to window
 CLUSTERS = {"V3/32: 288 slots": Topology(4, 8, 9), "V3/64: 320 slots": Topology(8, 8, 5)}
@@ -145,7 +146,7 @@ def show(results: list[dict]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench_forecast")
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("out/bench_forecast.json"))
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench_forecast.json")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     options = parser.parse_args()
     results = [

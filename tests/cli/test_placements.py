@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology, cli, plan
+from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology, plan
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.planning.plan import plan_of
 from eplb_plugin.planning.score import judge
@@ -26,20 +26,6 @@ ROUTER = ClusteredRouter(2, 32, 4, num_topics=4, purity=0.8, strength=3.0, skew=
 CLUSTER = ("--nodes", 2, "--ranks-per-node", 2, "--slots-per-rank", 10)
 TOPOLOGY = Topology(2, 2, 10)
 FIGURES = {"balancedness", "node_fan_out", "cross_node_copies", "busiest_ingress"}
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Run a command as the console script does: exit code, stdout, stderr."""
-
-    def run(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["eplb-plugin", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.app()
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err  # type: ignore[return-value]
-
-    return run
 
 
 @pytest.fixture
