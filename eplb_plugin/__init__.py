@@ -12,13 +12,16 @@ from .topology import Topology
 
 if TYPE_CHECKING:
     from .dispatch.rules import route
+    from .planning.forecast import forecast
     from .planning.plan import plan
 
-__all__ = ["Placement", "Plan", "PlanOptions", "PluginError", "RoutingStatistics", "Topology", "plan", "route"]
+__all__ = [
+    "Placement", "Plan", "PlanOptions", "PluginError", "RoutingStatistics", "Topology", "forecast", "plan", "route",
+]  # fmt: skip
 __version__ = "0.1.0"
 
 # plan and route compile numba kernels: their modules load on first use, so that reading a config or a file stays quick.
-_LAZY = {"plan": "planning.plan", "route": "dispatch.rules"}
+_LAZY = {"forecast": "planning.forecast", "plan": "planning.plan", "route": "dispatch.rules"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .errors import PluginError, mismatch
 from .files import load_arrays, save_arrays
@@ -115,8 +115,9 @@ class Placement:
         return cls(arrays["phy2log"], checked_layer_ids(arrays.get("layer_ids"), len(arrays["phy2log"])))
 
 
-def linear_placement(layers: int, experts: int, slots: int) -> Placement:
+def linear_placement(layers: int, experts: int, slots: int, layer_ids: ArrayLike | None = None) -> Placement:
     """The engines' own start: slot p holds expert p, and the redundant slots repeat from expert 0."""
     if slots < experts:
         raise mismatch("slots", found=slots, expected=f"at least {experts}, one per expert", fix="add slots")
-    return Placement(np.tile(np.arange(slots, dtype=np.int32) % experts, (layers, 1)))
+    rows = np.tile(np.arange(slots, dtype=np.int32) % experts, (layers, 1))
+    return Placement(rows, checked_layer_ids(layer_ids, layers))

@@ -16,22 +16,58 @@ from .topology import Topology
 
 Policy = Literal["deepseek", "balanced", "affinity"]
 Dispatch = Literal["hash", "nearest"]
+PRICES = ("expert_bytes", "link_gbps", "token_bytes", "seconds_per_selection", "window_steps", "horizon_steps")
 
 
 @dataclass(frozen=True)
 class PlanOptions:
     """balance_tolerance: share by which a node's planned load may exceed the mean (affinity policy).
     max_moved_slots: slots per layer that may get another expert when `previous` is given; None = no bound.
+
+    The price of a move (planning/price.py): without them every move is made. Given, they must be complete:
+    expert_bytes: weights of one expert in one layer. link_gbps: Gbit/s of a rank's link to other nodes (a network card
+        that several ranks share: its share). token_bytes: of one copy of a token sent to another node, there and back.
+    seconds_per_selection: that a rank needs to compute one (token, expert) selection in one layer.
+    window_steps, horizon_steps: forward steps that the statistics were counted over, and steps until the next
+        rebalance; neither = they are equally many.
+    load_error: relative error of an expert's load as a forecast of the next window, as `forecast_error` measures it.
     """
 
     balance_tolerance: float = 0.02
     max_moved_slots: int | None = None
+    expert_bytes: float | None = None
+    link_gbps: float | None = None
+    token_bytes: float | None = None
+    seconds_per_selection: float | None = None
+    window_steps: float | None = None
+    horizon_steps: float | None = None
+    load_error: float = 0.15
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.balance_tolerance <= 1.0:
             raise mismatch("balance_tolerance", found=self.balance_tolerance, expected="0.0..1.0", fix="pass a share")
         if self.max_moved_slots is not None and self.max_moved_slots < 0:
             raise mismatch("max_moved_slots", found=self.max_moved_slots, expected=">= 0 or None", fix="raise it")
+        self._check_prices()
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether a layer moves only if that saves more time than it costs."""
+        return self.expert_bytes is not None
+
+    def _check_prices(self) -> None:
+        given = {name: getattr(self, name) for name in PRICES if getattr(self, name) is not None}
+        for name, value in {**given, "load_error": self.load_error}.items():
+            positive = name in ("link_gbps", "window_steps", "horizon_steps")
+            if not (0.0 <= value < float("inf")) or (positive and value == 0.0):
+                raise mismatch(name, found=value, expected="> 0" if positive else ">= 0", fix="pass a finite number")
+        complete = {"expert_bytes", "link_gbps"} <= set(given) and {"token_bytes", "seconds_per_selection"} & set(given)
+        if given and (not complete or ("window_steps" in given) != ("horizon_steps" in given)):
+            raise mismatch(
+                "price of a move", found=", ".join(given),
+                expected="expert_bytes, link_gbps, token_bytes or seconds_per_selection; both numbers of steps or none",
+                fix="pass what is missing, or none of them",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +77,7 @@ class Plan:
     replica_weights: [L, P] float64, the planned share of its expert's tokens that a slot serves, summed over sources;
         the slots of one expert sum to 1.
     seconds: time the planner took.
+    skipped_layers: layers that keep the previous row because their move would cost more time than it saves.
     """
 
     placement: Placement
@@ -48,6 +85,7 @@ class Plan:
     dispatch: Dispatch
     replica_weights: NDArray[np.float64]
     seconds: float
+    skipped_layers: int = 0
 
     @cached_property
     def digest(self) -> str:

@@ -28,6 +28,30 @@ def test_plans_are_frozen():
         PlanOptions().max_moved_slots = 3
 
 
+PRICED = {"expert_bytes": 1e6, "link_gbps": 400, "seconds_per_selection": 1e-6}
+
+
+def test_prices_are_optional():
+    assert not PlanOptions().is_priced
+    assert PlanOptions(**PRICED).is_priced
+    assert PlanOptions(**PRICED, window_steps=100, horizon_steps=1000).is_priced
+
+
+@pytest.mark.parametrize("missing", [*PRICED, "horizon_steps"])
+def test_half_a_price_is_refused(missing):
+    given = {**PRICED, "window_steps": 100, "horizon_steps": 10}
+    del given[missing]
+    with pytest.raises(PluginError, match=r"price of a move: found .*; fix: pass what is missing"):
+        PlanOptions(**given)
+
+
+@pytest.mark.parametrize("name", [*PRICED, "window_steps", "horizon_steps", "token_bytes", "load_error"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_prices_are_finite_and_not_negative(name, value):
+    with pytest.raises(PluginError, match=f"{name}: found"):
+        PlanOptions(**{**PRICED, "window_steps": 1, "horizon_steps": 1, name: value})
+
+
 @pytest.mark.parametrize("bad", [{"balance_tolerance": -0.1}, {"balance_tolerance": 1.1}, {"max_moved_slots": -1}])
 def test_options_are_checked(bad):
     with pytest.raises(PluginError, match=next(iter(bad))):

@@ -7,7 +7,9 @@ import inspect
 import eplb_plugin
 from eplb_plugin.planning.deepseek import rebalance_experts
 
-NAMES = ["Placement", "Plan", "PlanOptions", "PluginError", "RoutingStatistics", "Topology", "plan", "route"]
+NAMES = [
+    "Placement", "Plan", "PlanOptions", "PluginError", "RoutingStatistics", "Topology", "forecast", "plan", "route",
+]  # fmt: skip
 PARAMETERS = {
     "Topology": ["num_nodes", "ranks_per_node", "slots_per_rank", "_nodes"],
     "Topology.from_nodes": ["node_of_rank", "slots_per_rank"],
@@ -21,15 +23,19 @@ PARAMETERS = {
     "Placement.moves_from": ["self", "previous"],
     "Placement.save": ["self", "path", "header"],
     "Placement.load": ["path"],
-    "Plan": ["placement", "topology", "dispatch", "replica_weights", "seconds"],
-    "PlanOptions": ["balance_tolerance", "max_moved_slots"],
+    "Plan": ["placement", "topology", "dispatch", "replica_weights", "seconds", "skipped_layers"],
+    "PlanOptions": [
+        "balance_tolerance", "max_moved_slots", "expert_bytes", "link_gbps", "token_bytes", "seconds_per_selection",
+        "window_steps", "horizon_steps", "load_error",
+    ],
+    "forecast": ["history"],
     "plan": ["statistics", "topology", "*policy", "*previous", "*dispatch", "*num_groups", "*options"],
     "route": ["topk_ids", "source_rank", "plan", "layer", "rule", "*token_index"],
-}
+}  # fmt: skip
 DEFAULTS = {
     "plan": {"policy": "affinity", "previous": None, "dispatch": "hash", "num_groups": 1, "options": None},
     "route": {"rule": None, "token_index": None},
-    "PlanOptions": {"balance_tolerance": 0.02, "max_moved_slots": None},
+    "PlanOptions": {"balance_tolerance": 0.02, "max_moved_slots": None, "expert_bytes": None, "load_error": 0.15},
 }
 
 

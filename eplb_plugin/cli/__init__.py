@@ -9,12 +9,16 @@ import typer
 from ..errors import PluginError
 from .config import app as config_app
 from .doctor import doctor
+from .plan import plan
+from .replay import replay
 
 _app = typer.Typer(
     help="Affinity-aware expert placement for vLLM.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 _app.add_typer(config_app, name="config")
 _app.command()(doctor)
+_app.command()(plan)
+_app.command()(replay)
 
 
 def app() -> None:

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+TRACE_HELP = "Statistics file with a token sample, or .npz with topk_ids (layers × tokens × k)"
+Trace = Annotated[Path, typer.Argument(help=f"{TRACE_HELP}.")]
+Traces = Annotated[list[Path], typer.Argument(help=f"{TRACE_HELP}; several, oldest first: plan for their forecast.")]
+
+Nodes = Annotated[int, typer.Option("--nodes", help="Nodes (fast-link domains) of the EP group.")]
+RanksPerNode = Annotated[int, typer.Option("--ranks-per-node", help="Ranks on every node.")]
+SlotsPerRank = Annotated[int, typer.Option("--slots-per-rank", help="Physical experts per rank and layer.")]
+Rule = Annotated[str, typer.Option("--rule", help="Dispatch rule that picks among an expert's copies.")]
+Policy = Annotated[str, typer.Option("--policy", help="affinity, balanced or deepseek.")]
+NumGroups = Annotated[int, typer.Option("--num-groups", help="The model's expert groups (group-limited routing).")]
+Draws = Annotated[int, typer.Option("--draws", min=1, max=1000, help="Random source ranks to average over.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the source ranks.")]

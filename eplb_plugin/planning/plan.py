@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import get_args
 
 import numpy as np
@@ -22,6 +22,7 @@ from .affinity import solve_affinity
 from .crossings import Cluster
 from .incremental import expected_balance, expected_crossings, repair_layer
 from .packing import solve_balanced
+from .price import refuse_unknown_gain, skip_unpaid
 from .ranks import count_held
 from .relabel import keep_slots, relabel
 from .repair import NO_LIMIT, repair
@@ -47,7 +48,8 @@ def plan(
 
     policy: deepseek = the engines' own; balanced = even ranks only; affinity = even ranks and few nodes per token.
     previous: the placement to start from. balanced and affinity then repair it with few moves; only where a full
-    solve is clearly better, and `options.max_moved_slots` sets no bound, a layer is solved afresh.
+    solve is clearly better, and `options.max_moved_slots` sets no bound, a layer is solved afresh. If `options` name
+    prices, a layer moves only if that saves more time than it costs.
     num_groups: the model's expert groups (group-limited routing); contiguous in the expert ids.
 
     Deterministic. Raises PluginError on input that does not fit together, before computing anything.
@@ -56,15 +58,24 @@ def plan(
     options = PlanOptions() if options is None else options
     _check(statistics, topology, policy, previous, checked_rule(dispatch), num_groups, options)
     job = _Job(statistics, topology, policy, dispatch, num_groups, options)
-    if policy == "deepseek":
-        phy2log = job.vanilla(previous)
-    elif previous is None:
-        phy2log = job.solve()
-    else:
-        phy2log = job.repair(previous.phy2log)
-    placement = Placement(phy2log, statistics.layer_ids)
-    shares = replica_weights(placement, topology, dispatch)
-    return Plan(placement, topology, dispatch, shares, time.perf_counter() - began)
+    made = job.made(previous) if previous is None or not options.is_priced else job.priced(previous)
+    return replace(made, seconds=time.perf_counter() - began)
+
+
+def checked_policy(policy: str) -> Policy:
+    """The policy itself, or PluginError if it is unknown."""
+    if policy not in POLICIES:
+        raise mismatch("policy", found=repr(policy), expected=f"one of {', '.join(POLICIES)}", fix="name a known one")
+    return policy  # type: ignore[return-value]
+
+
+def plan_of(placement: Placement, topology: Topology, dispatch: Dispatch) -> Plan:
+    """A placement that exists already, and how the rule uses it."""
+    found = placement.num_slots
+    if found != topology.num_slots:
+        expected = f"{topology.num_slots} on {topology.num_ranks} ranks"
+        raise mismatch("placement slots", found=found, expected=expected, fix="pass the topology it was made for")
+    return Plan(placement, topology, dispatch, replica_weights(placement, topology, dispatch), 0.0)
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,22 @@ class _Job:
     @property
     def keeps_locality(self) -> bool:
         return self.policy == "affinity" and self.topology.num_nodes > 1
+
+    def made(self, previous: Placement | None) -> Plan:
+        if self.policy == "deepseek":
+            return self.used(self.vanilla(previous))
+        return self.used(self.solve() if previous is None else self.repair(previous.phy2log))
+
+    def priced(self, previous: Placement) -> Plan:
+        """Where the usual move does not pay, a repair alone may, if it was not one already."""
+        candidates = [partial(self.made, previous)]
+        if self.policy != "deepseek" and self.options.max_moved_slots is None:
+            repair_only = replace(self.options, max_moved_slots=self.topology.num_slots)
+            candidates.append(partial(replace(self, options=repair_only).made, previous))
+        return skip_unpaid(self.used(previous.phy2log), candidates, self.statistics, self.options)
+
+    def used(self, phy2log: NDArray[np.int32]) -> Plan:
+        return plan_of(Placement(phy2log, self.statistics.layer_ids), self.topology, self.dispatch)
 
     def vanilla(self, previous: Placement | None) -> NDArray[np.int32]:
         topology = self.topology
@@ -163,8 +190,7 @@ def _check(
     options: PlanOptions,
 ) -> None:
     experts, slots = statistics.num_experts, topology.num_slots
-    if policy not in POLICIES:
-        raise mismatch("policy", found=repr(policy), expected=f"one of {', '.join(POLICIES)}", fix="name a known one")
+    checked_policy(policy)
     if slots < experts:
         expected = f"at least {experts}, one per expert"
         raise mismatch("topology.num_slots", found=slots, expected=expected, fix="raise slots_per_rank")
@@ -177,6 +203,7 @@ def _check(
             "policy affinity", found="load only", expected="co-activation or a token sample",
             fix="record one, or plan with policy balanced",
         )  # fmt: skip
+    refuse_unknown_gain(statistics, options)
     if previous is None:
         return
     found = (previous.num_layers, previous.num_experts, previous.num_slots)

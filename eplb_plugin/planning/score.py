@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +29,20 @@ class Score:
     node_fan_out: float
     cross_node_copies: float
     busiest_ingress: float
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScores:
+    """The same figures for every layer: [L] float64 each."""
+
+    balancedness: NDArray[np.float64]
+    node_fan_out: NDArray[np.float64]
+    cross_node_copies: NDArray[np.float64]
+    busiest_ingress: NDArray[np.float64]
+
+    def mean(self) -> Score:
+        figures = (self.balancedness, self.node_fan_out, self.cross_node_copies, self.busiest_ingress)
+        return Score(*(float(figure.mean()) for figure in figures))
 
 
 def balancedness(rank_load: ArrayLike) -> float:
@@ -56,10 +71,15 @@ def expected_rank_load(load: ArrayLike, plan: Plan) -> NDArray[np.float64]:
 def moved_slots(placement: Placement, previous: Placement, topology: Topology) -> NDArray[np.int64]:
     """[L] slots whose rank must receive an expert that it did not hold (multiset difference per rank)."""
     placement.moves_from(previous)  # refuses placements that do not compare
+    return received_slots(placement, previous, topology).sum(axis=1)
+
+
+def received_slots(placement: Placement, previous: Placement, topology: Topology) -> NDArray[np.int64]:
+    """[L, ranks] experts that a rank must receive because it did not hold them (multiset difference)."""
     shape = (placement.num_layers, topology.num_ranks, topology.slots_per_rank)
     experts = max(placement.num_experts, previous.num_experts)
     old, new = previous.phy2log.reshape(shape), placement.phy2log.reshape(shape)
-    return np.array([_received(o, n, experts) for o, n in zip(old, new, strict=True)], np.int64)
+    return np.stack([_received(o, n, experts) for o, n in zip(old, new, strict=True)])
 
 
 def judge(topk_ids: ArrayLike, source_rank: ArrayLike, plan: Plan, rule: Dispatch | None = None) -> Score:
@@ -67,35 +87,49 @@ def judge(topk_ids: ArrayLike, source_rank: ArrayLike, plan: Plan, rule: Dispatc
 
     Rows that are all padding are not counted as tokens.
     """
+    return judge_layers(topk_ids, source_rank, plan, rule).mean()
+
+
+def judge_layers(topk_ids: ArrayLike, source_rank: ArrayLike, plan: Plan, rule: Dispatch | None = None) -> LayerScores:
+    """As `judge`, layer by layer."""
     ids = np.asarray(topk_ids)
     if ids.ndim != 3 or len(ids) != plan.placement.num_layers:
         expected = f"[{plan.placement.num_layers}, tokens, k]"
         raise mismatch("topk_ids", found=f"shape {ids.shape}", expected=expected, fix="one block of rows per layer")
-    topology = plan.topology
     sources = np.ascontiguousarray(np.broadcast_to(np.asarray(source_rank), ids.shape[1]))
-    rank_load = np.zeros((len(ids), topology.num_ranks), np.int64)
+    rank_load = np.zeros((len(ids), plan.topology.num_ranks), np.int64)
     fan_out, copies, ingress = np.zeros(len(ids)), np.zeros(len(ids)), np.ones(len(ids))
     for layer, rows in enumerate(ids):
-        slots = route(rows, sources, plan, layer, rule)
-        visited, arriving = np.zeros(1, np.int64), np.zeros(topology.num_nodes, np.int64)
-        _count(slots, sources, topology.node_of_rank, topology.slots_per_rank, rank_load[layer], visited, arriving)
+        rank_load[layer], visited, arriving = count_routed(rows, sources, plan, layer, rule)
         tokens = max(int((rows >= 0).any(axis=1).sum()), 1)
-        fan_out[layer], copies[layer] = visited[0] / tokens, arriving.sum() / tokens
+        fan_out[layer], copies[layer] = visited / tokens, arriving.sum() / tokens
         if arriving.any():
             ingress[layer] = arriving.max() / arriving.mean()
-    return Score(balancedness(rank_load), float(fan_out.mean()), float(copies.mean()), float(ingress.mean()))
+    return LayerScores(layer_balancedness(rank_load), fan_out, copies, ingress)
+
+
+def count_routed(
+    rows: ArrayLike, sources: NDArray[Any], plan: Plan, layer: int, rule: Dispatch | None = None
+) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
+    """rows: [T, k] from sources: [T] -> selections per rank, visits of nodes, copies that arrive from other nodes."""
+    topology = plan.topology
+    slots = route(rows, sources, plan, layer, rule)
+    rank_load, visited = np.zeros(topology.num_ranks, np.int64), np.zeros(1, np.int64)
+    arriving = np.zeros(topology.num_nodes, np.int64)
+    _count(slots, sources, topology.node_of_rank, topology.slots_per_rank, rank_load, visited, arriving)
+    return rank_load, int(visited[0]), arriving
 
 
 @kernel
-def _received(old: Array, new: Array, experts: int) -> int:
-    received = 0
+def _received(old: Array, new: Array, experts: int) -> Array:
+    received = np.zeros(old.shape[0], np.int64)
     for rank in range(old.shape[0]):
         missing = np.zeros(experts, np.int64)
         for slot in range(old.shape[1]):
             missing[new[rank, slot]] += 1
             missing[old[rank, slot]] -= 1
         for expert in range(experts):
-            received += max(missing[expert], 0)
+            received[rank] += max(missing[expert], 0)
     return received
 
 

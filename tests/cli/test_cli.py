@@ -13,28 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eplb_plugin import __version__, cli
+from eplb_plugin import __version__
 from eplb_plugin.config import PluginConfig, config_schema, load_config
 
 doctor = import_module("eplb_plugin.cli.doctor")  # as an attribute of the package it is the command
 CONFIGS = Path(__file__).parents[2] / "configs"
 Answer = tuple[int, str, str]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Run a command as the console script does: exit code, stdout, stderr."""
-
-    def run(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["eplb-plugin", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.app()
-        captured = capsys.readouterr()
-        code = exit_.value.code
-        assert code is None or isinstance(code, int)
-        return code or 0, captured.out, captured.err
-
-    return run
 
 
 # config
@@ -113,7 +97,9 @@ def test_wrong_use(call: Callable[..., Answer], words: str) -> None:
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("words", ["--help", "doctor --help", "config --help", "config check --help"])
+@pytest.mark.parametrize(
+    "words", ["--help", "plan --help", "replay --help", "doctor --help", "config --help", "config check --help"]
+)
 def test_help(call: Callable[..., Answer], words: str) -> None:
     """Every command explains itself."""
     code, out, err = call(*words.split())

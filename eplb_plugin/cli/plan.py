@@ -1,0 +1,132 @@
+"""`eplb-plugin plan TRACE... --out FILE`: make a placement file, and show what it changes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import PluginError
+from ..placement import Placement, linear_placement
+from ..plan_types import Plan, PlanOptions
+from ..statistics import RoutingStatistics
+from ..topology import Topology
+from ..workloads.trace import read_window
+from . import judged
+from .options import Draws, Json, Nodes, NumGroups, Policy, RanksPerNode, Rule, Seed, SlotsPerRank, Traces
+
+Out = Annotated[Path, typer.Option("--out", help="Placement file to write.")]
+Previous = Annotated[Path | None, typer.Option("--previous", help="Placement file in force, to start from.")]
+MaxMovedSlots = Annotated[int | None, typer.Option("--max-moved-slots", help="Bound per layer, with --previous.")]
+Tolerance = Annotated[float, typer.Option("--balance-tolerance", help="Overload that a plan leaves alone.")]
+
+PANEL = "Price of a move (needs --previous; without, every move is made)"
+Number = float | None
+ExpertBytes = Annotated[Number, typer.Option(help="Weights of one expert in one layer.", rich_help_panel=PANEL)]
+LinkGbps = Annotated[Number, typer.Option(help="Gbit/s of a rank's link to other nodes.", rich_help_panel=PANEL)]
+TokenBytes = Annotated[Number, typer.Option(help="A token's copy to a node, there and back.", rich_help_panel=PANEL)]
+Seconds = Annotated[Number, typer.Option(help="To compute one selection in one layer.", rich_help_panel=PANEL)]
+WindowSteps = Annotated[Number, typer.Option(help="Forward steps that a trace covers.", rich_help_panel=PANEL)]
+HorizonSteps = Annotated[Number, typer.Option(help="Forward steps until the next plan.", rich_help_panel=PANEL)]
+
+
+def plan(
+    traces: Traces,
+    nodes: Nodes,
+    ranks_per_node: RanksPerNode,
+    slots_per_rank: SlotsPerRank,
+    out: Out,
+    previous: Previous = None,
+    policy: Policy = "affinity",
+    rule: Rule = "hash",
+    num_groups: NumGroups = 1,
+    max_moved_slots: MaxMovedSlots = None,
+    balance_tolerance: Tolerance = 0.02,
+    expert_bytes: ExpertBytes = None,
+    link_gbps: LinkGbps = None,
+    token_bytes: TokenBytes = None,
+    seconds_per_selection: Seconds = None,
+    window_steps: WindowSteps = None,
+    horizon_steps: HorizonSteps = None,
+    draws: Draws = 3,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a placement file from TRACES and print the score before (--previous, or the engines' start) and after.
+
+    Several traces, oldest first, are a history, and the plan is made for its forecast.
+    """
+    from ..dispatch.rules import checked_rule
+    from ..planning import plan as planner
+    from ..planning.forecast import forecast, forecast_error
+    from ..planning.score import moved_slots
+
+    options = PlanOptions(
+        balance_tolerance, max_moved_slots, expert_bytes, link_gbps, token_bytes, seconds_per_selection,
+        window_steps, horizon_steps,
+    )  # fmt: skip
+    topology = Topology(nodes, ranks_per_node, slots_per_rank)
+    old = None if previous is None else Placement.load(previous)
+    history = [read_window(trace, *_shape_of(old)) for trace in traces]
+    window, error = forecast(history), forecast_error(history)
+    if np.isfinite(error).any():
+        options = replace(options, load_error=float(np.nanmean(error)))
+    made = planner.plan(
+        window, topology, policy=planner.checked_policy(policy), previous=old, dispatch=checked_rule(rule),
+        num_groups=num_groups, options=options,
+    )  # fmt: skip
+    _save(made.placement, out)
+    start = old or linear_placement(window.num_layers, window.num_experts, topology.num_slots, window.layer_ids)
+    moved = moved_slots(made.placement, start, topology)
+    answer: dict[str, Any] = {
+        "placement": str(out), "policy": policy, "rule": rule, "windows": len(history), "seconds": made.seconds,
+        "forecast_error": options.load_error if np.isfinite(error).any() else None,
+        "before": _figures(planner.plan_of(start, topology, made.dispatch), window, draws, seed),
+        "after": _figures(made, window, draws, seed),
+        "moved_slots": int(moved.sum()), "slots": int(start.phy2log.size), "skipped_layers": made.skipped_layers,
+    }  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        _print(answer)
+
+
+def _shape_of(placement: Placement | None) -> tuple[int | None, Any]:
+    """Experts and layer ids for a trace that does not name its own."""
+    return (None, None) if placement is None else (placement.num_experts, placement.layer_ids)
+
+
+def _save(placement: Placement, out: Path) -> None:
+    try:
+        placement.save(out)
+    except OSError as error:
+        raise PluginError(f"{out}: cannot be written ({error.strerror or error}); fix: name another file") from None
+
+
+def _figures(made: Plan, window: RoutingStatistics, draws: int, seed: int) -> judged.Figures:
+    """Of the window planned for; from its load alone if it has no tokens."""
+    from ..planning.score import balancedness, expected_rank_load
+
+    if window.sample is None or not (window.sample >= 0).any():
+        return {"balancedness": balancedness(expected_rank_load(window.load, made))}
+    return judged.figures(judged.judge_draws(window.sample, made, draws, seed))
+
+
+def _print(answer: dict[str, Any]) -> None:
+    title = f"policy {answer['policy']} under {answer['rule']}, on the tokens it was made of (held out: replay)"
+    table = Table("", *judged.HEADINGS.values(), title=title)
+    for name in ("before", "after"):
+        table.add_row(name, *judged.cells(answer[name]))
+    Console().print(table)
+    line = f"{answer['placement']}: {answer['moved_slots']} of {answer['slots']} slots moved"
+    if answer["skipped_layers"]:
+        line += f", {answer['skipped_layers']} layers kept because their move would not pay"
+    if answer["forecast_error"] is not None:
+        line += f"; an expert's load is forecast from {answer['windows']} windows to ±{answer['forecast_error']:.0%}"
+    typer.echo(f"{line}; planned in {answer['seconds']:.1f} s")

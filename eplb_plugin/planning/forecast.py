@@ -1,0 +1,185 @@
+"""The next window from a history of windows: a weighted mean, and how far such a forecast usually is from the truth.
+
+What came before may be noise around one traffic (then all windows count the same), a slow drift (then new ones count
+more), or other traffic altogether (then it must not count). Instead of choosing a memory length beforehand, the weights
+are those of the combination with the least expected squared error (Bates and Granger 1969): a window's own noise and
+its distance from the newest window, beyond noise, are both read off the history.
+
+Loads are compared as square roots of shares, whose noise is the same for rare and for frequent experts (Hellinger
+distance). Traffic changes for all layers at once, so the weights are estimated on all of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import mismatch
+from ..statistics import RoutingStatistics
+
+BACKTESTS = 4  # newest windows on which the error of a forecast is measured
+Floats = NDArray[np.float64]
+
+
+def forecast(history: Sequence[RoutingStatistics]) -> RoutingStatistics:
+    """The window that will follow `history` (oldest first, at least one window of one model).
+
+    Load, co-activation and num_tokens are weighted means over the windows; the sample holds rows of every window in
+    proportion to its weight. What a window lacks (a layer's tokens, co-activation, a sample) is taken from the others.
+    """
+    _refuse_mixed(history)
+    load = np.stack([window.load for window in history]).astype(np.float64)
+    share, total = _shares(load)
+    weights = window_weights(load)
+    by_layer = _weights_by_layer(weights, total > 0.0)
+    tokens = np.stack([window.num_tokens for window in history])
+    size = (by_layer * total).sum(axis=0)
+    expected = np.einsum("wl,wle->le", by_layer, share) * size[:, None]
+    return RoutingStatistics(
+        expected,
+        _combined_pairs(history, weights, total, expected, size),
+        _combined_sample(history, weights),
+        np.rint((by_layer * tokens).sum(axis=0)).astype(np.int64),
+        history[-1].layer_ids,
+    )
+
+
+def forecast_error(history: Sequence[RoutingStatistics]) -> Floats:
+    """[L] how sure: load-weighted RMS relative error of an expert's forecast load, e.g. 0.15; NaN where unknown.
+
+    Measured on the history: each of the newest windows is forecast from those before it; the median of the errors.
+    """
+    _refuse_mixed(history)
+    load = np.stack([window.load for window in history]).astype(np.float64)
+    share, total = _shares(load)
+    errors = np.full((BACKTESTS, load.shape[1]), np.nan)
+    for row, now in enumerate(range(max(len(load) - BACKTESTS, 1), len(load))):
+        by_layer = _weights_by_layer(window_weights(load[:now]), total[:now] > 0.0)
+        expected = np.einsum("wl,wle->le", by_layer, share[:now])
+        known = (expected.sum(axis=1) > 0.0) & (total[now] > 0.0)
+        distance = np.sqrt(((np.sqrt(expected) - np.sqrt(share[now])) ** 2).sum(axis=1))
+        errors[row] = np.where(known, 2.0 * distance, np.nan)  # d√p = dp / (2 √p)
+    return np.array(
+        [np.median(column[~np.isnan(column)]) if (column == column).any() else np.nan for column in errors.T]
+    )
+
+
+def window_weights(load: Floats) -> Floats:
+    """load: [W, L, E], oldest first -> [W] weights >= 0 that sum to 1; 0 for a window without any token.
+
+    The expected squared distance of Σ w_t x_t from the newest window's true load is wᵀ C w with
+    C = (bias_t · bias_u) + diag(noise_t); bias = distance from the newest window beyond noise, 0 for itself.
+    """
+    weights = np.zeros(len(load))
+    filled = np.flatnonzero(load.any(axis=(1, 2)))
+    if len(filled) < 2:
+        weights[filled if len(filled) else [-1]] = 1.0
+        return weights
+    share, total = _shares(load[filled])
+    root = _fill_gaps(np.sqrt(share), total > 0.0)
+    noise = _noise(root, share, total)
+    offset = root[:-1] - root[-1]
+    bias = np.einsum("tle,ule->tu", offset, offset) - noise[-1] - np.diag(noise[:-1])
+    values, vectors = np.linalg.eigh(bias)  # estimated, so perhaps not a Gram matrix: the nearest one
+    error = np.diag(noise)
+    error[:-1, :-1] += (vectors * np.maximum(values, 0.0)) @ vectors.T
+    weights[filled] = _least_error(error)
+    return weights
+
+
+def _noise(root: Floats, share: Floats, total: Floats) -> Floats:
+    """[W] squared distance of a window's roots from the true ones: what counting explains, plus one burstiness for all.
+
+    Counts follow Poisson's law, so that a root's variance is 1 / (4 tokens). The burstiness is what neighbouring
+    windows differ by beyond that, by the median (one change of traffic does not move it); half of it is each window's.
+    """
+    counted = np.where(total > 0.0, np.minimum(share, 0.25 / np.maximum(total, 1e-12)[:, :, None]).sum(axis=2), 0.0)
+    sampling = counted.sum(axis=1)
+    steps, explained = ((root[1:] - root[:-1]) ** 2).sum(axis=(1, 2)), sampling[1:] + sampling[:-1]
+    sampling *= min(1.0, _lower_median(steps / np.maximum(explained, 1e-300)))  # counts may have been scaled
+    burstiness = max(_lower_median(steps - sampling[1:] - sampling[:-1]) / 2.0, 0.0)
+    return np.maximum(sampling + burstiness, 1e-12)  # equal windows: no noise, any weights do
+
+
+def _least_error(error: Floats) -> Floats:
+    """error: [W, W] positive definite -> w >= 0 with sum 1 and least wᵀ error w (windows that would subtract go)."""
+    used = np.ones(len(error), bool)
+    while True:
+        weights = np.zeros(len(error))
+        weights[used] = np.linalg.solve(error[np.ix_(used, used)], np.ones(used.sum()))
+        weights /= weights.sum()
+        if (weights >= 0.0).all():
+            return weights
+        used[np.argmin(weights)] = False
+
+
+def _lower_median(values: Floats) -> float:
+    return float(np.sort(values)[(len(values) - 1) // 2])
+
+
+def _shares(load: Floats) -> tuple[Floats, Floats]:
+    """load: [W, L, E] -> shares of the layer's selections (0 where there are none), and their number [W, L]."""
+    total = load.sum(axis=2)
+    return load / np.where(total > 0.0, total, 1.0)[:, :, None], total
+
+
+def _fill_gaps(root: Floats, known: NDArray[np.bool_]) -> Floats:
+    """A layer without tokens in a window says nothing about that window: give it the layer's mean over the others."""
+    mean = root.sum(axis=0) / np.maximum(known.sum(axis=0), 1)[:, None]
+    return np.where(known[:, :, None], root, mean)
+
+
+def _weights_by_layer(weights: Floats, known: NDArray[np.bool_]) -> Floats:
+    """[W], [W, L] -> [W, L] summing to 1 over the windows that know the layer; 0 if none does."""
+    masked = weights[:, None] * known
+    masked = np.where(masked.sum(axis=0) > 0.0, masked, known)
+    return masked / np.maximum(masked.sum(axis=0), 1e-300)
+
+
+def _combined_pairs(
+    history: Sequence[RoutingStatistics], weights: Floats, total: Floats, load: Floats, size: Floats
+) -> Floats | None:
+    """[L, E, E] weighted mean over the windows that counted pairs, in the units of `load`, which is its diagonal."""
+    counted = np.array([window.coactivation is not None for window in history])
+    if not counted.any():
+        return None
+    scale = _weights_by_layer(weights, (total > 0.0) & counted[:, None]) * size / np.where(total > 0.0, total, 1.0)
+    pairs = np.zeros((*load.shape, load.shape[1]))
+    for window, factor in zip(history, scale, strict=True):
+        if window.coactivation is not None and factor.any():
+            pairs += window.coactivation * factor[:, None, None]
+    experts = np.arange(load.shape[1])
+    pairs[:, experts, experts] = load
+    return pairs
+
+
+def _combined_sample(history: Sequence[RoutingStatistics], weights: Floats) -> NDArray[np.int16] | None:
+    """[L, S, K] rows spread evenly over every window's sample; S as in the largest one."""
+    samples = [None if w.sample is None else w.sample[:, (w.sample >= 0).any(axis=(0, 2))] for w in history]
+    rows = np.array([0 if sample is None else sample.shape[1] for sample in samples])
+    layers, width = history[0].num_layers, max((s.shape[2] for s in samples if s is not None), default=0)
+    if not width:
+        return None
+    share = _weights_by_layer(weights, (rows > 0)[:, None])[:, 0]
+    wanted = np.minimum(np.rint(share * rows.max()).astype(np.int64), rows)
+    parts = [np.full((layers, 0, width), -1, np.int16)]
+    for sample, count in zip(samples, wanted, strict=True):
+        if sample is None or not count:
+            continue
+        picked = sample[:, np.arange(count) * sample.shape[1] // count]
+        parts.append(np.pad(picked, ((0, 0), (0, 0), (0, width - picked.shape[2])), constant_values=-1))
+    return np.concatenate(parts, axis=1)
+
+
+def _refuse_mixed(history: Sequence[RoutingStatistics]) -> None:
+    if not len(history):
+        raise mismatch("history", found="no window", expected="at least one", fix="record a window first")
+    first = history[0]
+    for window in history[1:]:
+        if window.load.shape != first.load.shape or not np.array_equal(window.layer_ids, first.layer_ids):
+            raise mismatch(
+                "history", found=f"layers × experts {window.load.shape}",
+                expected=f"{first.load.shape} with equal layer_ids", fix="pass windows of one model",
+            )  # fmt: skip
