@@ -102,6 +102,8 @@ class _Job:
         return np.stack([keep_slots(new, old, topology.slots_per_rank) for new, old in pairs])
 
     def solve(self) -> NDArray[np.int32]:
+        if not self.keeps_locality and not self.cluster.nearest:  # all layers at once: a call costs as much as a layer
+            return solve_balanced(self.load, self.topology.num_slots, self.topology.num_ranks)
         return np.stack([self._solve_layer(load, *self._tokens(layer)) for layer, load in enumerate(self.load)])
 
     def repair(self, previous: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -119,7 +121,7 @@ class _Job:
         if self.keeps_locality:
             phy2log = solve_affinity(load, pairs, self.cluster, tokens, self.num_groups, NODE_SHARE * tolerance)
         else:
-            phy2log = solve_balanced(load, self.topology.num_slots, self.topology.num_ranks)
+            phy2log = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
         if self.keeps_locality or self.cluster.nearest:  # what packing could not see: other nodes, and shares there
             before = count_held(phy2log, self.cluster, len(load))
             repair(load, phy2log, before, self.cluster, tokens, 1.0 + tolerance, NO_LIMIT)

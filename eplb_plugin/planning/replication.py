@@ -28,22 +28,30 @@ def apportion(load: Array, num_slots: int, limit: int) -> Array:
     Equal loads per copy (zero loads above all): the expert with fewer copies, then the lower id.
     """
     experts = load.shape[0]
-    copies = np.ones(experts, np.int32)
-    per_copy = load.astype(np.float64)
+    copies, per_copy = np.ones(experts, np.int32), load.astype(np.float64)
+    # while no limit binds, the largest load per copy is above the mean slot: the others need not be looked at
+    mean_slot = load.sum() / num_slots
+    listed = np.flatnonzero(load > mean_slot)
     for _ in range(num_slots - experts):
-        chosen = -1
-        for expert in range(experts):
-            if copies[expert] >= limit:
-                continue
-            if (
-                chosen < 0
-                or per_copy[expert] > per_copy[chosen]
-                or (per_copy[expert] == per_copy[chosen] and copies[expert] < copies[chosen])
-            ):
-                chosen = expert
+        chosen = _largest_share(per_copy, copies, listed, limit)
+        if listed.shape[0] < experts and (chosen < 0 or per_copy[chosen] <= mean_slot):
+            listed = np.arange(experts)
+            chosen = _largest_share(per_copy, copies, listed, limit)
         copies[chosen] += 1
         per_copy[chosen] = load[chosen] / copies[chosen]
     return copies
+
+
+@kernel
+def _largest_share(per_copy: Array, copies: Array, listed: Array, limit: int) -> int:
+    chosen, largest = -1, -1.0
+    for expert in listed:
+        share = per_copy[expert]
+        if share < largest or copies[expert] >= limit:
+            continue
+        if share > largest or copies[expert] < copies[chosen]:
+            chosen, largest = expert, share
+    return chosen
 
 
 @kernel
