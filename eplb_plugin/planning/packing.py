@@ -15,20 +15,21 @@ from .replication import apportion, copy_limit, list_copies
 STOP = 0.0005  # a busiest rank this close to the mean is left alone
 LEAST = 1e-5  # of the mean rank load: a swap that lowers the busiest rank by less is not worth the search
 WHOLE = 2.0**40  # the load of all ranks together, in whole numbers
-CLOSED = 1 << 61  # on a rank's key: it takes nothing (more)
+RANK_BITS = 16  # of a key: load and rank in one number, so that equal loads go by rank
+CLOSED = 1 << 60  # on a rank's key: it takes nothing (more)
 
 
 @kernel
-def _holds(row: Array, filled: int, expert: int) -> bool:
+def _holds(who: Array, rank: int, filled: int, expert: int) -> bool:
     for position in range(filled):
-        if row[position] == expert:
+        if who[rank, position] == expert:
             return True
     return False
 
 
 @kernel
 def _lightest(key: Array) -> int:
-    """Least of all keys: load x ranks + rank, so that equal loads go by rank."""
+    """Least of all keys (a plain minimum, which is vector code, and tells the rank as well)."""
     least = key[0]
     for rank in range(1, key.shape[0]):
         least = min(least, key[rank])
@@ -45,8 +46,8 @@ def _open_rank(key: Array, who: Array, filled: Array, expert: int) -> int:
         least = _lightest(key)
         if least >= CLOSED:
             break
-        rank = least % ranks
-        if not _holds(who[rank], filled[rank], expert):
+        rank = least & ((1 << RANK_BITS) - 1)
+        if not _holds(who, rank, filled[rank], expert):
             chosen = rank
             break
         if fallback < 0:
@@ -64,9 +65,9 @@ def _open_rank(key: Array, who: Array, filled: Array, expert: int) -> int:
 def _make_way(rank: int, expert: int, who: Array, filled: Array) -> tuple[int, int]:
     """A (full rank, position) without `expert` whose item there may go to `rank` instead; (-1, -1) if none."""
     for other in range(who.shape[0]):
-        if not _holds(who[other], filled[other], expert):
+        if not _holds(who, other, filled[other], expert):
             for position in range(filled[other] - 1, -1, -1):
-                if not _holds(who[rank], filled[rank], who[other, position]):
+                if not _holds(who, rank, filled[rank], who[other, position]):
                     return other, position
     return -1, -1
 
@@ -86,11 +87,11 @@ def _greedy(expert: Array, weight: Array, order: Array, who: Array, part: Array,
                 mine, who[other, position] = who[other, position], mine
                 heavy, part[other, position] = part[other, position], heavy
                 load[other] += shift
-                key[other] += shift * ranks
+                key[other] += shift << RANK_BITS
         who[rank, filled[rank]], part[rank, filled[rank]] = mine, heavy
         filled[rank] += 1
         load[rank] += heavy
-        key[rank] += heavy * ranks
+        key[rank] += heavy << RANK_BITS
         if filled[rank] == slots:
             key[rank] += CLOSED
 
@@ -98,7 +99,7 @@ def _greedy(expert: Array, weight: Array, order: Array, who: Array, part: Array,
 @kernel
 def _may_swap(who: Array, first: int, own: int, second: int, position: int) -> bool:
     slots = who.shape[1]
-    return not (_holds(who[second], slots, who[first, own]) or _holds(who[first], slots, who[second, position]))
+    return not (_holds(who, second, slots, who[first, own]) or _holds(who, first, slots, who[second, position]))
 
 
 @kernel
