@@ -22,16 +22,20 @@ Dispatch = Literal["hash", "nearest"]
 class PlanOptions:
     """balance_tolerance: share by which a node's planned load may exceed the mean (affinity policy).
     max_moved_slots: slots per layer that may get another expert when `previous` is given; None = no bound.
+    max_moved_slots_total: likewise, of all layers together.
     """
 
     balance_tolerance: float = 0.02
     max_moved_slots: int | None = None
+    max_moved_slots_total: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.balance_tolerance <= 1.0:
             raise mismatch("balance_tolerance", found=self.balance_tolerance, expected="0.0..1.0", fix="pass a share")
-        if self.max_moved_slots is not None and self.max_moved_slots < 0:
-            raise mismatch("max_moved_slots", found=self.max_moved_slots, expected=">= 0 or None", fix="raise it")
+        for name in ("max_moved_slots", "max_moved_slots_total"):
+            bound = getattr(self, name)
+            if bound is not None and bound < 0:
+                raise mismatch(name, found=bound, expected=">= 0 or None", fix="raise it")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,7 @@ class Plan:
     replica_weights: [L, P] float64, the planned share of its expert's tokens that a slot serves, summed over sources;
         the slots of one expert sum to 1.
     seconds: time the planner took.
+    resolved_layers: layers that were solved afresh, not repaired from the previous placement.
     """
 
     placement: Placement
@@ -48,6 +53,7 @@ class Plan:
     dispatch: Dispatch
     replica_weights: NDArray[np.float64]
     seconds: float
+    resolved_layers: int = 0
 
     @cached_property
     def digest(self) -> str:

@@ -21,15 +21,15 @@ PARAMETERS = {
     "Placement.moves_from": ["self", "previous"],
     "Placement.save": ["self", "path", "header"],
     "Placement.load": ["path"],
-    "Plan": ["placement", "topology", "dispatch", "replica_weights", "seconds"],
-    "PlanOptions": ["balance_tolerance", "max_moved_slots"],
+    "Plan": ["placement", "topology", "dispatch", "replica_weights", "seconds", "resolved_layers"],
+    "PlanOptions": ["balance_tolerance", "max_moved_slots", "max_moved_slots_total"],
     "plan": ["statistics", "topology", "*policy", "*previous", "*dispatch", "*num_groups", "*options"],
     "route": ["topk_ids", "source_rank", "plan", "layer", "rule", "*token_index"],
 }
 DEFAULTS = {
     "plan": {"policy": "affinity", "previous": None, "dispatch": "hash", "num_groups": 1, "options": None},
     "route": {"rule": None, "token_index": None},
-    "PlanOptions": {"balance_tolerance": 0.02, "max_moved_slots": None},
+    "PlanOptions": {"balance_tolerance": 0.02, "max_moved_slots": None, "max_moved_slots_total": None},
 }
 
 

@@ -21,7 +21,7 @@ CLOSED = 1 << 60  # on a rank's key: it takes nothing (more)
 
 @kernel
 def _holds(who: Array, rank: int, filled: int, expert: int) -> bool:
-    for position in range(filled):
+    for position in range(filled):  # noqa: SIM110 - a kernel
         if who[rank, position] == expert:
             return True
     return False
@@ -142,9 +142,9 @@ def _best_swap(busiest: int, who: Array, part: Array, load: Array, least: int) -
 @kernel
 def _descend(who: Array, part: Array, load: Array) -> None:
     mean = load.sum() / load.shape[0]
-    bound, least = np.int64(mean * (1.0 + STOP)), np.int64(mean * LEAST) + 1
+    bound, least = int(mean * (1.0 + STOP)), int(mean * LEAST) + 1
     for _ in range(64 * load.shape[0]):
-        busiest = np.argmax(load)
+        busiest = int(np.argmax(load))
         if load[busiest] <= bound:
             break
         rank, own, position = _fitting_swap(busiest, who, part, load, bound)
@@ -167,7 +167,7 @@ def pack(expert: Array, weight: Array, num_ranks: int) -> Array:
     scale = WHOLE / num_ranks / total if total > 0.0 else 0.0
     whole = np.empty(weight.shape[0], np.int64)
     for item in range(weight.shape[0]):
-        whole[item] = np.int64(weight[item] * scale + 0.5)
+        whole[item] = int(weight[item] * scale + 0.5)
     who, part = np.empty((num_ranks, slots), np.int32), np.zeros((num_ranks, slots), np.int64)
     load = np.zeros(num_ranks, np.int64)
     _greedy(expert, whole, heaviest_first(whole), who, part, load)

@@ -19,7 +19,9 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from . import deepseek
 from .affinity import solve_affinity
+from .budget import count_moved, share_out
 from .crossings import Cluster
+from .evening import even_balance, even_layers
 from .incremental import expected_balance, expected_crossings, repair_layer
 from .packing import solve_balanced
 from .ranks import count_held
@@ -29,6 +31,7 @@ from .tokens import Tokens, layer_tokens, no_tokens
 
 POLICIES: tuple[str, ...] = get_args(Policy)
 NODE_SHARE = 0.25  # of the balance tolerance that nodes may use up, before their ranks are packed
+ROUNDING = 1e-9
 WORTH_BALANCE = 0.02  # a full solve must be better balanced by this much, or …
 WORTH_CROSSINGS = 0.05  # … send this share fewer copies to other nodes, to be worth moving nearly everything
 
@@ -47,7 +50,7 @@ def plan(
 
     policy: deepseek = the engines' own; balanced = even ranks only; affinity = even ranks and few nodes per token.
     previous: the placement to start from. balanced and affinity then repair it with few moves; only where a full
-    solve is clearly better, and `options.max_moved_slots` sets no bound, a layer is solved afresh.
+    solve is clearly better, and the options set no bound on moves, a layer is solved afresh (`resolved_layers`).
     num_groups: the model's expert groups (group-limited routing); contiguous in the expert ids.
 
     Deterministic. Raises PluginError on input that does not fit together, before computing anything.
@@ -56,15 +59,16 @@ def plan(
     options = PlanOptions() if options is None else options
     _check(statistics, topology, policy, previous, checked_rule(dispatch), num_groups, options)
     job = _Job(statistics, topology, policy, dispatch, num_groups, options)
+    resolved = statistics.num_layers
     if policy == "deepseek":
         phy2log = job.vanilla(previous)
     elif previous is None:
         phy2log = job.solve()
     else:
-        phy2log = job.repair(previous.phy2log)
+        phy2log, resolved = job.repair(previous.phy2log)
     placement = Placement(phy2log, statistics.layer_ids)
     shares = replica_weights(placement, topology, dispatch)
-    return Plan(placement, topology, dispatch, shares, time.perf_counter() - began)
+    return Plan(placement, topology, dispatch, shares, time.perf_counter() - began, resolved)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,15 @@ class _Job:
     def keeps_locality(self) -> bool:
         return self.policy == "affinity" and self.topology.num_nodes > 1
 
+    @property
+    def shares_evenly(self) -> bool:
+        """Whether neither crossings nor a copy's load depend on where its expert's copies lie."""
+        return not self.keeps_locality and self.dispatch == "hash"
+
+    @property
+    def is_bounded(self) -> bool:
+        return self.options.max_moved_slots is not None or self.options.max_moved_slots_total is not None
+
     def vanilla(self, previous: Placement | None) -> NDArray[np.int32]:
         topology = self.topology
         maps = deepseek.solve(self.load, topology.num_slots, self.num_groups, topology.num_nodes, topology.num_ranks)
@@ -102,14 +115,42 @@ class _Job:
         return np.stack([keep_slots(new, old, topology.slots_per_rank) for new, old in pairs])
 
     def solve(self) -> NDArray[np.int32]:
-        if not self.keeps_locality and not self.cluster.nearest:  # all layers at once: a call costs as much as a layer
+        if self.shares_evenly:  # all layers at once: a call from Python costs as much as a layer
             return solve_balanced(self.load, self.topology.num_slots, self.topology.num_ranks)
         return np.stack([self._solve_layer(load, *self._tokens(layer)) for layer, load in enumerate(self.load)])
 
-    def repair(self, previous: NDArray[np.int32]) -> NDArray[np.int32]:
-        pairs = zip(self.load, previous, strict=True)
-        layers = [self._repair_layer(load, old, *self._tokens(layer)) for layer, (load, old) in enumerate(pairs)]
-        return np.stack(layers)
+    def repair(self, previous: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
+        """-> phy2log, and the number of layers that were solved afresh."""
+        cap, total = self.options.max_moved_slots, self.options.max_moved_slots_total
+        budgets = np.full(len(previous), NO_LIMIT if cap is None else cap, np.int64)
+        repaired, resolved = self._repair_within(previous, budgets)
+        if total is not None:
+            wanted = count_moved(repaired, previous, self.topology.num_ranks, self.statistics.num_experts)
+            if wanted.sum() > total:  # again, every layer with its share
+                repaired, resolved = self._repair_within(previous, share_out(wanted, total))
+        return repaired, resolved
+
+    def _repair_within(self, previous: NDArray[np.int32], budgets: Array) -> tuple[NDArray[np.int32], int]:
+        if self.shares_evenly:
+            return self._even_out(previous, budgets)
+        layers = [
+            self._repair_layer(load, old, int(budget), *self._tokens(layer))
+            for layer, (load, old, budget) in enumerate(zip(self.load, previous, budgets, strict=True))
+        ]
+        return np.stack([slots for slots, _ in layers]), sum(fresh for _, fresh in layers)
+
+    def _even_out(self, previous: NDArray[np.int32], budgets: Array) -> tuple[NDArray[np.int32], int]:
+        slots, ratio = self.topology.slots_per_rank, 1.0 + self.options.balance_tolerance
+        repaired = even_layers(self.load, previous, self.cluster.node_of_rank, slots, ratio, budgets)
+        balance = even_balance(self.load, repaired, slots)
+        poor = np.flatnonzero(balance * ratio < 1.0 - ROUNDING)
+        if self.is_bounded or not len(poor):
+            return repaired, 0
+        fresh = solve_balanced(self.load[poor], self.topology.num_slots, self.topology.num_ranks)
+        worth = even_balance(self.load[poor], fresh, slots) - balance[poor] >= WORTH_BALANCE
+        for layer, slots_afresh in zip(poor[worth], fresh[worth], strict=True):
+            repaired[layer] = relabel(slots_afresh, previous[layer], self.cluster, self.statistics.num_experts)
+        return repaired, int(worth.sum())
 
     def _tokens(self, layer: int) -> tuple[Tokens, Array]:
         if self.keeps_locality:
@@ -127,19 +168,19 @@ class _Job:
             repair(load, phy2log, before, self.cluster, tokens, 1.0 + tolerance, NO_LIMIT)
         return phy2log
 
-    def _repair_layer(self, load: Array, old: Array, tokens: Tokens, pairs: Array) -> Array:
-        cap, peak_ratio = self.options.max_moved_slots, 1.0 + self.options.balance_tolerance
-        budget = NO_LIMIT if cap is None else cap
+    def _repair_layer(self, load: Array, old: Array, budget: int, tokens: Tokens, pairs: Array) -> tuple[Array, bool]:
+        """-> phy2log of a layer, and whether it was solved afresh."""
+        peak_ratio = 1.0 + self.options.balance_tolerance
         repaired = repair_layer(load, old, self.cluster, tokens, peak_ratio, budget)
-        if cap is not None or (not self.keeps_locality and self._is_balanced(load, repaired)):
-            return repaired
+        if self.is_bounded or (not self.keeps_locality and self._is_balanced(load, repaired)):
+            return repaired, False
         fresh = self._solve_layer(load, tokens, pairs)
         if not self._is_worth_it(load, tokens, repaired, fresh):
-            return repaired
+            return repaired, False
         # under `nearest` it depends on a node's number whom it serves, so that new labels may need a repair
         relabelled = relabel(fresh, old, self.cluster, len(load))
         relabelled = repair_layer(load, relabelled, self.cluster, tokens, peak_ratio, budget)
-        return keep_slots(relabelled, old, self.cluster.slots_per_rank)
+        return keep_slots(relabelled, old, self.cluster.slots_per_rank), True
 
     def _is_balanced(self, load: Array, phy2log: Array) -> bool:
         return expected_balance(load, phy2log, self.cluster) * (1.0 + self.options.balance_tolerance) >= 1.0
@@ -188,8 +229,9 @@ def _check(
             "previous placement", found=f"layers, experts, slots {found}",
             expected=f"{expected_shape} with the statistics' layer_ids", fix="pass this model's placement, or none",
         )  # fmt: skip
-    if policy == "deepseek" and options.max_moved_slots is not None:
+    bounds = ("max_moved_slots", "max_moved_slots_total")
+    if policy == "deepseek" and any(getattr(options, name) is not None for name in bounds):
         raise mismatch(
-            "max_moved_slots", found="policy deepseek", expected="balanced or affinity",
+            " or ".join(bounds), found="policy deepseek", expected="balanced or affinity",
             fix="drop the bound: this policy always solves afresh",
         )  # fmt: skip

@@ -67,7 +67,7 @@ def _first_copies(load: Array, num_slots: int, limit: int) -> Array:
 @kernel
 def _copies_above(load: float, value: float, limit: int) -> int:
     """Copies after which the load per copy is no longer above `value` (one too few, rather, where digits are lost)."""
-    return max(min(np.int32(np.ceil(load / value * (1.0 - 1e-12))), limit), 1)
+    return max(min(int(np.ceil(load / value * (1.0 - 1e-12))), limit), 1)
 
 
 @kernel
