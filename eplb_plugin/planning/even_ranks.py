@@ -112,11 +112,12 @@ def _add(even: EvenRanks, expert: int, amount: float) -> None:
 def overwrite(even: EvenRanks, slot: int, expert: int) -> None:
     """One more copy of `expert` in a redundant slot."""
     victim = even.phy2log[slot]
-    for changed in (int(victim), int(expert)):
-        _add(even, changed, -even.part[changed])
+    _add(even, victim, -even.part[victim])
+    _add(even, expert, -even.part[expert])
     _relink(even, slot, expert)
     even.copies[victim] -= 1
     even.copies[expert] += 1
-    for changed in (int(victim), int(expert)):
-        even.part[changed] = even.load[changed] / even.copies[changed]
-        _add(even, changed, even.part[changed])
+    even.part[victim] = even.load[victim] / even.copies[victim]
+    even.part[expert] = even.load[expert] / even.copies[expert]
+    _add(even, victim, even.part[victim])
+    _add(even, expert, even.part[expert])
