@@ -189,8 +189,12 @@ def even_out(load: Array, phy2log: Array, node_of_rank: Array, slots: int, peak_
         busiest = int(np.argmax(even.rank_load))
         if even.rank_load[busiest] <= bound or budget < 0:
             break
-        swap_value, own, other = _best_swap(busiest, budget, even, node_of_rank, bound)
+        # a swap costs two weights: look for one only where no overwrite beats all of them
+        swap_value, own, other = 0.5 * NEAR * (even.rank_load[busiest] - bound), -1, -1
         _, expert, slot = _best_overwrite(busiest, budget, even, node_of_rank, bound, swap_value, change)
+        if slot < 0:
+            swap_value, own, other = _best_swap(busiest, budget, even, node_of_rank, bound)
+            _, expert, slot = _best_overwrite(busiest, budget, even, node_of_rank, bound, swap_value, change)
         if slot < 0 and other < 0:
             break
         if slot < 0:

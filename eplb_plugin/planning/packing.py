@@ -9,10 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import Array, kernel
+from .evening import even_out
 from .order import heaviest_first
 from .replication import apportion, copy_limit, list_copies
 
-STOP = 0.0005  # a busiest rank this close to the mean is left alone
+STOP = 0.001  # a busiest rank this close to the mean is left alone
+POOR = 1.02  # a peak this far above the mean, and above the heaviest copy, is worth another search
 LEAST = 1e-5  # of the mean rank load: a swap that lowers the busiest rank by less is not worth the search
 WHOLE = 2.0**40  # the load of all ranks together, in whole numbers
 RANK_BITS = 16  # of a key: load and rank in one number, so that equal loads go by rank
@@ -177,13 +179,32 @@ def pack(expert: Array, weight: Array, num_ranks: int) -> Array:
 
 
 @kernel
+def rank_peak(load: Array, copies: Array, phy2log: Array, slots: int) -> float:
+    """Load of the busiest rank."""
+    peak, here = 0.0, 0.0
+    for slot in range(phy2log.shape[0]):
+        here += load[phy2log[slot]] / copies[phy2log[slot]]
+        if slot % slots == slots - 1:
+            peak, here = max(peak, here), 0.0
+    return peak
+
+
+@kernel
 def solve_balanced(load: Array, num_slots: int, num_ranks: int) -> Array:
-    """load: [L, E] float64 -> phy2log [L, P] int32 for the best balance under an even split over copies."""
+    """load: [L, E] float64 -> phy2log [L, P] int32 for the best balance under an even split over copies.
+
+    Where copy counts stand in the way of packing (few experts, or few slots on a rank), they are changed afterwards.
+    """
     layers, experts = load.shape
+    slots, one_node = num_slots // num_ranks, np.zeros(num_ranks, np.int32)
     phy2log = np.empty((layers, num_slots), np.int32)
     limit = copy_limit(experts, num_slots, num_ranks)
     for layer in range(layers):
         copies = apportion(load[layer], num_slots, limit)
         items = list_copies(copies)
-        phy2log[layer] = pack(items, (load[layer] / copies)[items], num_ranks).ravel()
+        weight = (load[layer] / copies)[items]
+        phy2log[layer] = pack(items, weight, num_ranks).ravel()
+        peak = rank_peak(load[layer], copies, phy2log[layer], slots)
+        if peak > max(weight.sum() / num_ranks * POOR, weight.max() * POOR):
+            even_out(load[layer], phy2log[layer], one_node, slots, 1.0 + STOP, 1 << 30)
     return phy2log

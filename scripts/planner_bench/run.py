@@ -69,7 +69,7 @@ def measure(row: Row, workers: list[Worker], repeats: int, folder: Path) -> dict
     for _ in range(repeats):
         for worker in workers:
             if "error" not in figures[worker.arm]:
-                figures[worker.arm]["seconds"] += worker.ask(again=1)["seconds"]
+                figures[worker.arm]["seconds"] += worker.ask(again=3)["seconds"]
     for one in figures.values():
         if "seconds" in one:
             one["cpu_ms"] = 1e3 * median(one.pop("seconds"))
@@ -128,7 +128,7 @@ def show(kind: str, rows: list[dict[str, Any]], console: Console) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench_planner", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one row of each kind")
-    parser.add_argument("--repeats", type=int, default=9, help="timed plans per row and arm; the median counts")
+    parser.add_argument("--repeats", type=int, default=9, help="turns per row and arm, three timed plans each; the median counts")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "bench_planner.json", help="where results go")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
