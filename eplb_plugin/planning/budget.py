@@ -19,7 +19,8 @@ def count_moved(phy2log: Array, previous: Array, ranks: int, experts: int) -> Ar
                 missing[previous[layer, slot]] -= 1
             for slot in range(first, first + slots):
                 moved[layer] += max(missing[phy2log[layer, slot]], 0)
-                missing[phy2log[layer, slot]] = 0
+                missing[phy2log[layer, slot]] = 0  # counted once
+            for slot in range(first, first + slots):
                 missing[previous[layer, slot]] = 0
     return moved
 

@@ -128,7 +128,9 @@ def show(kind: str, rows: list[dict[str, Any]], console: Console) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench_planner", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one row of each kind")
-    parser.add_argument("--repeats", type=int, default=9, help="turns per row and arm, three timed plans each; the median counts")
+    parser.add_argument(
+        "--repeats", type=int, default=9, help="turns per row and arm, of three plans; the median counts"
+    )
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "bench_planner.json", help="where results go")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
