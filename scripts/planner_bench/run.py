@@ -145,7 +145,7 @@ def main() -> None:
                 for worker in workers:
                     worker.close()
                 workers = [Worker(arm, ONE_THREAD) for arm in ARMS]
-            repeats = min(options.repeats, 3) if row.kind == "scale" else options.repeats
+            repeats = 1 if row.kind == "scale" else options.repeats
             rows.append({"title": row.title, **asdict(row), "arms": measure(row, workers, repeats, folder)})
         for worker in workers:
             worker.close()
