@@ -53,7 +53,7 @@ def refine_singles(load: Array, copies: Array, cluster: Cluster, tokens: Tokens,
 @kernel
 def pack_nodes(load: Array, copies: Array, cluster: Cluster) -> Array:
     """copies: [E, nodes] -> phy2log [P] int32, every node's replicas packed onto its ranks."""
-    experts, ranks, slots = load.shape[0], cluster.node_of_rank.shape[0], cluster.slots_per_rank
+    ranks, slots = cluster.node_of_rank.shape[0], cluster.slots_per_rank
     shares = copy_shares(copies, cluster)
     phy2log = np.empty(ranks * slots, np.int32)
     for node in range(cluster.num_nodes):
@@ -61,7 +61,7 @@ def pack_nodes(load: Array, copies: Array, cluster: Cluster) -> Array:
         weight = np.empty(items.shape[0])
         for item in range(items.shape[0]):
             weight[item] = load[items[item]] * shares[items[item], node]
-        members = pack(items, weight, ranks // cluster.num_nodes, experts)
+        members = pack(items, weight, ranks // cluster.num_nodes)
         for place, rank in enumerate(np.flatnonzero(cluster.node_of_rank == node)):
             phy2log[rank * slots : (rank + 1) * slots] = members[place]
     return phy2log

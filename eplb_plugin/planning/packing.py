@@ -1,7 +1,7 @@
 """Replicas to ranks: equally many on each, the busiest rank as light as possible, no expert twice on a rank.
 
-Longest-first greedy, then swaps between the busiest rank and any other while they lower it. Items are numbered by
-descending weight, so that a rank's row of items is sorted and the scan for the best swap can stop early.
+Longest-first greedy, then swaps between the busiest rank and any other while they lower it. Loads are whole numbers
+here: sums are exact, and the lightest rank is the least of one number per rank, which compilers turn into vector code.
 """
 
 from __future__ import annotations
@@ -9,152 +9,202 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import Array, kernel
+from .evening import even_out
+from .order import heaviest_first
 from .replication import apportion, copy_limit, list_copies
 
-STOP = 0.0005  # a busiest rank this close to the mean is left alone
+STOP = 0.001  # a busiest rank this close to the mean is left alone
+POOR = 1.02  # a peak this far above the mean, and above the heaviest copy, is worth another search
+LEAST = 1e-5  # of the mean rank load: a swap that lowers the busiest rank by less is not worth the search
+WHOLE = 2.0**40  # the load of all ranks together, in whole numbers
+RANK_BITS = 16  # of a key: load and rank in one number, so that equal loads go by rank
+CLOSED = 1 << 60  # on a rank's key: it takes nothing (more)
 
 
 @kernel
-def _lightest_open(load: Array, filled: Array, slots: int, held: Array, expert: int) -> int:
+def _holds(who: Array, rank: int, filled: int, expert: int) -> bool:
+    for position in range(filled):  # noqa: SIM110 - a kernel
+        if who[rank, position] == expert:
+            return True
+    return False
+
+
+@kernel
+def _lightest(key: Array) -> int:
+    """Least of all keys (a plain minimum, which is vector code, and tells the rank as well)."""
+    least = key[0]
+    for rank in range(1, key.shape[0]):
+        least = min(least, key[rank])
+    return least
+
+
+@kernel
+def _open_rank(key: Array, who: Array, filled: Array, expert: int) -> int:
     """Lightest rank with room and without the expert; if there is none, the lightest with room as -1 - rank."""
-    without, any_rank = -1, -1
-    for rank in range(load.shape[0]):
-        if filled[rank] == slots:
-            continue
-        if any_rank < 0 or load[rank] < load[any_rank]:
-            any_rank = rank
-        if held[rank, expert] == 0 and (without < 0 or load[rank] < load[without]):
-            without = rank
-    return without if without >= 0 else -1 - any_rank
+    ranks = key.shape[0]
+    fallback, passed = -1, 0
+    chosen = -1
+    while chosen < 0:
+        least = _lightest(key)
+        if least >= CLOSED:
+            break
+        rank = least & ((1 << RANK_BITS) - 1)
+        if not _holds(who, rank, filled[rank], expert):
+            chosen = rank
+            break
+        if fallback < 0:
+            fallback = rank
+        key[rank] += 2 * CLOSED  # passed over for this expert only
+        passed += 1
+    if passed > 0:
+        for rank in range(ranks):
+            if key[rank] >= 2 * CLOSED:
+                key[rank] -= 2 * CLOSED
+    return chosen if chosen >= 0 else -1 - fallback
 
 
 @kernel
-def _make_way(
-    rank: int, expert: int, item_expert: Array, members: Array, filled: Array, held: Array
-) -> tuple[int, int]:
+def _make_way(rank: int, expert: int, who: Array, filled: Array) -> tuple[int, int]:
     """A (full rank, position) without `expert` whose item there may go to `rank` instead; (-1, -1) if none."""
-    for other in range(members.shape[0]):
-        if held[other, expert] == 0:
+    for other in range(who.shape[0]):
+        if not _holds(who, other, filled[other], expert):
             for position in range(filled[other] - 1, -1, -1):
-                if held[rank, item_expert[members[other, position]]] == 0:
+                if not _holds(who, rank, filled[rank], who[other, position]):
                     return other, position
     return -1, -1
 
 
 @kernel
-def _greedy(expert: Array, weight: Array, members: Array, load: Array, held: Array) -> None:
-    ranks, slots = members.shape
-    filled = np.zeros(ranks, np.int32)
-    for item in range(expert.shape[0]):
-        rank, placed = _lightest_open(load, filled, slots, held, expert[item]), item
+def _greedy(expert: Array, weight: Array, order: Array, who: Array, part: Array, load: Array) -> None:
+    """Fill `who` (experts) and `part` (their weights), both [ranks, slots], and `load` [ranks]."""
+    ranks, slots = who.shape
+    filled, key = np.zeros(ranks, np.int64), np.arange(ranks)
+    for item in order:
+        rank, mine, heavy = _open_rank(key, who, filled, expert[item]), expert[item], weight[item]
         if rank < 0:  # only ranks that hold this expert have room: let another rank's item go there
             rank = -1 - rank
-            other, position = _make_way(rank, expert[item], expert, members, filled, held)
+            other, position = _make_way(rank, mine, who, filled)
             if other >= 0:
-                placed = members[other, position]
-                for later in range(position, filled[other] - 1):
-                    members[other, later] = members[other, later + 1]
-                members[other, filled[other] - 1] = item
-                held[other, expert[placed]] -= 1
-                held[other, expert[item]] += 1
-                load[other] += weight[item] - weight[placed]
-        at = filled[rank]
-        while at > 0 and members[rank, at - 1] > placed:
-            members[rank, at] = members[rank, at - 1]
-            at -= 1
-        members[rank, at] = placed
+                shift = heavy - part[other, position]
+                mine, who[other, position] = who[other, position], mine
+                heavy, part[other, position] = part[other, position], heavy
+                load[other] += shift
+                key[other] += shift << RANK_BITS
+        who[rank, filled[rank]], part[rank, filled[rank]] = mine, heavy
         filled[rank] += 1
-        held[rank, expert[placed]] += 1
-        load[rank] += weight[placed]
+        load[rank] += heavy
+        key[rank] += heavy << RANK_BITS
+        if filled[rank] == slots:
+            key[rank] += CLOSED
 
 
 @kernel
-def _best_swap(
-    busiest: int, expert: Array, weight: Array, members: Array, load: Array, held: Array, good_enough: float
-) -> tuple[int, int, int]:
-    """(rank, own position, its position) of the swap that leaves the pair's heavier rank lightest; -1 if none helps."""
-    ranks, slots = members.shape
-    top = load[busiest]
-    best, chosen, own_at, other_at = top * (1.0 - 1e-9), -1, -1, -1
-    for rank in range(ranks):
-        low = load[rank]
-        if rank == busiest or 0.5 * (top + low) >= best:
+def _may_swap(who: Array, first: int, own: int, second: int, position: int) -> bool:
+    slots = who.shape[1]
+    return not (_holds(who, second, slots, who[first, own]) or _holds(who, first, slots, who[second, position]))
+
+
+@kernel
+def _fitting_swap(busiest: int, who: Array, part: Array, load: Array, bound: int) -> tuple[int, int, int]:
+    """(rank, own position, its position) of the first swap that leaves both ranks within the bound; -1 if none."""
+    ranks, slots = who.shape
+    least = load[busiest] - bound
+    for step in range(1, ranks):
+        rank = (busiest + step) % ranks
+        most = bound - load[rank]
+        if most < least:
             continue
         for own in range(slots):
-            mine = members[busiest, own]
+            high, low = part[busiest, own] - least, part[busiest, own] - most
             for position in range(slots):
-                theirs = members[rank, position]
-                shift = weight[mine] - weight[theirs]
-                if shift <= 0.0:
-                    continue
-                peak = max(top - shift, low + shift)
-                beyond = 2.0 * shift > top - low
-                if peak >= best:
-                    if beyond:
-                        break
-                    continue
-                if held[rank, expert[mine]] == 0 and held[busiest, expert[theirs]] == 0:
-                    best, chosen, own_at, other_at = peak, rank, own, position
-                    if beyond:
-                        break
-        if best <= good_enough:
-            break
+                theirs = part[rank, position]
+                if low <= theirs <= high and _may_swap(who, busiest, own, rank, position):
+                    return rank, own, position
+    return -1, -1, -1
+
+
+@kernel
+def _best_swap(busiest: int, who: Array, part: Array, load: Array, least: int) -> tuple[int, int, int]:
+    """Like `_fitting_swap`: the swap that leaves the pair's heavier rank lightest, by `least` or more."""
+    ranks, slots = who.shape
+    top = load[busiest]
+    relief, chosen, own_at, other_at = least - 1, -1, -1, -1
+    for rank in range(ranks):
+        gap = top - load[rank]
+        if gap <= 2 * relief:
+            continue
+        for own in range(slots):
+            for position in range(slots):
+                shift = part[busiest, own] - part[rank, position]
+                if relief < shift < gap - relief and _may_swap(who, busiest, own, rank, position):
+                    relief, chosen, own_at, other_at = min(shift, gap - shift), rank, own, position
     return chosen, own_at, other_at
 
 
 @kernel
-def _replace(row: Array, position: int, item: int) -> None:
-    """Put `item` in place of the one at `position` and keep the row ascending."""
-    while position + 1 < row.shape[0] and row[position + 1] < item:
-        row[position] = row[position + 1]
-        position += 1
-    while position > 0 and row[position - 1] > item:
-        row[position] = row[position - 1]
-        position -= 1
-    row[position] = item
-
-
-@kernel
-def _descend(expert: Array, weight: Array, members: Array, load: Array, held: Array) -> None:
+def _descend(who: Array, part: Array, load: Array) -> None:
     mean = load.sum() / load.shape[0]
+    bound, least = int(mean * (1.0 + STOP)), int(mean * LEAST) + 1
     for _ in range(64 * load.shape[0]):
         busiest = int(np.argmax(load))
-        if load[busiest] <= mean * (1.0 + STOP):
+        if load[busiest] <= bound:
             break
-        rank, own, position = _best_swap(busiest, expert, weight, members, load, held, mean * (1.0 + STOP))
+        rank, own, position = _fitting_swap(busiest, who, part, load, bound)
+        if rank < 0:
+            rank, own, position = _best_swap(busiest, who, part, load, least)
         if rank < 0:
             break
-        mine, theirs = members[busiest, own], members[rank, position]
-        _replace(members[busiest], own, theirs)
-        _replace(members[rank], position, mine)
-        load[busiest] += weight[theirs] - weight[mine]
-        load[rank] += weight[mine] - weight[theirs]
-        held[busiest, expert[mine]] -= 1
-        held[busiest, expert[theirs]] += 1
-        held[rank, expert[theirs]] -= 1
-        held[rank, expert[mine]] += 1
+        shift = part[busiest, own] - part[rank, position]
+        who[busiest, own], who[rank, position] = who[rank, position], who[busiest, own]
+        part[busiest, own], part[rank, position] = part[rank, position], part[busiest, own]
+        load[busiest] -= shift
+        load[rank] += shift
 
 
 @kernel
-def pack(expert: Array, weight: Array, num_ranks: int, num_experts: int) -> Array:
+def pack(expert: Array, weight: Array, num_ranks: int) -> Array:
     """expert, weight: [items], a multiple of the ranks -> [ranks, items per rank] int32 experts of every rank."""
-    order = np.argsort(-weight, kind="mergesort")
-    expert, weight = expert[order], weight[order]
-    members = np.empty((num_ranks, expert.shape[0] // num_ranks), np.int32)
-    load = np.zeros(num_ranks)
-    held = np.zeros((num_ranks, num_experts), np.int16)
-    _greedy(expert, weight, members, load, held)
-    _descend(expert, weight, members, load, held)
-    for rank in range(num_ranks):
-        for position in range(members.shape[1]):
-            members[rank, position] = expert[members[rank, position]]
-    return members
+    slots = expert.shape[0] // num_ranks
+    total = weight.sum()
+    scale = WHOLE / num_ranks / total if total > 0.0 else 0.0
+    whole = np.empty(weight.shape[0], np.int64)
+    for item in range(weight.shape[0]):
+        whole[item] = int(weight[item] * scale + 0.5)
+    who, part = np.empty((num_ranks, slots), np.int32), np.zeros((num_ranks, slots), np.int64)
+    load = np.zeros(num_ranks, np.int64)
+    _greedy(expert, whole, heaviest_first(whole), who, part, load)
+    if slots > 1:
+        _descend(who, part, load)
+    return who
+
+
+@kernel
+def rank_peak(load: Array, copies: Array, phy2log: Array, slots: int) -> float:
+    """Load of the busiest rank."""
+    peak, here = 0.0, 0.0
+    for slot in range(phy2log.shape[0]):
+        here += load[phy2log[slot]] / copies[phy2log[slot]]
+        if slot % slots == slots - 1:
+            peak, here = max(peak, here), 0.0
+    return peak
 
 
 @kernel
 def solve_balanced(load: Array, num_slots: int, num_ranks: int) -> Array:
-    """load: [E] float64 -> phy2log [P] int32 for the best balance under an even split over copies."""
-    experts = load.shape[0]
-    copies = apportion(load, num_slots, copy_limit(experts, num_slots, num_ranks))
-    items = list_copies(copies)
-    return pack(items, (load / copies)[items], num_ranks, experts).ravel()
+    """load: [L, E] float64 -> phy2log [L, P] int32 for the best balance under an even split over copies.
+
+    Where copy counts stand in the way of packing (few experts, or few slots on a rank), they are changed afterwards.
+    """
+    layers, experts = load.shape
+    slots, one_node = num_slots // num_ranks, np.zeros(num_ranks, np.int32)
+    phy2log = np.empty((layers, num_slots), np.int32)
+    limit = copy_limit(experts, num_slots, num_ranks)
+    for layer in range(layers):
+        copies = apportion(load[layer], num_slots, limit)
+        items = list_copies(copies)
+        weight = (load[layer] / copies)[items]
+        phy2log[layer] = pack(items, weight, num_ranks).ravel()
+        peak = rank_peak(load[layer], copies, phy2log[layer], slots)
+        if peak > max(weight.sum() / num_ranks * POOR, weight.max() * POOR):
+            even_out(load[layer], phy2log[layer], one_node, slots, 1.0 + STOP, 1 << 30)
+    return phy2log

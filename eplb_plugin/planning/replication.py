@@ -9,6 +9,7 @@ from .crossings import Cluster, copy_shares, copy_values
 from .tokens import Tokens
 
 ROUNDS = 4
+HALVINGS = 7
 TOO_HEAVY = 0.8  # share of a rank's mean load above which a single copy stands in the way of packing
 TOO_HEAVY_PRICE = 1000.0  # saved crossings per token that a rank's mean load on a too heavy copy is worth …
 LOAD_PRICE = 1e-3  # … and on any other
@@ -28,22 +29,57 @@ def apportion(load: Array, num_slots: int, limit: int) -> Array:
     Equal loads per copy (zero loads above all): the expert with fewer copies, then the lower id.
     """
     experts = load.shape[0]
-    copies = np.ones(experts, np.int32)
-    per_copy = load.astype(np.float64)
-    for _ in range(num_slots - experts):
-        chosen = -1
-        for expert in range(experts):
-            if copies[expert] >= limit:
-                continue
-            if (
-                chosen < 0
-                or per_copy[expert] > per_copy[chosen]
-                or (per_copy[expert] == per_copy[chosen] and copies[expert] < copies[chosen])
-            ):
-                chosen = expert
+    copies = _first_copies(load, num_slots, limit)
+    per_copy = load / copies
+    # while no limit binds, the largest load per copy is above the mean slot: the others need not be looked at
+    mean_slot = load.sum() / num_slots
+    listed = np.flatnonzero(load > mean_slot)
+    for _ in range(num_slots - copies.sum()):
+        chosen = _largest_share(per_copy, copies, listed, limit)
+        if listed.shape[0] < experts and (chosen < 0 or per_copy[chosen] <= mean_slot):
+            listed = np.arange(experts)
+            chosen = _largest_share(per_copy, copies, listed, limit)
         copies[chosen] += 1
         per_copy[chosen] = load[chosen] / copies[chosen]
     return copies
+
+
+@kernel
+def _first_copies(load: Array, num_slots: int, limit: int) -> Array:
+    """[E] int32 copies that `apportion` makes before all loads per copy are below some value: most of them, at once."""
+    copies = np.ones(load.shape[0], np.int32)
+    low, high = load.sum() / num_slots, load.max()
+    if low <= 0.0:
+        return copies
+    for _ in range(HALVINGS):
+        middle, slots = 0.5 * (low + high), 0
+        for expert in range(load.shape[0]):
+            slots += _copies_above(load[expert], middle, limit)
+        if slots <= num_slots:
+            high = middle
+        else:
+            low = middle
+    for expert in range(load.shape[0]):
+        copies[expert] = _copies_above(load[expert], high, limit)
+    return copies
+
+
+@kernel
+def _copies_above(load: float, value: float, limit: int) -> int:
+    """Copies after which the load per copy is no longer above `value` (one too few, rather, where digits are lost)."""
+    return max(min(int(np.ceil(load / value * (1.0 - 1e-12))), limit), 1)
+
+
+@kernel
+def _largest_share(per_copy: Array, copies: Array, listed: Array, limit: int) -> int:
+    chosen, largest = -1, -1.0
+    for expert in listed:
+        share = per_copy[expert]
+        if share < largest or copies[expert] >= limit:
+            continue
+        if share > largest or copies[expert] < copies[chosen]:
+            chosen, largest = expert, share
+    return chosen
 
 
 @kernel

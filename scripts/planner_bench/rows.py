@@ -1,0 +1,78 @@
+"""What is measured: deployments, and the loads that every arm gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+REAL_NOISE = 0.15  # sigma of the log-normal noise between the window that is planned on and the next
+
+
+@dataclass(frozen=True)
+class Row:
+    """One deployment. drift: 0 = solve from scratch, else sigma of the change since the window of the old placement."""
+
+    name: str
+    layers: int
+    experts: int
+    nodes: int
+    ranks: int
+    slots_per_rank: int
+    groups: int = 1
+    imbalance: float = 2.5
+    drift: float = 0.0
+    kind: str = "full"
+
+    @property
+    def slots(self) -> int:
+        return self.ranks * self.slots_per_rank
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.layers} x {self.experts} -> {self.slots}, {self.ranks} ranks"
+
+    def first_load(self) -> NDArray[np.float64]:
+        """[L, E] log-normal loads whose max / mean is `imbalance` in every layer."""
+        raw = np.random.default_rng(1).normal(size=(self.layers, self.experts))
+        low, high = np.zeros((self.layers, 1)), np.full((self.layers, 1), 8.0)
+        for _ in range(50):
+            sigma = 0.5 * (low + high)
+            load = np.exp(sigma * raw)
+            mild = (load.max(1) / load.mean(1))[:, None] < min(self.imbalance, 0.9 * self.experts)
+            low, high = np.where(mild, sigma, low), np.where(mild, high, sigma)
+        load = np.exp(low * raw)
+        return np.rint(load / load.mean(1, keepdims=True) * 10_000)
+
+    def load(self) -> NDArray[np.float64]:
+        """[L, E] the window to be planned on."""
+        return noisy(self.first_load(), self.drift, seed=5) if self.drift else self.first_load()
+
+
+def noisy(load: NDArray[np.float64], sigma: float, seed: int) -> NDArray[np.float64]:
+    return np.rint(load * np.exp(np.random.default_rng(seed).normal(0, sigma, load.shape)))
+
+
+V3 = Row("DeepSeek-V3", 58, 256, 4, 32, 9, groups=8)
+FULL = (
+    V3,
+    Row("DeepSeek-V3, imbalance 5", 58, 256, 4, 32, 9, groups=8, imbalance=5.0),
+    Row("DeepSeek-V3", 58, 256, 8, 64, 5, groups=8),
+    Row("DeepSeek-V3", 58, 256, 18, 144, 2, groups=8),
+    Row("DeepSeek-V3", 58, 256, 40, 320, 1, groups=8),
+    Row("Qwen3-235B", 94, 128, 4, 32, 5),
+    Row("Kimi-K2", 60, 384, 4, 32, 13),
+    Row("Mixtral", 32, 8, 1, 8, 2),
+)
+DRIFT = tuple(
+    Row(f"DeepSeek-V3, drift {sigma}", 58, 256, 4, 32, 9, groups=8, drift=sigma, kind="drift") for sigma in (0.15, 0.30)
+)
+SCALE = tuple(
+    Row("scale", 61, experts, nodes, ranks, slots, kind="scale")
+    for experts, nodes, ranks, slots in ((256, 8, 64, 5), (512, 16, 128, 5), (1024, 32, 256, 5), (1024, 64, 512, 3))
+)
+
+
+def chosen(quick: bool) -> tuple[Row, ...]:
+    return (FULL[0], FULL[-1], DRIFT[0], SCALE[0]) if quick else (*FULL, *DRIFT, *SCALE)
