@@ -15,7 +15,7 @@ from .placement import Placement
 from .topology import Topology
 
 Policy = Literal["deepseek", "balanced", "affinity"]
-Dispatch = Literal["hash", "nearest"]
+Dispatch = Literal["hash", "nearest", "weighted", "cover"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Plan:
     replica_weights: [L, P] float64, the planned share of its expert's tokens that a slot serves, summed over sources;
         the slots of one expert sum to 1.
     seconds: time the planner took.
+    source_weights: [nodes, L, P] float64 for rule `weighted`: the share of a source node's tokens of an expert that a
+        slot serves; None: the replica weights, from everywhere.
+    cover_weights: [L, P] int32 >= 1 for rule `cover`: in which proportion a token picks among the copies within its
+        reach; None: in proportion to the replica weights.
     """
 
     placement: Placement
@@ -48,11 +52,14 @@ class Plan:
     dispatch: Dispatch
     replica_weights: NDArray[np.float64]
     seconds: float
+    source_weights: NDArray[np.float64] | None = None
+    cover_weights: NDArray[np.int32] | None = None
 
     @cached_property
     def digest(self) -> str:
         """Equal on two ranks only if placement, weights and rule are equal bit for bit."""
         state = hashlib.sha256(self.dispatch.encode())
-        for array in (self.placement.phy2log, self.placement.layer_ids, self.replica_weights):
-            state.update(np.ascontiguousarray(array).tobytes())
+        weights = (self.replica_weights, self.source_weights, self.cover_weights)
+        for array in (self.placement.phy2log, self.placement.layer_ids, *weights):
+            state.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return state.hexdigest()[:16]

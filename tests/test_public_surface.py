@@ -21,13 +21,13 @@ PARAMETERS = {
     "Placement.moves_from": ["self", "previous"],
     "Placement.save": ["self", "path", "header"],
     "Placement.load": ["path"],
-    "Plan": ["placement", "topology", "dispatch", "replica_weights", "seconds"],
+    "Plan": ["placement", "topology", "dispatch", "replica_weights", "seconds", "source_weights", "cover_weights"],
     "PlanOptions": ["balance_tolerance", "max_moved_slots"],
     "plan": ["statistics", "topology", "*policy", "*previous", "*dispatch", "*num_groups", "*options"],
     "route": ["topk_ids", "source_rank", "plan", "layer", "rule", "*token_index"],
 }
 DEFAULTS = {
-    "plan": {"policy": "affinity", "previous": None, "dispatch": "hash", "num_groups": 1, "options": None},
+    "plan": {"policy": "affinity", "previous": None, "dispatch": "weighted", "num_groups": 1, "options": None},
     "route": {"rule": None, "token_index": None},
     "PlanOptions": {"balance_tolerance": 0.02, "max_moved_slots": None},
 }

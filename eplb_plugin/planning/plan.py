@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dispatch.cover import MOST_NODES
 from ..dispatch.rules import checked_rule, replica_weights
 from ..errors import mismatch
 from ..jit import Array
@@ -26,6 +27,7 @@ from .ranks import count_held
 from .relabel import keep_slots, relabel
 from .repair import NO_LIMIT, repair
 from .tokens import Tokens, layer_tokens, no_tokens
+from .weighing import WEIGHED, Weigher
 
 POLICIES: tuple[str, ...] = get_args(Policy)
 NODE_SHARE = 0.25  # of the balance tolerance that nodes may use up, before their ranks are packed
@@ -39,7 +41,7 @@ def plan(
     *,
     policy: Policy = "affinity",
     previous: Placement | None = None,
-    dispatch: Dispatch = "hash",
+    dispatch: Dispatch = "weighted",
     num_groups: int = 1,
     options: PlanOptions | None = None,
 ) -> Plan:
@@ -56,13 +58,9 @@ def plan(
     options = PlanOptions() if options is None else options
     _check(statistics, topology, policy, previous, checked_rule(dispatch), num_groups, options)
     job = _Job(statistics, topology, policy, dispatch, num_groups, options)
-    if policy == "deepseek":
-        phy2log = job.vanilla(previous)
-    elif previous is None:
-        phy2log = job.solve()
-    else:
-        phy2log = job.repair(previous.phy2log)
-    placement = Placement(phy2log, statistics.layer_ids)
+    if dispatch in WEIGHED:
+        return replace(job.weighed(previous), seconds=time.perf_counter() - began)
+    placement = Placement(job.placed(previous), statistics.layer_ids)
     shares = replica_weights(placement, topology, dispatch)
     return Plan(placement, topology, dispatch, shares, time.perf_counter() - began)
 
@@ -91,6 +89,21 @@ class _Job:
     @property
     def keeps_locality(self) -> bool:
         return self.policy == "affinity" and self.topology.num_nodes > 1
+
+    def placed(self, previous: Placement | None) -> NDArray[np.int32]:
+        if self.policy == "deepseek":
+            return self.vanilla(previous)
+        return self.solve() if previous is None else self.repair(previous.phy2log)
+
+    def weighed(self, previous: Placement | None) -> Plan:
+        weigher = Weigher(self.statistics, self.topology, self.dispatch, self.num_groups, self.options)
+        if not self.keeps_locality:
+            layers = weigher.weigh(self.placed(previous))
+            if previous is not None and self.policy != "deepseek":
+                layers = weigher.prefer(previous.phy2log, layers)
+        else:
+            layers = weigher.solve() if previous is None else weigher.repair(previous.phy2log)
+        return weigher.as_plan(layers)
 
     def vanilla(self, previous: Placement | None) -> NDArray[np.int32]:
         topology = self.topology
@@ -171,6 +184,9 @@ def _check(
     if num_groups < 1 or experts % num_groups:
         expected = f"a divisor of {experts} experts"
         raise mismatch("num_groups", found=num_groups, expected=expected, fix="pass the model's expert groups, or 1")
+    if dispatch in WEIGHED and topology.num_nodes > MOST_NODES:
+        expected = f"at most {MOST_NODES} for dispatch {dispatch}"
+        raise mismatch("topology.num_nodes", found=topology.num_nodes, expected=expected, fix="use dispatch nearest")
     knows_pairs = statistics.coactivation is not None or statistics.sample is not None
     if policy == "affinity" and topology.num_nodes > 1 and not knows_pairs:
         raise mismatch(
