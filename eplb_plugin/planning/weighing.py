@@ -26,8 +26,8 @@ from .weighted import WeightedRule
 
 WEIGHED: tuple[Dispatch, ...] = ("weighted", "cover")
 LEAST_LOAD = 1e-6  # of the mean expert load: an idle expert still has to be somewhere, and shares divide by loads
-WORTH_BALANCE = 0.02  # as in plan.py: what a full solve must gain over a repair …
-WORTH_CROSSINGS = 0.05  # … to be worth moving nearly everything
+WORTH_BALANCE = 0.02  # what a full solve must gain over a repair, or copies over swaps …
+WORTH_CROSSINGS = 0.1  # … to be worth moving nearly everything
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,10 @@ class Weigher:
         if repaired.peak > good_enough:
             before = count_held(old, self.cluster, experts)
             swapped = level(rule, repaired, before, budget, self.options.balance_tolerance / 2.0)
-            copied = as_used(rule, repair_layer(rule.load, old, self.cluster, rule.tokens, good_enough, budget))
-            repaired = min((repaired, swapped, copied), key=lambda made: made.peak)
+            if swapped.peak > good_enough:
+                copied = as_used(rule, self._repair_nearest(rule, old, good_enough, budget))
+                swapped = copied if copied.peak < swapped.peak - WORTH_BALANCE else swapped
+            repaired = min((repaired, swapped), key=lambda made: made.peak)
             repaired = as_used(rule, keep_slots(repaired.phy2log, old, per_rank))
         if cap is not None:
             return repaired
@@ -101,6 +103,12 @@ class Weigher:
         if not _is_worth_it(rule, repaired, fresh, good_enough):
             return repaired
         return as_used(rule, relabel(fresh.phy2log, old, self.cluster, experts))
+
+    def _repair_nearest(self, rule: Rule, old: Array, good_enough: float, budget: int) -> Array:
+        """phy2log [P] by the repair that also moves copies; it takes every source to use its nearest copy."""
+        cluster, tokens = self.cluster._replace(nearest=True), rule.tokens
+        tokens = tokens._replace(key=tokens.source.astype(np.int64))
+        return repair_layer(rule.load, old, cluster, tokens, good_enough, budget)
 
 
 def _is_worth_it(rule: Rule, repaired: Layer, fresh: Layer, good_enough: float) -> bool:
