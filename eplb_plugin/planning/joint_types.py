@@ -36,6 +36,16 @@ def peak_ratio(slot_load: Array, ranks: int) -> float:
     return float(rank_load.max()) / mean if mean > 0.0 else 1.0
 
 
+def reordered(layer: Layer, phy2log: Array, slots_per_rank: int) -> Layer:
+    """`layer` with every rank's experts in the order of `phy2log: [P]`, which has the same experts on every rank."""
+    base = np.arange(len(phy2log)) // slots_per_rank * (int(phy2log.max()) + 1)
+    origin = np.empty(len(phy2log), np.int64)
+    origin[np.argsort(base + phy2log, kind="stable")] = np.argsort(base + layer.phy2log, kind="stable")
+    shares, source_shares, weights = layer.use
+    use = Use(shares[origin], source_shares[:, origin], weights[origin] if len(weights) else weights)
+    return Layer(phy2log, use, layer.peak)
+
+
 @kernel
 def cap_shares(shares: Array, load: Array, copies: Array, limit: float) -> None:
     """No copy is to serve more than `limit` load while others of its expert have room, in place (water filling).

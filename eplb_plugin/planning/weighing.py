@@ -17,7 +17,7 @@ from .cover import CoverRule
 from .crossings import Cluster
 from .incremental import repair_layer
 from .joint import Rule, as_used, level, solve_layer
-from .joint_types import Layer
+from .joint_types import Layer, reordered
 from .ranks import count_held
 from .relabel import keep_slots, relabel
 from .repair import NO_LIMIT
@@ -96,7 +96,7 @@ class Weigher:
                 copied = as_used(rule, self._repair_nearest(rule, old, good_enough, budget))
                 swapped = copied if copied.peak < swapped.peak - WORTH_BALANCE else swapped
             repaired = min((repaired, swapped), key=lambda made: made.peak)
-            repaired = as_used(rule, keep_slots(repaired.phy2log, old, per_rank))
+            repaired = reordered(repaired, keep_slots(repaired.phy2log, old, per_rank), per_rank)
         if cap is not None:
             return repaired
         fresh = self._solve(rule, pairs)
