@@ -20,7 +20,7 @@ Array: TypeAlias = NDArray[Any]
 
 def _source_digest() -> str:
     package = Path(__file__).parent
-    sources = [*sorted(package.glob("planning/*.py")), package / "dispatch" / "rules.py"]
+    sources = [*sorted(package.glob("planning/*.py")), *sorted(package.glob("dispatch/*.py"))]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 

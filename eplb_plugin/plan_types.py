@@ -15,7 +15,7 @@ from .placement import Placement
 from .topology import Topology
 
 Policy = Literal["deepseek", "balanced", "affinity"]
-Dispatch = Literal["hash", "nearest"]
+Dispatch = Literal["hash", "nearest", "weighted", "cover"]
 PRICES = ("expert_bytes", "link_gbps", "token_bytes", "seconds_per_selection", "window_steps", "horizon_steps")
 
 
@@ -23,6 +23,7 @@ PRICES = ("expert_bytes", "link_gbps", "token_bytes", "seconds_per_selection", "
 class PlanOptions:
     """balance_tolerance: share by which a node's planned load may exceed the mean (affinity policy).
     max_moved_slots: slots per layer that may get another expert when `previous` is given; None = no bound.
+    max_moved_slots_total: likewise, of all layers together.
 
     The price of a move (planning/price.py): without them every move is made. Given, they must be complete:
     expert_bytes: weights of one expert in one layer. link_gbps: Gbit/s of a rank's link to other nodes (a network card
@@ -35,6 +36,7 @@ class PlanOptions:
 
     balance_tolerance: float = 0.02
     max_moved_slots: int | None = None
+    max_moved_slots_total: int | None = None
     expert_bytes: float | None = None
     link_gbps: float | None = None
     token_bytes: float | None = None
@@ -46,8 +48,10 @@ class PlanOptions:
     def __post_init__(self) -> None:
         if not 0.0 <= self.balance_tolerance <= 1.0:
             raise mismatch("balance_tolerance", found=self.balance_tolerance, expected="0.0..1.0", fix="pass a share")
-        if self.max_moved_slots is not None and self.max_moved_slots < 0:
-            raise mismatch("max_moved_slots", found=self.max_moved_slots, expected=">= 0 or None", fix="raise it")
+        for name in ("max_moved_slots", "max_moved_slots_total"):
+            bound = getattr(self, name)
+            if bound is not None and bound < 0:
+                raise mismatch(name, found=bound, expected=">= 0 or None", fix="raise it")
         self._check_prices()
 
     @property
@@ -77,6 +81,11 @@ class Plan:
     replica_weights: [L, P] float64, the planned share of its expert's tokens that a slot serves, summed over sources;
         the slots of one expert sum to 1.
     seconds: time the planner took.
+    source_weights: [nodes, L, P] float64 for rule `weighted`: the share of a source node's tokens of an expert that a
+        slot serves; None: the replica weights, from everywhere.
+    cover_weights: [L, P] int32 >= 1 for rule `cover`: in which proportion a token picks among the copies within its
+        reach; None: in proportion to the replica weights.
+    resolved_layers: layers that were solved afresh, not repaired from the previous placement.
     skipped_layers: layers that keep the previous row because their move would cost more time than it saves.
     """
 
@@ -85,12 +94,16 @@ class Plan:
     dispatch: Dispatch
     replica_weights: NDArray[np.float64]
     seconds: float
+    source_weights: NDArray[np.float64] | None = None
+    cover_weights: NDArray[np.int32] | None = None
+    resolved_layers: int = 0
     skipped_layers: int = 0
 
     @cached_property
     def digest(self) -> str:
         """Equal on two ranks only if placement, weights and rule are equal bit for bit."""
         state = hashlib.sha256(self.dispatch.encode())
-        for array in (self.placement.phy2log, self.placement.layer_ids, self.replica_weights):
-            state.update(np.ascontiguousarray(array).tobytes())
+        weights = (self.replica_weights, self.source_weights, self.cover_weights)
+        for array in (self.placement.phy2log, self.placement.layer_ids, *weights):
+            state.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return state.hexdigest()[:16]

@@ -12,7 +12,7 @@ from eplb_plugin import RoutingStatistics, Topology
 from eplb_plugin.workloads.routing import ClusteredRouter
 
 POLICIES = ("deepseek", "balanced", "affinity")
-RULES = ("hash", "nearest")
+RULES = ("hash", "nearest", "weighted", "cover")
 
 
 @dataclass(frozen=True)

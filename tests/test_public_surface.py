@@ -23,9 +23,13 @@ PARAMETERS = {
     "Placement.moves_from": ["self", "previous"],
     "Placement.save": ["self", "path", "header"],
     "Placement.load": ["path"],
-    "Plan": ["placement", "topology", "dispatch", "replica_weights", "seconds", "skipped_layers"],
+    "Plan": [
+        "placement", "topology", "dispatch", "replica_weights", "seconds", "source_weights", "cover_weights",
+        "resolved_layers", "skipped_layers",
+    ],
     "PlanOptions": [
-        "balance_tolerance", "max_moved_slots", "expert_bytes", "link_gbps", "token_bytes", "seconds_per_selection",
+        "balance_tolerance", "max_moved_slots", "max_moved_slots_total", "expert_bytes", "link_gbps", "token_bytes",
+        "seconds_per_selection",
         "window_steps", "horizon_steps", "load_error",
     ],
     "forecast": ["history"],
@@ -33,9 +37,15 @@ PARAMETERS = {
     "route": ["topk_ids", "source_rank", "plan", "layer", "rule", "*token_index"],
 }  # fmt: skip
 DEFAULTS = {
-    "plan": {"policy": "affinity", "previous": None, "dispatch": "hash", "num_groups": 1, "options": None},
+    "plan": {"policy": "affinity", "previous": None, "dispatch": "weighted", "num_groups": 1, "options": None},
     "route": {"rule": None, "token_index": None},
-    "PlanOptions": {"balance_tolerance": 0.02, "max_moved_slots": None, "expert_bytes": None, "load_error": 0.15},
+    "PlanOptions": {
+        "balance_tolerance": 0.02,
+        "max_moved_slots": None,
+        "max_moved_slots_total": None,
+        "expert_bytes": None,
+        "load_error": 0.15,
+    },
 }
 
 

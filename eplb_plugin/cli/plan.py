@@ -63,13 +63,16 @@ def plan(
     Several traces, oldest first, are a history, and the plan is made for its forecast.
     """
     from ..dispatch.rules import checked_rule
-    from ..planning import plan as planner
+    from ..planning.checks import checked_policy
     from ..planning.forecast import forecast, forecast_error
+    from ..planning.job import plan_of
+    from ..planning.plan import plan as make_plan
     from ..planning.score import moved_slots
 
     options = PlanOptions(
-        balance_tolerance, max_moved_slots, expert_bytes, link_gbps, token_bytes, seconds_per_selection,
-        window_steps, horizon_steps,
+        balance_tolerance=balance_tolerance, max_moved_slots=max_moved_slots, expert_bytes=expert_bytes,
+        link_gbps=link_gbps, token_bytes=token_bytes, seconds_per_selection=seconds_per_selection,
+        window_steps=window_steps, horizon_steps=horizon_steps,
     )  # fmt: skip
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
     old = None if previous is None else Placement.load(previous)
@@ -77,8 +80,8 @@ def plan(
     window, error = forecast(history), forecast_error(history)
     if np.isfinite(error).any():
         options = replace(options, load_error=float(np.nanmean(error)))
-    made = planner.plan(
-        window, topology, policy=planner.checked_policy(policy), previous=old, dispatch=checked_rule(rule),
+    made = make_plan(
+        window, topology, policy=checked_policy(policy), previous=old, dispatch=checked_rule(rule),
         num_groups=num_groups, options=options,
     )  # fmt: skip
     _save(made.placement, out)
@@ -87,7 +90,7 @@ def plan(
     answer: dict[str, Any] = {
         "placement": str(out), "policy": policy, "rule": rule, "windows": len(history), "seconds": made.seconds,
         "forecast_error": options.load_error if np.isfinite(error).any() else None,
-        "before": _figures(planner.plan_of(start, topology, made.dispatch), window, draws, seed),
+        "before": _figures(plan_of(start, topology, made.dispatch), window, draws, seed),
         "after": _figures(made, window, draws, seed),
         "moved_slots": int(moved.sum()), "slots": int(start.phy2log.size), "skipped_layers": made.skipped_layers,
     }  # fmt: skip

@@ -77,7 +77,7 @@ def _judge_file(
     trace: Path, file: Path, topology: Topology, rule: str, draws: int, seed: int
 ) -> tuple[list[Run], NDArray[Any]]:
     from ..dispatch.rules import checked_rule
-    from ..planning.plan import plan_of
+    from ..planning.job import plan_of
 
     placement = Placement.load(file)
     window = read_window(trace, placement.num_experts, placement.layer_ids)
@@ -93,7 +93,8 @@ def _judge_halves(
     trace: Path, policy: str, topology: Topology, rule: str, num_groups: int, draws: int, seed: int
 ) -> tuple[list[Run], NDArray[Any]]:
     from ..dispatch.rules import checked_rule
-    from ..planning.plan import checked_policy, plan
+    from ..planning.checks import checked_policy
+    from ..planning.plan import plan
 
     window = read_window(trace)
     rows = _sample(trace, window, 2)

@@ -4,6 +4,8 @@ hash     vLLM's own: copy number (token_index · 2654435769 mod 2³²) mod count
 nearest  one fixed copy per (source rank, expert): on the source's rank, else on its node, else anywhere; among equally
          near copies the one that serves the fewest source ranks so far, so that the copies' shares stay even; then the
          next node from number (logical id mod nodes) on; then slot order.
+weighted a row of slots per (source rank, expert), with repeats; the same hash picks the entry (`tables.py`).
+cover    the token's experts together: few nodes, then copies on them in proportion to their weights (`cover.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from ..jit import Array, kernel
 from ..placement import Placement
 from ..plan_types import Dispatch, Plan
 from ..topology import Topology
+from .cover import copy_weights, route_cover, token_keys
+from .tables import weighted_tables
 
 HASH_MULTIPLIER = 2654435769
 HASH_MASK = 0xFFFFFFFF
@@ -55,12 +59,22 @@ def route(
         return _look_up(ids, sources, nearest_table(placement, topology, layer))
     index = running_position(sources, topology.num_ranks) if token_index is None else _checked_index(token_index, ids)
     hashed = (index.astype(np.uint64) * np.uint64(HASH_MULTIPLIER) & np.uint64(HASH_MASK)).astype(np.int64)
+    if rule == "cover":
+        own, weights = topology.node_of_rank[sources], copy_weights(plan, layer)
+        log2phy, counts = placement.log2phy[layer], placement.replica_count[layer]
+        keys = token_keys(sources, index)
+        return route_cover(ids, own, keys, log2phy, counts, topology.node_of_slot, weights, topology.num_nodes)
+    if rule == "weighted":
+        return _hash_rows(ids, sources, hashed, weighted_tables(plan, layers=[layer])[:, 0])
     return _hash_slots(ids, hashed, placement.log2phy[layer], placement.replica_count[layer])
 
 
 def replica_weights(placement: Placement, topology: Topology, rule: Dispatch) -> NDArray[np.float64]:
-    """[L, P] share of its expert's tokens that a slot serves when tokens come evenly from all ranks."""
-    if checked_rule(rule) == "hash":
+    """[L, P] share of its expert's tokens that a slot serves when tokens come evenly from all ranks.
+
+    Rules whose copies have weights of their own: as if the weights were equal.
+    """
+    if checked_rule(rule) != "nearest":
         return 1.0 / np.take_along_axis(placement.replica_count, placement.phy2log.astype(np.int64), axis=1)
     ranks = topology.num_ranks
     shares = np.empty(placement.phy2log.shape, np.float64)
@@ -131,6 +145,17 @@ def _hash_slots(ids: Array, hashed: Array, log2phy: Array, counts: Array) -> Arr
             expert = ids[token, k]
             if expert >= 0:
                 slots[token, k] = log2phy[expert, hashed[token] % counts[expert]]
+    return slots
+
+
+@kernel
+def _hash_rows(ids: Array, sources: Array, hashed: Array, tables: Array) -> Array:
+    """tables: [ranks, E, width] of physical ids."""
+    slots = np.full(ids.shape, -1, np.int32)
+    for token in range(ids.shape[0]):
+        for k in range(ids.shape[1]):
+            if ids[token, k] >= 0:
+                slots[token, k] = tables[sources[token], ids[token, k], hashed[token] % tables.shape[2]]
     return slots
 
 

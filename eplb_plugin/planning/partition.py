@@ -81,7 +81,7 @@ def grow_groups(load: Array, pairs: Array, nodes: int, groups: int, tolerance: f
 
 
 @kernel
-def _relief(load_a: float, load_b: float, shift: float, bound: float) -> float:
+def overload_relief(load_a: float, load_b: float, shift: float, bound: float) -> float:
     """Overload that moving `shift` from a to b takes away."""
     before = max(load_a - bound, 0.0) + max(load_b - bound, 0.0)
     return before - max(load_a - shift - bound, 0.0) - max(load_b + shift - bound, 0.0)
@@ -108,7 +108,7 @@ def _best_partner(
         gain = float(swap_gain(visits, mine, other))
         if gain <= best_gain and node_load[a] <= bound and node_load[b] <= bound:
             continue  # relief cannot be positive
-        gain += price * _relief(node_load[a], node_load[b], load[mine] - load[other], bound)
+        gain += price * overload_relief(node_load[a], node_load[b], load[mine] - load[other], bound)
         if gain > best_gain:
             best, best_gain = other, gain
     return best
@@ -145,7 +145,7 @@ def refine_nodes(
                     break
                 a, b, shift = node_of[mine], node_of[other], load[mine] - load[other]
                 saved = swap_experts(visits, mine, other)
-                if saved + price * _relief(node_load[a], node_load[b], shift, bound) > LEAST_GAIN:
+                if saved + price * overload_relief(node_load[a], node_load[b], shift, bound) > LEAST_GAIN:
                     node_load[a] -= shift
                     node_load[b] += shift
                     swapped = True

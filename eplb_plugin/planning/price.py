@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,10 +99,22 @@ def crossing_copies(plan: Plan, statistics: RoutingStatistics) -> Floats:
 
 def take_layers(taken: NDArray[np.bool_], plan: Plan, other: Plan) -> Plan:
     """`plan` in the layers where taken: [L] bool, `other` in the rest."""
-    rows = taken[:, None]
-    phy2log = np.where(rows, plan.placement.phy2log, other.placement.phy2log)
-    weights = np.where(rows, plan.replica_weights, other.replica_weights)
-    return replace(plan, placement=Placement(phy2log, plan.placement.layer_ids), replica_weights=weights)
+
+    def mixed(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[Any]:
+        return np.where(taken[:, None], ours, theirs)
+
+    return replace(
+        plan,
+        placement=Placement(mixed(plan.placement.phy2log, other.placement.phy2log), plan.placement.layer_ids),
+        replica_weights=mixed(plan.replica_weights, other.replica_weights),
+        source_weights=_both(mixed, plan.source_weights, other.source_weights),
+        cover_weights=_both(mixed, plan.cover_weights, other.cover_weights),
+    )
+
+
+def _both(mixed: Callable[..., NDArray[Any]], ours: NDArray[Any] | None, theirs: NDArray[Any] | None) -> Any:
+    """Plans of one rule have the same weights, or neither has any."""
+    return None if ours is None or theirs is None else mixed(ours, theirs)
 
 
 def knows_tokens(statistics: RoutingStatistics) -> bool:

@@ -95,7 +95,7 @@ def list_copies(copies: Array) -> Array:
 
 
 @kernel
-def _best_copy(
+def best_copy(
     saved: Array, load: Array, copies: Array, free: Array, most_on_node: int, mean_rank: float, node_load: Array
 ) -> tuple[int, int]:
     """(expert, node) of the copy most worth a free slot: one that unloads a rank first, then saved crossings."""
@@ -136,7 +136,7 @@ def place_copies(load: Array, home: Array, cluster: Cluster, tokens: Tokens) -> 
         for expert in range(experts):
             node_load += load[expert] * shares[expert] * copies[expert]
         for _ in range(-(-free.sum() // (ROUNDS - turn))):
-            expert, node = _best_copy(saved, load, copies, free, most_on_node, load.sum() / ranks, node_load)
+            expert, node = best_copy(saved, load, copies, free, most_on_node, load.sum() / ranks, node_load)
             total = copies[expert].sum()
             node_load -= load[expert] / (total * (total + 1)) * copies[expert]
             node_load[node] += load[expert] / (total + 1)

@@ -63,7 +63,7 @@ def _draw_rows(pairs: Array, load: Array) -> Array:
 
 
 @kernel
-def _uniform(number: int) -> float:
+def scrambled(number: int) -> float:
     """[0, 1): a fixed scramble of an integer (splitmix64), so that nothing depends on a generator's state."""
     mixed = np.uint64(number) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -75,7 +75,7 @@ def _uniform(number: int) -> float:
 def _spread_sources(rows: int, ranks: int) -> Array:
     source = np.empty(rows, np.int32)
     for row in range(rows):
-        source[row] = np.int32(_uniform(row + 1) * ranks)
+        source[row] = np.int32(scrambled(row + 1) * ranks)
     return source
 
 
@@ -128,7 +128,7 @@ def _grow_rows(pairs: Array, load: Array, top_k: int, count: int) -> Array:
             affinity += pairs[newest] / max(load[newest], 1.0)
             for earlier in range(k):
                 affinity[rows[row, earlier]] = 0.0
-            chosen = _draw(affinity, _uniform(row * top_k + k))
+            chosen = _draw(affinity, scrambled(row * top_k + k))
             if chosen < 0:
                 break
             rows[row, k] = chosen

@@ -29,7 +29,7 @@ class Visits(NamedTuple):
 def open_visits(rows: Array, pins: Array, node_of: Array) -> Visits:
     """`pins`: all other reasons; those of `rows` are added in place. `node_of` is kept up to date in place."""
     experts = node_of.shape[0]
-    start, listed = _list_tokens(rows, experts)
+    start, listed = list_tokens(rows, experts)
     sole, absent = np.zeros(experts, np.int64), np.zeros((pins.shape[1], experts), np.int64)
     for token in range(rows.shape[0]):
         for k in range(rows.shape[1]):
@@ -45,7 +45,7 @@ def open_visits(rows: Array, pins: Array, node_of: Array) -> Visits:
 
 
 @kernel
-def _list_tokens(rows: Array, experts: int) -> tuple[Array, Array]:
+def list_tokens(rows: Array, experts: int) -> tuple[Array, Array]:
     start = np.zeros(experts + 1, np.int64)
     for token in range(rows.shape[0]):
         for k in range(rows.shape[1]):

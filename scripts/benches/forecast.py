@@ -110,7 +110,7 @@ ORACLE = "rate known"
 
 
 def held_out(load, following, topology: Topology) -> float:
-    made = plan(RoutingStatistics(load), topology, policy="balanced")
+    made = plan(RoutingStatistics(load), topology, policy="balanced", dispatch="hash")
     return balancedness(expected_rank_load(following, made))
 
 

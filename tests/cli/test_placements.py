@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology, plan
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.planning.plan import plan_of
+from eplb_plugin.planning.job import plan_of
 from eplb_plugin.planning.score import judge
 from eplb_plugin.workloads.routing import ClusteredRouter
 from eplb_plugin.workloads.trace import read_window
@@ -81,7 +81,7 @@ def test_replay_plans_on_one_half_and_judges_on_the_other(call: Callable[..., An
         assert len(found[policy]["runs"]) == 2
         assert found[policy]["mean"].keys() == FIGURES
     rows = ROUTER.window(600, 0)
-    made = plan(RoutingStatistics.from_topk(rows[:, :300], 32), TOPOLOGY)
+    made = plan(RoutingStatistics.from_topk(rows[:, :300], 32), TOPOLOGY, dispatch="hash")
     score = np.mean([
         judge(rows[:, 300:], np.random.default_rng([0, d]).integers(0, 4, 300), made).balancedness for d in range(3)
     ])  # fmt: skip
@@ -134,7 +134,7 @@ def test_plan_writes_the_plan(call: Callable[..., Answer], files: Path) -> None:
     code, out, err = call("plan", files / "window.safetensors", *CLUSTER, "--out", out_file, "--json")
     assert (code, err) == (0, "")
     answer, written = json.loads(out), Placement.load(out_file)
-    expected = plan(RoutingStatistics.from_topk(ROUTER.window(600, 0), 32, [3, 4]), TOPOLOGY)
+    expected = plan(RoutingStatistics.from_topk(ROUTER.window(600, 0), 32, [3, 4]), TOPOLOGY, dispatch="hash")
     assert np.array_equal(written.phy2log, expected.placement.phy2log)
     assert written.layer_ids.tolist() == [3, 4]
     assert answer["after"]["balancedness"] > answer["before"]["balancedness"]

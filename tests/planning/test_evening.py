@@ -67,10 +67,16 @@ def test_no_relief_is_overlooked(seed: int):
 
 
 @QUICK
-@given(cases(), st.sampled_from(["balanced", "affinity"]), st.integers(0, 20), st.none() | st.integers(0, 12))
-def test_the_bound_in_total_is_obeyed_exactly(case: Case, policy: str, total: int, bound: int | None):
+@given(
+    cases(),
+    st.sampled_from(["balanced", "affinity"]),
+    st.sampled_from(["hash", "nearest", "weighted", "cover"]),
+    st.integers(0, 20),
+    st.none() | st.integers(0, 12),
+)
+def test_the_bound_in_total_is_obeyed_exactly(case: Case, policy: str, rule: str, total: int, bound: int | None):
     options = PlanOptions(max_moved_slots=bound, max_moved_slots_total=total)
-    made = plan(case.statistics, case.topology, policy=policy, previous=case.previous, options=options)
+    made = plan(case.statistics, case.topology, policy=policy, dispatch=rule, previous=case.previous, options=options)
     moved = moved_slots(made.placement, case.previous, case.topology)
     assert moved.sum() <= total
     assert bound is None or moved.max() <= bound
@@ -89,7 +95,7 @@ def test_a_total_is_shared_out_exactly(wanted: list[int], total: int):
 @QUICK
 @given(cases())
 def test_moves_are_counted_as_they_are_scored(case: Case):
-    made = plan(case.statistics, case.topology, policy="balanced")
+    made = plan(case.statistics, case.topology, policy="balanced", dispatch="hash")
     counted = count_moved(
         made.placement.phy2log, case.previous.phy2log, case.topology.num_ranks, case.statistics.num_experts
     )
@@ -103,10 +109,10 @@ def test_odd_shapes(nodes: int, ranks: int, experts: int, slots: int):
     topology = Topology(nodes, ranks, slots)
     rng = np.random.default_rng(0)
     load = np.rint(1e4 * np.exp(rng.normal(0, 0.4, (3, experts))))
-    old = plan(RoutingStatistics(load), topology, policy="balanced")
+    old = plan(RoutingStatistics(load), topology, policy="balanced", dispatch="hash")
     assert old.resolved_layers == 3
     later = RoutingStatistics(load * np.exp(rng.normal(0, 0.3, load.shape)))
-    made = plan(later, topology, policy="balanced", previous=old.placement)
+    made = plan(later, topology, policy="balanced", dispatch="hash", previous=old.placement)
     kept, now = (even_balance(later.load, one.placement.phy2log, slots) for one in (old, made))
     assert (now >= kept - 1e-9).all()
     if slots > 1:
@@ -117,9 +123,9 @@ def test_odd_shapes(nodes: int, ranks: int, experts: int, slots: int):
 def test_a_drift_is_repaired_with_few_moves(sigma: float, most: float):
     topology, rng = Topology(4, 8, 9), np.random.default_rng(0)
     load = np.rint(1e4 * np.exp(rng.normal(0, 0.35, (12, 256))))
-    old = plan(RoutingStatistics(load), topology, policy="balanced")
+    old = plan(RoutingStatistics(load), topology, policy="balanced", dispatch="hash")
     later = RoutingStatistics(load * np.exp(rng.normal(0, sigma, load.shape)))
-    made = plan(later, topology, policy="balanced", previous=old.placement)
+    made = plan(later, topology, policy="balanced", dispatch="hash", previous=old.placement)
     assert even_balance(later.load, made.placement.phy2log, 9).min() > 0.98
     assert moved_slots(made.placement, old.placement, topology).sum() <= most * made.placement.phy2log.size
     assert made.resolved_layers == 0
@@ -128,10 +134,17 @@ def test_a_drift_is_repaired_with_few_moves(sigma: float, most: float):
 def test_only_hopeless_layers_are_solved_afresh():
     topology, rng = Topology(1, 8, 2), np.random.default_rng(0)
     load = np.rint(1e4 * np.exp(rng.normal(0, 0.5, (2, 16))))
-    good = plan(RoutingStatistics(load), topology, policy="balanced")
-    assert plan(RoutingStatistics(load), topology, policy="balanced", previous=good.placement).resolved_layers <= 2
+    good = plan(RoutingStatistics(load), topology, policy="balanced", dispatch="hash")
+    assert (
+        plan(
+            RoutingStatistics(load), topology, policy="balanced", dispatch="hash", previous=good.placement
+        ).resolved_layers
+        <= 2
+    )
     bounded = PlanOptions(max_moved_slots_total=3)
-    made = plan(RoutingStatistics(load), topology, policy="balanced", previous=good.placement, options=bounded)
+    made = plan(
+        RoutingStatistics(load), topology, policy="balanced", dispatch="hash", previous=good.placement, options=bounded
+    )
     assert made.resolved_layers == 0
 
 
@@ -146,5 +159,5 @@ def test_previous_is_left_alone():
     topology, load = Topology(1, 4, 3), np.arange(1.0, 9.0)[None] ** 2
     old = Placement(np.arange(12, dtype=np.int32)[None] % 8)
     before = old.phy2log.copy()
-    plan(RoutingStatistics(load), topology, policy="balanced", previous=old)
+    plan(RoutingStatistics(load), topology, policy="balanced", dispatch="hash", previous=old)
     assert np.array_equal(old.phy2log, before)

@@ -128,7 +128,7 @@ def test_plans_from_a_forecast_hold_better():
     history, topology = windows(*[rates(0)] * 9), Topology(2, 8, 9)
 
     def held_out(known: RoutingStatistics) -> float:
-        made = plan(known, topology, policy="balanced")
+        made = plan(known, topology, policy="balanced", dispatch="hash")
         return balancedness(expected_rank_load(history[-1].load, made))
 
     assert held_out(forecast(history[:-1])) > held_out(history[-2]) + 0.02

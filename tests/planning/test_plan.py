@@ -105,7 +105,7 @@ def test_same_plan_for_any_number_of_threads():
 from generators import SHAPES
 from eplb_plugin import plan
 for shape in SHAPES[1:3]:
-    for rule in ("hash", "nearest"):
+    for rule in ("hash", "nearest", "weighted", "cover"):
         first = plan(shape.statistics(), shape.topology, dispatch=rule)
         second = plan(shape.statistics(seed=1), shape.topology, dispatch=rule, previous=first.placement)
         print(first.digest, second.digest)
@@ -159,7 +159,7 @@ def test_co_activation_alone_is_enough():
 
 def test_replica_weights_follow_the_rule():
     shape = SHAPES[2]
-    for rule in RULES:
+    for rule in ("hash", "nearest"):  # test_weighing.py has the others
         made = plan(shape.statistics(), shape.topology, dispatch=rule)
         assert np.array_equal(made.replica_weights, replica_weights(made.placement, shape.topology, rule))
 

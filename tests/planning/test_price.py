@@ -88,7 +88,9 @@ def test_nothing_to_gain_nothing_moves(case: Case, rule: str):
     free = replace(PRICES, expert_bytes=0)
     layers, experts = case.statistics.load.shape
     idle = RoutingStatistics(np.zeros((layers, experts)))
-    made = plan(idle, case.topology, policy="balanced", dispatch=rule, previous=case.previous, options=free)
+    made = plan(
+        idle, case.topology, policy="balanced", dispatch="hash", dispatch=rule, previous=case.previous, options=free
+    )
     assert np.array_equal(made.placement.phy2log, case.previous.phy2log)
 
 
@@ -113,7 +115,7 @@ def test_a_dear_move_is_skipped_and_counted():
     """A link so slow that no layer pays: the placement in force, all four layers counted."""
     statistics, topology, start = window(), Topology(2, 4, 10), linear_placement(4, 64, 80)
     slow = replace(PRICES, link_gbps=1e-6, token_bytes=None)
-    made = plan(statistics, topology, policy="balanced", previous=start, options=slow)
+    made = plan(statistics, topology, policy="balanced", dispatch="hash", previous=start, options=slow)
     assert np.array_equal(made.placement.phy2log, start.phy2log)
     assert made.skipped_layers == 4
 
@@ -125,7 +127,7 @@ def test_layers_are_judged_one_by_one():
     load[2, :8] = 20000
     topology, start = Topology(2, 4, 10), linear_placement(4, 64, 80)
     options = replace(PRICES, token_bytes=None, horizon_steps=100, expert_bytes=1e8)
-    made = plan(RoutingStatistics(load), topology, policy="balanced", previous=start, options=options)
+    made = plan(RoutingStatistics(load), topology, policy="balanced", dispatch="hash", previous=start, options=options)
     moved = moved_slots(made.placement, start, topology) > 0
     assert moved[2]
     assert made.skipped_layers == (~moved).sum() > 0
@@ -134,8 +136,8 @@ def test_layers_are_judged_one_by_one():
 def test_a_cheap_repair_is_tried_where_a_full_solve_does_not_pay():
     """The unpriced plan would lay everything out afresh; priced, fewer slots move instead of none."""
     statistics, topology, start = window(), Topology(4, 2, 10), linear_placement(4, 64, 80)
-    free = plan(statistics, topology, previous=start)
-    horizons_tried = [plan(statistics, topology, previous=start, options=replace(PRICES, horizon_steps=h))
+    free = plan(statistics, topology, dispatch="hash", previous=start)
+    horizons_tried = [plan(statistics, topology, dispatch="hash", previous=start, options=replace(PRICES, horizon_steps=h))
                       for h in (10, 100, 1e3, 3e3, 1e4, 3e4, 1e5)]  # fmt: skip
     moves = [moved_slots(p.placement, start, topology).sum() for p in horizons_tried]
     assert any(0 < m < moved_slots(free.placement, start, topology).sum() for m in moves)
@@ -144,7 +146,7 @@ def test_a_cheap_repair_is_tried_where_a_full_solve_does_not_pay():
 def test_peaks_are_expected_peaks():
     """Without load error the busiest rank's load; with it, higher: noise never makes the busiest rank lighter."""
     statistics, topology = window(), Topology(2, 4, 10)
-    made = plan(statistics, topology, policy="balanced")
+    made = plan(statistics, topology, policy="balanced", dispatch="hash")
     exact = expected_rank_load(statistics.load, made).max(1)
     np.testing.assert_allclose(busiest_rank(made, statistics, 0.0), exact)
     assert (busiest_rank(made, statistics, 0.15) > exact * 1.02).all()
@@ -160,9 +162,9 @@ def net_gain(change: float, horizon: float, options: PlanOptions) -> tuple[float
         RoutingStatistics(rng.poisson(now * np.exp(0.15 * rng.standard_normal(rate.shape))))
         for now in [rate] * 6 + [changed] * 3
     ]
-    start = plan(forecast(windows[:5]), topology, policy="balanced").placement
+    start = plan(forecast(windows[:5]), topology, policy="balanced", dispatch="hash").placement
     made, kept = (
-        plan(forecast(windows[:8]), topology, policy="balanced", previous=start, options=options),
+        plan(forecast(windows[:8]), topology, policy="balanced", dispatch="hash", previous=start, options=options),
         used(start, topology, "hash"),
     )
     gain = total(kept, kept, windows[8], exact) - total(made, kept, windows[8], exact)
@@ -190,7 +192,7 @@ def test_gain_must_be_knowable():
     """Only copies have a price, and nothing is known of tokens: refused, instead of never moving."""
     options = replace(PRICES, seconds_per_selection=None)
     with pytest.raises(PluginError, match="price of a move: found token_bytes with load only"):
-        plan(RoutingStatistics(np.ones((1, 4))), Topology(1, 2, 2), policy="balanced", options=options)
+        plan(RoutingStatistics(np.ones((1, 4))), Topology(1, 2, 2), policy="balanced", dispatch="hash", options=options)
 
 
 def test_layers_are_taken_from_either_plan():

@@ -1,0 +1,113 @@
+"""Fractional weights by tables alone: every source rank has its own row of physical ids per expert, ids repeated.
+
+The engine's hash picks an entry by the token's position in its rank's batch, so a copy that stands in a quarter of the
+entries serves a quarter of the tokens, without a new kernel. Ranks of a node share the proportions, but their rows are
+rotated, by rank and by expert: position 0 picks entry 0, and a batch of one token would otherwise go to one copy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import mismatch
+from ..jit import Array, kernel
+from ..plan_types import Plan
+
+TABLE_WIDTH = 32  # entries of a row; a power of two, so that the hash visits all entries equally often
+ROUNDING = 1e-9
+
+
+def weighted_tables(
+    plan: Plan, ranks: Sequence[int] | None = None, layers: Sequence[int] | None = None, *, width: int = TABLE_WIDTH
+) -> NDArray[np.int32]:
+    """[ranks, layers, E, width] int32 physical ids for `row[hash % width]`; default: all ranks, all layers.
+
+    Made from the plan's source weights; a plan without them serves every source by its replica weights.
+    """
+    if width < 1:
+        raise mismatch("width", found=width, expected=">= 1", fix=f"leave it at {TABLE_WIDTH}")
+    placement, topology = plan.placement, plan.topology
+    chosen_ranks = _checked("ranks", ranks, topology.num_ranks)
+    chosen_layers = _checked("layers", layers, placement.num_layers)
+    shares = source_shares(plan)
+    node_of_rank, turn_of_rank = topology.node_of_rank, _turn_within_node(topology.node_of_rank)
+    tables = np.empty((len(chosen_ranks), len(chosen_layers), placement.num_experts, width), np.int32)
+    for column, layer in enumerate(chosen_layers):
+        counts = placement.replica_count[layer]
+        rows = rows_of_nodes(np.ascontiguousarray(shares[:, layer]), placement.log2phy[layer], counts, width)
+        for line, rank in enumerate(chosen_ranks):
+            start = turn_of_rank[rank] * width // topology.ranks_per_node
+            rotate_rows(rows[node_of_rank[rank]], start, tables[line, column])
+    return tables
+
+
+def source_shares(plan: Plan) -> NDArray[np.float64]:
+    """[nodes, L, P] share of a source node's tokens of an expert that a slot serves."""
+    expected = (plan.topology.num_nodes, *plan.placement.phy2log.shape)
+    if plan.source_weights is None:
+        return np.broadcast_to(plan.replica_weights, expected)
+    if plan.source_weights.shape != expected:
+        found = f"shape {plan.source_weights.shape}"
+        raise mismatch("source_weights", found=found, expected=f"{expected}, nodes × layers × slots", fix="plan again")
+    return plan.source_weights
+
+
+def _checked(name: str, chosen: Sequence[int] | None, count: int) -> list[int]:
+    numbers = list(range(count)) if chosen is None else [int(number) for number in chosen]
+    if any(not -count <= number < count for number in numbers):
+        raise mismatch(name, found=numbers, expected=f"0..{count - 1}", fix="pass numbers of this plan")
+    return numbers
+
+
+def _turn_within_node(node_of_rank: NDArray[np.int32]) -> NDArray[np.int64]:
+    """[ranks] int64: how many earlier ranks are on the same node."""
+    earlier = np.tril(node_of_rank[:, None] == node_of_rank[None, :], k=-1)
+    return np.count_nonzero(earlier, axis=1)
+
+
+@kernel
+def share_entries(shares: Array, width: int) -> Array:
+    """shares: [copies] >= 0 -> [copies] int64 entries of a row, summing to `width`: largest remainders, then first.
+
+    Shares that are all zero count as equal.
+    """
+    total = shares.sum()
+    exact = shares / total * width if total > 0.0 else np.full(shares.shape[0], width / shares.shape[0])
+    entries = np.floor(exact + ROUNDING).astype(np.int64)
+    while entries.sum() < width:
+        entries[np.argmax(exact - entries)] += 1
+    return entries
+
+
+@kernel
+def rows_of_nodes(shares: Array, log2phy: Array, counts: Array, width: int) -> Array:
+    """shares: [nodes, P]; log2phy: [E, copies]; counts: [E] -> [nodes, E, width] int32, every copy's entries together.
+
+    Consecutive positions step through a row by the multiplier modulo its width, far from each other; so entries of one
+    copy may lie together, and eight tokens still take copies about as the weights say.
+    """
+    rows = np.empty((shares.shape[0], counts.shape[0], width), np.int32)
+    for node in range(shares.shape[0]):
+        for expert in range(counts.shape[0]):
+            copies = log2phy[expert, : counts[expert]]
+            if copies.shape[0] == 1:
+                rows[node, expert] = copies[0]
+                continue
+            entries, filled = share_entries(shares[node][copies], width), 0
+            for copy in range(copies.shape[0]):
+                rows[node, expert, filled : filled + entries[copy]] = copies[copy]
+                filled += entries[copy]
+    return rows
+
+
+@kernel
+def rotate_rows(rows: Array, start: int, table: Array) -> None:
+    """rows -> table, both [E, width]: row e begins at entry `start` + a scramble of e."""
+    width = rows.shape[1]
+    for expert in range(rows.shape[0]):
+        offset = start + (((expert * 2654435769) & 0xFFFFFFFF) * width >> 32)
+        for entry in range(width):
+            table[expert, entry] = rows[expert, (entry + offset) % width]

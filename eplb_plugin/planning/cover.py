@@ -1,0 +1,141 @@
+"""Placement and copies' weights together, for the rule `cover`: its own steps of the joint method.
+
+Weights are fitted multiplicatively: a copy on a rank above the mean loses weight, below it gains (as in iterative
+proportional fitting, Deming and Stephan 1940), on counted choices; the flattest iterate is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..dispatch.cover import integer_weights, node_masks
+from ..jit import Array, kernel
+from .cover_sets import Choices, count_choices, count_cover_crossings, grow_cover
+from .crossings import Cluster
+from .flow import Copies, list_by_expert
+from .joint_types import Use, node_shares
+from .replication import copy_limit
+from .tokens import Tokens
+
+STEPS = 60
+STEP_POWER = 1.0
+FLAT = 1.001
+LEAST_WEIGHT = 1.0 / 255.0
+SOURCES = 2  # source nodes that every token is tried from
+
+
+@dataclass(frozen=True)
+class CoverRule:
+    """load: [E] > 0. A node use is [2, E, nodes]: weights, and the shares of an expert's tokens that they lead to."""
+
+    load: Array
+    cluster: Cluster
+    tokens: Tokens
+    node_of_slot: Array
+    turns: int = 3
+
+    def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array:
+        nodes, slots = len(free), len(self.node_of_slot)
+        most_on_node = copy_limit(len(self.load), slots // nodes, len(self.cluster.node_of_rank) // nodes)
+        masks = node_masks(copies)
+        grow_cover(self.load, copies, free, self.tokens, masks, self.cluster.node_of_rank, most_on_node)
+        weights = copies.astype(np.float64)
+        return np.stack([weights, weights / weights.sum(axis=1, keepdims=True)])
+
+    def settle(self, copies: Array, use: Array) -> Array:
+        """Weights and shares that make nodes even, starting from `use`."""
+        expert, node = np.nonzero(copies)
+        weights = np.maximum(use[0, expert, node], LEAST_WEIGHT)
+        fitted, shares = self._fit(copies, expert, node, node, weights, copies.shape[1])
+        settled = np.zeros(use.shape)
+        settled[0, expert, node], settled[1, expert, node] = fitted, shares
+        return settled
+
+    def shares(self, use: Array) -> Array:
+        return use[1].copy()
+
+    def pins(self, use: Array, movable: Array) -> tuple[Array, Array]:
+        """Replicated experts follow the token, so that only its own node is certain."""
+        rows = np.where((self.tokens.rows >= 0) & movable[self.tokens.rows], self.tokens.rows, np.int16(-1))
+        pins = np.zeros((len(rows), self.cluster.num_nodes), np.int16)
+        pins[np.arange(len(rows)), self.cluster.node_of_rank[self.tokens.source]] = 1
+        return rows, pins
+
+    def use_of(self, phy2log: Array, before: Array | None = None) -> Use:
+        """Integer weights for a placement; before: node use to start from, default equal weights."""
+        experts, nodes, ranks = len(self.load), self.cluster.num_nodes, len(self.cluster.node_of_rank)
+        copies = node_shares(phy2log, self.node_of_slot, np.ones(len(phy2log)), experts, nodes)
+        weights = np.ones(len(phy2log))
+        if before is not None:
+            weights = (before[0] / np.maximum(copies, 1.0))[phy2log, self.node_of_slot]
+        rank_of_slot = np.arange(len(phy2log)) // self.cluster.slots_per_rank
+        expert = phy2log.astype(np.int64)
+        fitted, shares = self._fit(copies, expert, self.node_of_slot, rank_of_slot, weights, ranks)
+        return Use(shares, np.empty((0, len(phy2log))), integer_weights(fitted, phy2log).astype(np.int32))
+
+    def to_nodes(self, phy2log: Array, use: Use) -> Array:
+        pair = np.stack([use.weights.astype(np.float64), use.shares])
+        return node_shares(phy2log, self.node_of_slot, pair, len(self.load), self.cluster.num_nodes)
+
+    def node_crossings(self, use: Array) -> int:
+        return count_cover_crossings(self.tokens, node_masks(use[0] > 0), self.cluster.node_of_rank)
+
+    def _fit(
+        self, copies: Array, expert: Array, node: Array, bin_of: Array, weights: Array, bins: int
+    ) -> tuple[Array, Array]:
+        sources = min(SOURCES, self.cluster.num_nodes)
+        masks = node_masks(copies)
+        choices = count_choices(self.tokens, masks, self.cluster.node_of_rank, self.cluster.num_nodes, sources)
+        listed = list_by_expert(expert, bin_of, len(self.load))
+        return fit_weights(self.load, choices, listed, node.astype(np.int64), weights, bins)
+
+
+@kernel
+def choice_shares(choices: Choices, copies: Copies, node: Array, weights: Array) -> Array:
+    """[C] share of its expert's tokens that a copy serves. node, weights: [C] of every copy."""
+    shares = np.zeros(weights.shape[0])
+    for choice in range(choices.expert.shape[0]):
+        expert, allowed = choices.expert[choice], choices.nodes[choice]
+        members = copies.listed[copies.start[expert] : copies.start[expert + 1]]
+        total = 0.0
+        for copy in members:
+            if (allowed >> node[copy]) & 1:
+                total += weights[copy]
+        for copy in members:
+            if (allowed >> node[copy]) & 1:
+                shares[copy] += choices.share[choice] * weights[copy] / total
+    return shares
+
+
+@kernel
+def fit_weights(
+    load: Array, choices: Choices, copies: Copies, node: Array, weights: Array, bins: int
+) -> tuple[Array, Array]:
+    """Weights and shares [C] of every copy that make bins even; weights as integers would express them."""
+    expert, bin_of = copies.expert, copies.bin
+    best, best_shares, lowest, power = weights, weights, np.inf, STEP_POWER
+    for _ in range(STEPS):
+        whole = integer_weights(weights, expert).astype(np.float64)
+        shares = choice_shares(choices, copies, node, whole)
+        bin_load = np.zeros(bins)
+        for copy in range(weights.shape[0]):
+            bin_load[bin_of[copy]] += shares[copy] * load[expert[copy]]
+        mean = bin_load.mean()
+        if bin_load.max() < lowest:
+            lowest, best, best_shares = bin_load.max(), whole, shares
+        else:
+            power = max(0.97 * power, 0.2)
+        if lowest <= mean * FLAT:
+            break
+        changed = np.empty(weights.shape[0])
+        for copy in range(weights.shape[0]):
+            changed[copy] = weights[copy] * (mean / max(bin_load[bin_of[copy]], 1e-3 * mean)) ** power
+        largest = np.zeros(load.shape[0])
+        for copy in range(weights.shape[0]):
+            largest[expert[copy]] = max(largest[expert[copy]], changed[copy])
+        for copy in range(weights.shape[0]):
+            changed[copy] = max(changed[copy] / largest[expert[copy]], LEAST_WEIGHT)
+        weights = changed
+    return best, best_shares

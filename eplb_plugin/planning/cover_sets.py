@@ -1,0 +1,139 @@
+"""The rule `cover` on the sample: which nodes tokens need, and what one more copy would spare them.
+
+Which nodes a token needs depends on where copies are, not on their weights. So it is simulated once per placement and
+kept as counts of choices: how often an expert had which set of nodes to choose from.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..dispatch.cover import needed_nodes
+from ..jit import Array, kernel
+from .replication import best_copy
+from .tokens import Tokens
+from .visits import list_tokens
+
+OPENED_FOR_MANY = 0.5  # of a crossing: what a further copy saves if the node was opened for replicated experts
+
+
+class Choices(NamedTuple):
+    """expert, nodes, share: [C] of an expert's selections, that may choose among a set (mask) of nodes."""
+
+    expert: Array
+    nodes: Array
+    share: Array
+
+
+@kernel
+def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int, sources: int) -> Choices:
+    """Every token from `sources` source nodes, its sampled one first. An expert without tokens may choose any copy."""
+    experts = masks.shape[0]
+    keys = np.empty(tokens.rows.size * sources + experts, np.int64)
+    filled, selected = 0, np.zeros(experts)
+    for token in range(tokens.rows.shape[0]):
+        for turn in range(sources):
+            own = (node_of_rank[tokens.source[token]] + turn * nodes // sources) % nodes
+            needed = needed_nodes(tokens.rows[token], own, masks, token)
+            for expert in tokens.rows[token]:
+                if expert >= 0:
+                    selected[expert] += 1.0
+                    if masks[expert] & (masks[expert] - 1):
+                        keys[filled] = (needed & masks[expert]) * experts + expert
+                        filled += 1
+    for expert in range(experts):
+        if selected[expert] == 0.0 or masks[expert] & (masks[expert] - 1) == 0:
+            selected[expert] = 1.0
+            keys[filled] = masks[expert] * experts + expert
+            filled += 1
+    keys = np.sort(keys[:filled])
+    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    count = np.diff(np.append(first, filled))
+    expert = keys[first] % experts
+    return Choices(expert, keys[first] // experts, count / selected[expert])
+
+
+@kernel
+def count_cover_crossings(tokens: Tokens, masks: Array, node_of_rank: Array) -> int:
+    """Nodes other than their own that all tokens together need."""
+    crossings = 0
+    for token in range(tokens.rows.shape[0]):
+        needed = needed_nodes(tokens.rows[token], node_of_rank[tokens.source[token]], masks, token)
+        crossings -= 1
+        while needed:
+            needed &= needed - 1
+            crossings += 1
+    return crossings
+
+
+@kernel
+def _value_token(row: Array, own: int, index: int, masks: Array, sign: float, saved: Array) -> None:
+    """Add one token's part of what further copies would save. A single visit is spared if its one expert, alone on
+    that node, also has a copy on another needed node; if it was opened for replicated experts, perhaps.
+    """
+    needed, nodes = needed_nodes(row, own, masks, index), saved.shape[1]
+    once, twice, tied = np.int64(0), np.int64(0), np.int64(0)  # nodes of one, of more single copies; of bound replicas
+    for expert in row:
+        if expert < 0:
+            continue
+        mask = masks[expert]
+        if mask & (mask - 1) == 0:
+            twice |= once & mask
+            once |= mask
+        else:
+            reached = mask & needed
+            if reached & (reached - 1) == 0:
+                tied |= reached
+    for expert in row:
+        if expert < 0:
+            continue
+        mask = masks[expert]
+        reached = mask & needed
+        if reached & (reached - 1) or (reached >> own) & 1:
+            continue
+        worth = 0.0
+        if mask & (mask - 1) == 0:
+            worth = 1.0 if mask & twice == 0 and mask & tied == 0 else 0.0
+        elif reached & once == 0:
+            worth = OPENED_FOR_MANY
+        if worth > 0.0:
+            for node in range(nodes):
+                if (needed & ~mask) >> node & 1:
+                    saved[expert, node] += sign * worth
+
+
+@kernel
+def grow_cover(
+    load: Array, copies: Array, free: Array, tokens: Tokens, masks: Array, node_of_rank: Array, most_on_node: int
+) -> None:
+    """Fill all free slots, in place, one copy at a time; the savings of the tokens that it concerns are renewed.
+
+    copies: [E, nodes]; free: [nodes]; masks: [E], kept up to date.
+    """
+    saved = np.zeros(copies.shape)
+    start, listed = list_tokens(tokens.rows, load.shape[0])
+    for token in range(tokens.rows.shape[0]):
+        _value_token(tokens.rows[token], node_of_rank[tokens.source[token]], token, masks, 1.0, saved)
+    node_load = (copies * load.reshape(-1, 1)).sum(axis=0)
+    mean_rank, count = load.sum() / node_of_rank.shape[0], max(tokens.rows.shape[0], 1)
+    for _ in range(free.sum()):
+        expert, node = best_copy(saved / count, load, copies, free, most_on_node, mean_rank, node_load)
+        if expert < 0:
+            break
+        total = copies[expert].sum()
+        node_load -= load[expert] / (total * (total + 1)) * copies[expert]
+        node_load[node] += load[expert] / (total + 1)
+        copies[expert, node] += 1
+        free[node] -= 1
+        if (masks[expert] >> node) & 1:
+            continue
+        before = masks[expert]
+        for token in listed[start[expert] : start[expert + 1]]:
+            own = node_of_rank[tokens.source[token]]
+            _value_token(tokens.rows[token], own, token, masks, -1.0, saved)
+            masks[expert] = before | (np.int64(1) << node)
+            _value_token(tokens.rows[token], own, token, masks, 1.0, saved)
+            masks[expert] = before
+        masks[expert] = before | (np.int64(1) << node)

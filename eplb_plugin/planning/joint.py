@@ -1,0 +1,165 @@
+"""One layer's replicas, weights and packing together, for rules whose copies have weights of their own.
+
+Experts to nodes, replicas, weights per node, in turns; then ranks: pack, split, and swap until the planned load is
+flat. What depends on the rule is behind `Rule`; nothing here knows which one runs.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from ..jit import Array
+from .crossings import Cluster
+from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak_ratio
+from .level import level_ranks
+from .packing import pack
+from .partition import grow_groups, grow_nodes, refine_nodes
+from .ranks import count_held
+from .repair import NO_LIMIT
+from .replication import TOO_HEAVY, list_copies
+from .tokens import Tokens
+from .visits import open_visits
+
+HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
+NODE_TOLERANCE = 0.003  # … and around the replicas
+TRIES = 4
+AIM = 0.002  # overload of a rank that is left alone
+BETTER = 5e-4
+
+
+class Rule(Protocol):
+    """load: [E] > 0. copies: [E, nodes]. A node use is the rule's own form of how nodes share an expert's tokens."""
+
+    @property
+    def load(self) -> Array: ...
+    @property
+    def cluster(self) -> Cluster: ...
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def node_of_slot(self) -> Array: ...
+
+    @property
+    def turns(self) -> int: ...
+
+    def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array: ...
+    def settle(self, copies: Array, use: Array) -> Array: ...
+    def shares(self, use: Array) -> Array: ...
+    def pins(self, use: Array, movable: Array) -> tuple[Array, Array]: ...
+    def use_of(self, phy2log: Array, before: Array | None = None) -> Use: ...
+    def to_nodes(self, phy2log: Array, use: Use) -> Array: ...
+    def node_crossings(self, use: Array) -> int: ...
+
+
+def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
+    """From scratch. pairs: [E, E] co-activation; groups: the model's expert groups."""
+    home = _homes(rule, pairs, groups)
+    has_spare = len(rule.node_of_slot) > len(rule.load)
+    fewest, best = np.inf, None
+    for _ in range(rule.turns if has_spare else 1):
+        copies, use = _one_turn(rule, home)
+        crossings = rule.node_crossings(use)
+        if crossings < fewest:
+            fewest, best = crossings, (copies, use)
+    assert best is not None
+    return _to_ranks(rule, *best)
+
+
+def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
+    """Replicas around the experts' homes, then the other experts' homes, in place, around the replicas.
+
+    Returns copies [E, nodes] and the node use. Turns end in different hollows: keep the best of a few.
+    """
+    load, cluster = rule.load, rule.cluster
+    copies = np.zeros((len(load), cluster.num_nodes), np.int32)
+    copies[np.arange(len(load)), home] = 1
+    free = len(rule.node_of_slot) // cluster.num_nodes - copies.sum(axis=0)
+    use = rule.add_replicas(copies, free, load.sum() / len(cluster.node_of_rank))
+    use = rule.settle(copies, use)
+    movable = copies.sum(axis=1) == 1
+    fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
+    rows, pins = rule.pins(use, movable)
+    refine_nodes(load, home, movable, rows, pins, fixed_load, NODE_TOLERANCE)
+    copies[movable] = 0
+    copies[movable, home[movable]] = 1
+    keep_at_home(use, movable, home)
+    return copies, rule.settle(copies, use)
+
+
+def _homes(rule: Rule, pairs: Array, groups: int) -> Array:
+    """[E] int32 node of every expert if there were no replicas: the better start, refined."""
+    load, nodes = rule.load, rule.cluster.num_nodes
+    movable, nothing = np.ones(len(load), np.bool_), np.zeros(nodes)
+    pins = np.zeros((len(rule.tokens.rows), nodes), np.int16)
+    pins[np.arange(len(pins)), rule.cluster.node_of_rank[rule.tokens.source]] = 1
+    starts = [grow_nodes(load, pairs, nodes, HOME_TOLERANCE)]
+    if groups > 1:
+        starts.append(grow_groups(load, pairs, nodes, groups, HOME_TOLERANCE))
+    visited = []
+    for home in starts:
+        seen = pins.copy()
+        refine_nodes(load, home, movable, rule.tokens.rows, seen, nothing, HOME_TOLERANCE)
+        visited.append(np.count_nonzero(seen))
+    return starts[int(np.argmin(visited))]
+
+
+def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:
+    """Pack, weigh, and swap, until the busiest rank's planned load is flat; the flattest of a few tries."""
+    load, cluster = rule.load, rule.cluster
+    experts, nodes, ranks = len(load), cluster.num_nodes, len(cluster.node_of_rank)
+    shares = rule.shares(node_use)
+    best: Layer | None = None
+    for attempt in range(TRIES):
+        cap_shares(shares, load, copies, TOO_HEAVY * load.sum() / ranks)
+        phy2log = pack_nodes(load, copies, shares, cluster)
+        made = level(rule, as_used(rule, phy2log, node_use), count_held(phy2log, cluster, experts))
+        if best is None or made.peak < best.peak - BETTER:
+            best = made
+        if made.peak <= 1.0 + 2.0 * AIM or attempt == TRIES - 1:
+            break
+        node_use = rule.to_nodes(made.phy2log, made.use)
+        copies = node_shares(made.phy2log, rule.node_of_slot, np.ones(len(phy2log)), experts, nodes).astype(np.int32)
+        shares = node_shares(made.phy2log, rule.node_of_slot, made.use.shares, experts, nodes)
+    assert best is not None
+    return best
+
+
+def as_used(rule: Rule, phy2log: Array, before: Array | None = None) -> Layer:
+    """A placement with its weights and what they come to; before: node use to price nodes by."""
+    use = rule.use_of(phy2log, before)
+    return Layer(phy2log, use, peak_ratio(use.shares * rule.load[phy2log], len(rule.cluster.node_of_rank)))
+
+
+def level(rule: Rule, made: Layer, before: Array, budget: int = NO_LIMIT, aim: float = AIM) -> Layer:
+    """Swap slots of a placement until its planned load is flat, within `budget` moves, and weigh it again.
+
+    before: [ranks, E] what every rank held when moves began to count; aim: overload that is left alone.
+    """
+    if made.peak <= 1.0 + 2.0 * aim:
+        return made
+    load, cluster, phy2log = rule.load, rule.cluster, made.phy2log.copy()
+    movable, home = np.bincount(phy2log, minlength=len(load)) == 1, np.zeros(len(load), np.int32)
+    home[phy2log] = rule.node_of_slot
+    node_use = rule.to_nodes(phy2log, made.use)
+    rows, pins = rule.pins(node_use, movable)
+    visits = open_visits(rows, pins, home)  # keeps `home` up to date
+    slot_load = made.use.shares * load[phy2log]
+    if level_ranks(phy2log, slot_load, cluster, movable, visits, before, budget, aim) == 0:
+        return made
+    keep_at_home(node_use, movable, home)
+    again = as_used(rule, phy2log, node_use)
+    return again if again.peak < made.peak else made
+
+
+def pack_nodes(load: Array, copies: Array, shares: Array, cluster: Cluster) -> Array:
+    """copies, shares: [E, nodes] -> phy2log [P] int32, every node's copies packed onto its ranks."""
+    ranks, slots = len(cluster.node_of_rank), cluster.slots_per_rank
+    phy2log = np.empty((ranks, slots), np.int32)
+    per_copy = load[:, None] * shares / np.maximum(copies, 1)
+    for node in range(cluster.num_nodes):
+        items = list_copies(np.ascontiguousarray(copies[:, node]))
+        here = np.flatnonzero(cluster.node_of_rank == node)
+        phy2log[here] = pack(items, per_copy[items, node], len(here))
+    return phy2log.ravel()

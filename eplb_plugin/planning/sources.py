@@ -1,0 +1,134 @@
+"""Which nodes tokens visit if every source node has its own weights: the rule `weighted`, simulated on the sample.
+
+A token takes the entry of its source's row that the hash of its position picks, as `dispatch.tables` lays rows out,
+here per node only. Bit n of a mask stands for node n.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..dispatch.tables import TABLE_WIDTH, share_entries
+from ..jit import Array, kernel
+from .tokens import Tokens
+
+FEW_NODES = 8  # up to here lone visits are counted per set of nodes: one increment instead of one per node
+
+
+@kernel
+def node_rows(shares: Array) -> Array:
+    """shares: [sources, E, nodes] -> [sources, E, TABLE_WIDTH] int8 node of every entry."""
+    rows = np.empty((shares.shape[0], shares.shape[1], TABLE_WIDTH), np.int8)
+    for source in range(shares.shape[0]):
+        for expert in range(shares.shape[1]):
+            heaviest = np.argmax(shares[source, expert])
+            rows[source, expert] = heaviest
+            if shares[source, expert, heaviest] >= 1.0 - 1e-9:
+                continue
+            entries, filled = share_entries(shares[source, expert], TABLE_WIDTH), 0
+            for node in range(shares.shape[2]):
+                rows[source, expert, filled : filled + entries[node]] = node
+                filled += entries[node]
+    return rows
+
+
+@kernel
+def lone_visits(tokens: Tokens, rows: Array, nodes: int) -> Array:
+    """[sources, E, nodes] float64: of a source's tokens of an expert, those that only this expert could send to a node.
+
+    Every source gets every token; the own node is always visited. rows: what `node_rows` returns.
+    """
+    sources, experts, width = rows.shape
+    lone = np.zeros((sources, experts, nodes))
+    every = (1 << nodes) - 1
+    by_set = np.zeros((experts, 1 << nodes if nodes <= FEW_NODES else 1), np.int64)
+    for source in range(sources):
+        by_set[:] = 0
+        for token in range(tokens.rows.shape[0]):
+            entry = tokens.key[token] % width
+            once, twice = 1 << source, 1 << source
+            for k in range(tokens.rows.shape[1]):
+                if tokens.rows[token, k] >= 0:
+                    bit = 1 << rows[source, tokens.rows[token, k], entry]
+                    twice |= once & bit
+                    once |= bit
+            for k in range(tokens.rows.shape[1]):
+                expert = tokens.rows[token, k]
+                if expert < 0:
+                    continue
+                bit = 1 << rows[source, expert, entry]
+                unvisited = every & ~((once & ~bit) | (twice & bit))
+                if nodes <= FEW_NODES:
+                    by_set[expert, unvisited] += 1
+                else:
+                    for node in range(nodes):
+                        lone[source, expert, node] += (unvisited >> node) & 1
+        if nodes <= FEW_NODES:
+            for expert in range(experts):
+                for unvisited in range(1, every + 1):
+                    for node in range(nodes):
+                        lone[source, expert, node] += by_set[expert, unvisited] * ((unvisited >> node) & 1)
+    return lone
+
+
+@kernel
+def count_selected(tokens: Tokens, experts: int) -> Array:
+    """[E] float64 tokens of the sample that select an expert."""
+    selected = np.zeros(experts)
+    for token in range(tokens.rows.shape[0]):
+        for k in range(tokens.rows.shape[1]):
+            if tokens.rows[token, k] >= 0:
+                selected[tokens.rows[token, k]] += 1.0
+    return selected
+
+
+@kernel
+def visit_cost(tokens: Tokens, rows: Array, nodes: int) -> Array:
+    """[sources, E, nodes] crossings that one more selection of an expert costs if sent to a node, 0 … 1.
+
+    An expert that the sample lacks: 1 for every node but the own.
+    """
+    cost = lone_visits(tokens, rows, nodes)
+    selected = count_selected(tokens, rows.shape[1])
+    for source in range(cost.shape[0]):
+        for expert in range(cost.shape[1]):
+            if selected[expert] > 0.0:
+                cost[source, expert] /= selected[expert]
+            else:
+                cost[source, expert] = 1.0
+                cost[source, expert, source] = 0.0
+    return cost
+
+
+@kernel
+def source_pins(tokens: Tokens, rows: Array, movable: Array, node_of_rank: Array, nodes: int) -> tuple[Array, Array]:
+    """What no move of a movable expert changes -> (rows with movable experts only, pins [T, nodes] int16).
+
+    A pin is one reason to visit a node: the token's own node, which is free, and every other expert's destination.
+    """
+    singles = tokens.rows.copy()
+    pins = np.zeros((singles.shape[0], nodes), np.int16)
+    for token in range(singles.shape[0]):
+        source, entry = node_of_rank[tokens.source[token]], tokens.key[token] % rows.shape[2]
+        pins[token, source] += 1
+        for k in range(singles.shape[1]):
+            expert = singles[token, k]
+            if expert >= 0 and not movable[expert]:
+                singles[token, k] = -1
+                pins[token, rows[source, expert, entry]] += 1
+    return singles, pins
+
+
+@kernel
+def count_source_crossings(tokens: Tokens, rows: Array, node_of_rank: Array) -> int:
+    """Copies that all tokens together, each from its own source, send to other nodes."""
+    crossings = 0
+    for token in range(tokens.rows.shape[0]):
+        source, entry = node_of_rank[tokens.source[token]], tokens.key[token] % rows.shape[2]
+        visited = 1 << source
+        for k in range(tokens.rows.shape[1]):
+            if tokens.rows[token, k] >= 0:
+                bit = 1 << rows[source, tokens.rows[token, k], entry]
+                crossings += (visited & bit) == 0
+                visited |= bit
+    return crossings

@@ -1,0 +1,131 @@
+"""Plans for rules whose copies have weights of their own: every layer's placement together with how it is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..jit import Array
+from ..placement import Placement
+from ..plan_types import Dispatch, Plan, PlanOptions
+from ..statistics import RoutingStatistics
+from ..topology import Topology
+from .cover import CoverRule
+from .crossings import Cluster
+from .incremental import repair_layer
+from .joint import Rule, as_used, level, solve_layer
+from .joint_types import Layer, reordered
+from .ranks import count_held
+from .relabel import keep_slots, relabel
+from .tokens import layer_tokens, no_tokens
+from .weighted import WeightedRule
+
+WEIGHED: tuple[Dispatch, ...] = ("weighted", "cover")
+LEAST_LOAD = 1e-6  # of the mean expert load: an idle expert still has to be somewhere, and shares divide by loads
+WORTH_BALANCE = 0.02  # what a full solve must gain over a repair, or copies over swaps …
+WORTH_CROSSINGS = 0.1  # … to be worth moving nearly everything
+
+
+@dataclass(frozen=True)
+class Weigher:
+    """One call's checked input."""
+
+    statistics: RoutingStatistics
+    topology: Topology
+    dispatch: Dispatch
+    num_groups: int
+    options: PlanOptions
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        topology = self.topology
+        return Cluster(topology.node_of_rank, topology.num_nodes, topology.slots_per_rank, False)
+
+    def weigh(self, phy2log: NDArray[np.int32]) -> list[Layer]:
+        """phy2log: [L, P], taken as it is."""
+        return [as_used(self._rule(layer)[0], slots) for layer, slots in enumerate(phy2log)]
+
+    def prefer(self, previous: NDArray[np.int32], layers: list[Layer]) -> list[Layer]:
+        """previous: [L, P] instead, where new weights alone make it even enough, or no worse."""
+        enough = 1.0 + self.options.balance_tolerance
+        pairs = zip(self.weigh(previous), layers, strict=True)
+        return [old if old.peak <= max(enough, new.peak) else new for old, new in pairs]
+
+    def solve(self) -> list[Layer]:
+        return [self._solve(*self._rule(layer)) for layer in range(self.statistics.num_layers)]
+
+    def repair(self, previous: NDArray[np.int32], is_bounded: bool, budgets: Array) -> tuple[list[Layer], int]:
+        """previous: [L, P]; few moves, as far as that is good enough; budgets: [L] most moved slots, strict if bounded.
+
+        Returns the layers, and how many of them were solved afresh.
+        """
+        pairs = enumerate(zip(previous, budgets, strict=True))
+        made = [self._repair(*self._rule(layer), old, int(budget), is_bounded) for layer, (old, budget) in pairs]
+        return [layer for layer, _ in made], sum(fresh for _, fresh in made)
+
+    def as_plan(self, layers: list[Layer]) -> Plan:
+        """`layers` in one plan; how long it took is not known here."""
+        placement = Placement(stacked(layers), self.statistics.layer_ids)
+        uses = [layer.use for layer in layers]
+        source_weights = np.stack([use.source_shares for use in uses], axis=1) if self.dispatch == "weighted" else None
+        shares = np.stack([use.shares for use in uses])
+        cover_weights = np.stack([use.weights for use in uses]) if self.dispatch == "cover" else None
+        return Plan(placement, self.topology, self.dispatch, shares, 0.0, source_weights, cover_weights)
+
+    def _rule(self, layer: int) -> tuple[Rule, Array]:
+        statistics = self.statistics
+        tokens, pairs = no_tokens(), np.zeros((1, 1))
+        if self.topology.num_nodes > 1 and (statistics.sample is not None or statistics.coactivation is not None):
+            tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch)
+        load = statistics.load[layer].astype(np.float64)
+        load = np.maximum(load, LEAST_LOAD * load.mean() if load.any() else 1.0)
+        kind = WeightedRule if self.dispatch == "weighted" else CoverRule
+        return kind(load, self.cluster, tokens, self.topology.node_of_slot), pairs
+
+    def _solve(self, rule: Rule, pairs: Array) -> Layer:
+        return solve_layer(rule, pairs, self.num_groups)
+
+    def _repair(self, rule: Rule, pairs: Array, old: Array, budget: int, is_bounded: bool) -> tuple[Layer, bool]:
+        """-> the layer, and whether it was solved afresh."""
+        good_enough = 1.0 + self.options.balance_tolerance
+        experts, per_rank = len(rule.load), self.cluster.slots_per_rank
+        repaired = as_used(rule, old)
+        if repaired.peak > good_enough:
+            before = count_held(old, self.cluster, experts)
+            swapped = level(rule, repaired, before, budget, self.options.balance_tolerance / 2.0)
+            if swapped.peak > good_enough:
+                copied = as_used(rule, self._repair_nearest(rule, old, good_enough, budget))
+                swapped = copied if copied.peak < swapped.peak - WORTH_BALANCE else swapped
+            repaired = min((repaired, swapped), key=lambda made: made.peak)
+            repaired = reordered(repaired, keep_slots(repaired.phy2log, old, per_rank), per_rank)
+        if is_bounded:
+            return repaired, False
+        fresh = self._solve(rule, pairs)
+        if not _is_worth_it(rule, repaired, fresh, good_enough):
+            return repaired, False
+        return as_used(rule, relabel(fresh.phy2log, old, self.cluster, experts)), True
+
+    def _repair_nearest(self, rule: Rule, old: Array, good_enough: float, budget: int) -> Array:
+        """phy2log [P] by the repair that also moves copies; it takes every source to use its nearest copy."""
+        cluster, tokens = self.cluster._replace(nearest=True), rule.tokens
+        tokens = tokens._replace(key=tokens.source.astype(np.int64))
+        return repair_layer(rule.load, old, cluster, tokens, good_enough, budget)
+
+
+def stacked(layers: list[Layer]) -> NDArray[np.int32]:
+    """[L, P] logical expert of every slot."""
+    return np.stack([layer.phy2log for layer in layers])
+
+
+def _is_worth_it(rule: Rule, repaired: Layer, fresh: Layer, good_enough: float) -> bool:
+    """Whether a full solve gains so much that moving nearly everything is justified."""
+    gain = 1.0 / fresh.peak - 1.0 / repaired.peak
+    if gain >= WORTH_BALANCE and repaired.peak > good_enough:
+        return True
+    if gain <= -WORTH_BALANCE:
+        return False
+    crossings = [rule.node_crossings(rule.to_nodes(layer.phy2log, layer.use)) for layer in (repaired, fresh)]
+    return crossings[1] < (1.0 - WORTH_CROSSINGS) * crossings[0]

@@ -1,0 +1,133 @@
+"""Placement and per-source weights together, for the rule `weighted`.
+
+Placement decides what weights can do, and weights decide what a placement costs; so they are solved in turns: experts
+to nodes around what the replicas serve, replicas where they save most under the current weights, weights by a flow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..dispatch.tables import TABLE_WIDTH, share_entries
+from ..jit import Array, kernel
+from .crossings import Cluster
+from .flow import list_by_expert, split_flow
+from .joint_types import Use, node_shares
+from .replication import best_copy, copy_limit
+from .sources import count_source_crossings, node_rows, source_pins, visit_cost
+from .tokens import Tokens
+
+ROUNDS = 4  # of replicas; every copy changes what the next would save
+
+
+@dataclass(frozen=True)
+class WeightedRule:
+    """The rule's own steps of the joint method, for one layer. load: [E] > 0."""
+
+    load: Array
+    cluster: Cluster
+    tokens: Tokens
+    node_of_slot: Array
+    turns: int = 6
+
+    def settle(self, copies: Array, use: Array) -> Array:
+        """copies: [E, nodes] -> [sources, E, nodes] shares by the flow, nodes costing what `use` implies."""
+        cost = visit_cost(self.tokens, node_rows(use), self.cluster.num_nodes)
+        return flow_to_nodes(self.load, cost, copies)
+
+    def shares(self, use: Array) -> Array:
+        return use.mean(axis=0)
+
+    def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array:
+        """Fill every free slot, in place; copies: [E, nodes]; free: [nodes] -> shares [sources, E, nodes]."""
+        nodes = len(free)
+        use = np.repeat((copies > 0)[None].astype(np.float64), nodes, axis=0)
+        for turn in range(ROUNDS):
+            cost = visit_cost(self.tokens, node_rows(use), nodes)
+            saved = saved_by_copies(self.load, cost, use) / max(self.load.sum(), 1e-9) * selections(self.tokens)
+            node_load = np.einsum("sen,e->n", use, self.load) / nodes
+            place_round(saved, self.load, copies, free, -(-int(free.sum()) // (ROUNDS - turn)), mean_rank, node_load)
+            use = flow_to_nodes(self.load, cost, copies)
+        return use
+
+    def pins(self, use: Array, movable: Array) -> tuple[Array, Array]:
+        return source_pins(self.tokens, node_rows(use), movable, self.cluster.node_of_rank, self.cluster.num_nodes)
+
+    def use_of(self, phy2log: Array, before: Array | None = None) -> Use:
+        """Weights for a placement; before: [sources, E, nodes] weights to price nodes by, default the nearest copy."""
+        experts, nodes, ranks = len(self.load), self.cluster.num_nodes, len(self.cluster.node_of_rank)
+        copies = node_shares(phy2log, self.node_of_slot, np.ones(len(phy2log)), experts, nodes)
+        if before is None:
+            even = np.repeat((copies / copies.sum(axis=1, keepdims=True))[None], nodes, axis=0)
+            before = self.settle(copies, self.settle(copies, even))
+        cost = visit_cost(self.tokens, node_rows(before), nodes)
+        by_slot = np.ascontiguousarray(cost[:, phy2log, self.node_of_slot])
+        rank_of_slot = np.arange(len(phy2log)) // self.cluster.slots_per_rank
+        listed = list_by_expert(phy2log.astype(np.int64), rank_of_slot, experts)
+        exact = split_flow(self.load, by_slot, listed, ranks)
+        shares = round_to_entries(exact, listed.start, listed.listed)
+        return Use(shares.mean(axis=0), shares, np.empty(0, np.int32))
+
+    def to_nodes(self, phy2log: Array, use: Use) -> Array:
+        """[sources, E, nodes] what `use` means per node."""
+        return node_shares(phy2log, self.node_of_slot, use.source_shares, len(self.load), self.cluster.num_nodes)
+
+    def node_crossings(self, use: Array) -> int:
+        return count_source_crossings(self.tokens, node_rows(use), self.cluster.node_of_rank)
+
+
+def selections(tokens: Tokens) -> float:
+    """Selections per token."""
+    return float(np.count_nonzero(tokens.rows >= 0)) / max(len(tokens.rows), 1)
+
+
+def flow_to_nodes(load: Array, cost: Array, copies: Array) -> Array:
+    """cost: [sources, E, nodes]; copies: [E, nodes] -> [sources, E, nodes] shares with even nodes."""
+    expert, node = np.nonzero(copies)
+    listed = list_by_expert(expert, node, len(load))
+    use = np.zeros(cost.shape)
+    use[:, expert, node] = split_flow(load, np.ascontiguousarray(cost[:, expert, node]), listed, cost.shape[2])
+    return use
+
+
+@kernel
+def saved_by_copies(load: Array, cost: Array, use: Array) -> Array:
+    """[E, nodes] crossings, times load, that a copy on a node would save the sources that are better served there."""
+    sources, experts, nodes = cost.shape
+    saved = np.zeros((experts, nodes))
+    for source in range(sources):
+        for expert in range(experts):
+            now = (cost[source, expert] * use[source, expert]).sum()
+            for node in range(nodes):
+                saved[expert, node] += load[expert] / sources * max(now - cost[source, expert, node], 0.0)
+    return saved
+
+
+@kernel
+def place_round(
+    saved: Array, load: Array, copies: Array, free: Array, quota: int, mean_rank: float, node_load: Array
+) -> None:
+    """Give `quota` free slots, in place, to the copies worth most. saved: [E, nodes] crossings per token."""
+    slots_on_node, ranks = free[0] + copies[:, 0].sum(), round(load.sum() / mean_rank)
+    most_on_node = copy_limit(load.shape[0], slots_on_node, ranks // free.shape[0])
+    for _ in range(min(quota, free.sum())):
+        expert, node = best_copy(saved, load, copies, free, most_on_node, mean_rank, node_load)
+        if expert < 0:
+            break
+        copies[expert, node] += 1
+        free[node] -= 1
+        saved[expert, node] = 0.0
+
+
+@kernel
+def round_to_entries(shares: Array, start: Array, listed: Array) -> Array:
+    """shares: [sources, P] -> the shares that table rows of TABLE_WIDTH entries realise."""
+    rounded = shares.copy()
+    for source in range(shares.shape[0]):
+        for expert in range(start.shape[0] - 1):
+            slots = listed[start[expert] : start[expert + 1]]
+            if slots.shape[0] > 1:
+                rounded[source][slots] = share_entries(shares[source][slots], TABLE_WIDTH) / TABLE_WIDTH
+    return rounded

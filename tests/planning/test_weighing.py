@@ -1,0 +1,124 @@
+"""Plans whose copies have weights: what they promise, and that routing keeps it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eplb_plugin import PluginError, RoutingStatistics, Topology, plan, route
+from eplb_plugin.dispatch.tables import TABLE_WIDTH, weighted_tables
+from eplb_plugin.planning.flow import list_by_expert, split_flow
+from eplb_plugin.planning.score import balancedness, expected_rank_load, judge
+from eplb_plugin.workloads.routing import ClusteredRouter
+from generators import SHAPES
+from strategies import QUICK, Case, cases
+
+WEIGHED = ("weighted", "cover")
+policies = st.sampled_from(["deepseek", "balanced", "affinity"])
+
+
+@QUICK
+@given(cases(), policies, st.booleans())
+def test_source_weights_are_what_tables_realise(case: Case, policy: str, warm: bool):
+    previous = case.previous if warm else None
+    made = plan(case.statistics, case.topology, policy=policy, dispatch="weighted", previous=previous)
+    np.testing.assert_allclose(made.source_weights.mean(axis=0), made.replica_weights)
+    tables, node_of_rank = weighted_tables(made), case.topology.node_of_rank
+    for rank, layer in np.ndindex(tables.shape[:2]):
+        found = np.bincount(tables[rank, layer].ravel(), minlength=made.placement.num_slots) / TABLE_WIDTH
+        np.testing.assert_allclose(found, made.source_weights[node_of_rank[rank], layer])
+
+
+@QUICK
+@given(cases(), policies, st.booleans())
+def test_cover_weights_are_small_positive_integers(case: Case, policy: str, warm: bool):
+    previous = case.previous if warm else None
+    made = plan(case.statistics, case.topology, policy=policy, dispatch="cover", previous=previous)
+    assert made.source_weights is None
+    assert made.cover_weights.shape == made.placement.phy2log.shape
+    assert made.cover_weights.min() >= 1
+    assert made.cover_weights.max() <= 255
+
+
+@pytest.mark.parametrize("rule", WEIGHED)
+def test_routing_keeps_what_the_plan_promised(rule: str):
+    """The planning tokens, sent by route(): every rank gets the load that the plan foresaw."""
+    shape = SHAPES[2]
+    rows = shape.tokens(layers=2, count=16384)
+    statistics = RoutingStatistics.from_topk(rows, shape.experts)
+    made = plan(statistics, shape.topology, dispatch=rule)
+    foreseen = expected_rank_load(statistics.load, made)
+    assert balancedness(foreseen) > 0.98
+    found = np.zeros_like(foreseen)
+    draws = 4
+    for seed in range(draws):
+        source = np.random.default_rng(seed).permutation(np.arange(16384) % 32)
+        for layer in range(2):
+            slots = route(rows[layer], source, made, layer)
+            found[layer] += np.bincount(slots.ravel() // shape.slots_per_rank, minlength=32) / draws
+    np.testing.assert_allclose(found, foreseen, rtol=0.02)
+
+
+@pytest.mark.parametrize("rule", WEIGHED)
+def test_held_out_tokens_cross_less_at_equal_balance(rule: str):
+    router = ClusteredRouter(2, 64, 6, num_topics=8, strength=4.0, skew=0.5)
+    topology = Topology(4, 4, 5)
+    statistics, later = RoutingStatistics.from_topk(router.window(8192, 0), 64), router.window(8192, 1)
+    sources = np.random.default_rng(0).integers(0, 16, 8192)
+    vanilla = judge(later, sources, plan(statistics, topology, policy="deepseek", dispatch="hash"))
+    ours = judge(later, sources, plan(statistics, topology, dispatch=rule))
+    assert ours.cross_node_copies < 0.8 * vanilla.cross_node_copies
+    assert ours.balancedness > vanilla.balancedness - 0.015
+
+
+@pytest.mark.parametrize("rule", WEIGHED)
+def test_weights_alone_help_a_placement_that_stays(rule: str):
+    shape = SHAPES[2]
+    statistics = shape.statistics(count=4096)
+    even, weighed = (plan(statistics, shape.topology, policy="deepseek", dispatch=name) for name in ("hash", rule))
+    assert np.array_equal(even.placement.phy2log, weighed.placement.phy2log)
+    sources, rows = np.arange(4096) % 32, shape.tokens(count=4096)
+    assert judge(rows, sources, weighed).cross_node_copies < judge(rows, sources, even).cross_node_copies
+
+
+@QUICK
+@given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 10), st.integers(0, 12))
+def test_flow_splits_every_expert_and_levels_bins(seed: int, bins: int, experts: int, extra: int):
+    rng = np.random.default_rng(seed)
+    expert = np.concatenate([np.arange(experts), rng.integers(0, experts, extra)])
+    bin_of, load = rng.integers(0, bins, len(expert)), rng.random(experts) + 0.01
+    copies = list_by_expert(expert, bin_of, experts)
+    share = split_flow(load, rng.random((2, len(expert))), copies, bins)
+    assert share.min() >= 0.0
+    for source in share:
+        np.testing.assert_allclose(np.bincount(expert, weights=source), 1.0)
+    everywhere = np.tile(np.arange(bins), experts)
+    copies = list_by_expert(np.repeat(np.arange(experts), bins), everywhere, experts)
+    share = split_flow(load, rng.random((2, experts * bins)), copies, bins)
+    bin_load = np.bincount(everywhere, weights=share.mean(axis=0) * np.repeat(load, bins))
+    assert bin_load.max() <= bin_load.mean() * 1.001
+
+
+def test_flow_without_pressure_takes_the_cheapest():
+    copies = list_by_expert(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), 2)
+    share = split_flow(np.ones(2), np.array([[0.0, 1.0, 1.0, 0.0]]), copies, 2)
+    assert share.tolist() == [[1.0, 0.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("rule", WEIGHED)
+@pytest.mark.parametrize("topology", [Topology(18, 2, 4), Topology(8, 2, 12), Topology(1, 8, 9)], ids=str)
+def test_other_clusters(topology: Topology, rule: str):
+    statistics = RoutingStatistics.from_topk(ClusteredRouter(1, 64, 6).window(1024, 0), 64)
+    made = plan(statistics, topology, dispatch=rule)
+    assert balancedness(expected_rank_load(statistics.load, made)) > 0.9
+
+
+@pytest.mark.parametrize("rule", WEIGHED)
+def test_too_many_nodes_are_refused_in_one_line(rule: str):
+    statistics = RoutingStatistics.from_topk(np.zeros((1, 4, 1), int), 8)
+    with pytest.raises(PluginError, match="num_nodes") as caught:
+        plan(statistics, Topology(63, 1, 1), dispatch=rule)
+    assert "\n" not in str(caught.value)
+    assert "fix:" in str(caught.value)
