@@ -63,9 +63,10 @@ def test_a_small_drift_needs_few_moves(policy: str, rule: str):
     assert balance(made, statistics) > 0.96
     # cover fits its weights from equal ones and has less to gain from them, so that swaps have more to do
     moved, part = moved_slots(made.placement, old.placement, SHAPE.topology).sum(), 0.3 if rule == "cover" else 0.25
+    settled = 0.06 * made.placement.phy2log.size if rule == "cover" else 8
     assert moved < part * made.placement.phy2log.size
     again = plan(statistics, SHAPE.topology, policy=policy, dispatch=rule, previous=made.placement)
-    assert moved_slots(again.placement, made.placement, SHAPE.topology).sum() <= 8
+    assert moved_slots(again.placement, made.placement, SHAPE.topology).sum() <= settled
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from eplb_plugin import Placement, Plan, PlanOptions, PluginError, RoutingStatistics, Topology, forecast, plan
 from eplb_plugin.dispatch.rules import replica_weights
 from eplb_plugin.placement import linear_placement
+from eplb_plugin.planning.job import Job
 from eplb_plugin.planning.price import busiest_rank, crossing_copies, move_seconds, step_seconds, take_layers
 from eplb_plugin.planning.score import expected_rank_load, moved_slots, received_slots
 from eplb_plugin.workloads.routing import ClusteredRouter
@@ -56,14 +57,16 @@ def test_the_total_never_rises(case: Case, policy: str, rule: str, horizon: floa
     """Step time over the horizon plus the move: in no layer more than with the placement in force."""
     options = replace(PRICES, horizon_steps=horizon)
     made = plan(case.statistics, case.topology, policy=policy, dispatch=rule, previous=case.previous, options=options)
-    kept = used(case.previous, case.topology, rule)
+    # with weights of its own, the placement in force is compared at its best use
+    kept = Job(case.statistics, case.topology, policy, rule, 1, options).used(case.previous.phy2log)
     after, before = (total(p, kept, case.statistics, options) for p in (made, kept))
     assert (after <= before * (1 + 1e-12)).all()
     moved = moved_slots(made.placement, case.previous, case.topology) > 0
     same = (made.placement.phy2log == case.previous.phy2log).all(1)
     assert (moved | same).all()
     assert 0 <= made.skipped_layers <= (~moved).sum()
-    np.testing.assert_allclose(made.replica_weights, replica_weights(made.placement, case.topology, rule))
+    if rule in ("hash", "nearest"):
+        np.testing.assert_allclose(made.replica_weights, replica_weights(made.placement, case.topology, rule))
 
 
 @QUICK
@@ -88,9 +91,7 @@ def test_nothing_to_gain_nothing_moves(case: Case, rule: str):
     free = replace(PRICES, expert_bytes=0)
     layers, experts = case.statistics.load.shape
     idle = RoutingStatistics(np.zeros((layers, experts)))
-    made = plan(
-        idle, case.topology, policy="balanced", dispatch="hash", dispatch=rule, previous=case.previous, options=free
-    )
+    made = plan(idle, case.topology, policy="balanced", dispatch=rule, previous=case.previous, options=free)
     assert np.array_equal(made.placement.phy2log, case.previous.phy2log)
 
 
@@ -137,8 +138,10 @@ def test_a_cheap_repair_is_tried_where_a_full_solve_does_not_pay():
     """The unpriced plan would lay everything out afresh; priced, fewer slots move instead of none."""
     statistics, topology, start = window(), Topology(4, 2, 10), linear_placement(4, 64, 80)
     free = plan(statistics, topology, dispatch="hash", previous=start)
-    horizons_tried = [plan(statistics, topology, dispatch="hash", previous=start, options=replace(PRICES, horizon_steps=h))
-                      for h in (10, 100, 1e3, 3e3, 1e4, 3e4, 1e5)]  # fmt: skip
+    horizons_tried = [
+        plan(statistics, topology, dispatch="hash", previous=start, options=replace(PRICES, horizon_steps=steps))
+        for steps in (10, 100, 1e3, 3e3, 1e4, 3e4, 1e5)
+    ]
     moves = [moved_slots(p.placement, start, topology).sum() for p in horizons_tried]
     assert any(0 < m < moved_slots(free.placement, start, topology).sum() for m in moves)
 
