@@ -1,4 +1,4 @@
-"""Affinity-aware expert placement for stock vLLM and SGLang. Importing this loads neither torch nor an engine."""
+"""Affinity-aware expert placement for stock vLLM. Importing this loads neither torch nor an engine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,26 @@ if TYPE_CHECKING:
     from .dispatch.rules import route
     from .planning.forecast import forecast
     from .planning.plan import plan
+    from .planning.resplit import resplit
 
 __all__ = [
-    "Placement", "Plan", "PlanOptions", "PluginError", "RoutingStatistics", "Topology", "forecast", "plan", "route",
-]  # fmt: skip
+    "Placement",
+    "Plan",
+    "PlanOptions",
+    "PluginError",
+    "RoutingStatistics",
+    "Topology",
+    "forecast",
+    "plan",
+    "resplit",
+    "route",
+]
 __version__ = "0.1.0"
 
 # plan and route compile numba kernels: their modules load on first use, so that reading a config or a file stays quick.
-_LAZY = {"forecast": "planning.forecast", "plan": "planning.plan", "route": "dispatch.rules"}
+_LAZY = {
+    "forecast": "planning.forecast", "plan": "planning.plan", "resplit": "planning.resplit", "route": "dispatch.rules",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,17 @@ import eplb_plugin
 from eplb_plugin.planning.deepseek import rebalance_experts
 
 NAMES = [
-    "Placement", "Plan", "PlanOptions", "PluginError", "RoutingStatistics", "Topology", "forecast", "plan", "route",
-]  # fmt: skip
+    "Placement",
+    "Plan",
+    "PlanOptions",
+    "PluginError",
+    "RoutingStatistics",
+    "Topology",
+    "forecast",
+    "plan",
+    "resplit",
+    "route",
+]
 PARAMETERS = {
     "Topology": ["num_nodes", "ranks_per_node", "slots_per_rank", "_nodes"],
     "Topology.from_nodes": ["node_of_rank", "slots_per_rank"],
@@ -29,11 +38,11 @@ PARAMETERS = {
     ],
     "PlanOptions": [
         "balance_tolerance", "max_moved_slots", "max_moved_slots_total", "expert_bytes", "link_gbps", "token_bytes",
-        "seconds_per_selection",
-        "window_steps", "horizon_steps", "load_error",
+        "seconds_per_selection", "window_steps", "horizon_steps", "load_error",
     ],
     "forecast": ["history"],
     "plan": ["statistics", "topology", "*policy", "*previous", "*dispatch", "*num_groups", "*options"],
+    "resplit": ["plan", "statistics"],
     "route": ["topk_ids", "source_rank", "plan", "layer", "rule", "*token_index"],
 }  # fmt: skip
 DEFAULTS = {
