@@ -22,6 +22,7 @@ from .config import PluginConfig
 from .errors import PluginError, mismatch
 from .placement import Placement
 from .plan_types import Plan, Policy
+from .planning.job import plan_of
 from .planning.plan import plan
 from .planning.score import balancedness, expected_rank_load, judge, moved_slots
 from .recording.recorder import Recorder
@@ -204,8 +205,7 @@ def _unanimous(accepted: bool, group: dist.ProcessGroup) -> bool:
 
 def _describe(entry: ModelEntry, statistics: RoutingStatistics, placed: Placement, made: Plan) -> str:
     """One line for the log. All figures are in-sample: what the plan is expected to do on the window it was made of."""
-    uniform = 1.0 / np.take_along_axis(placed.replica_count, placed.phy2log.astype(np.int64), 1)
-    before = replace(made, placement=placed, replica_weights=uniform)
+    before = plan_of(placed, entry.topology, made.dispatch)
     balance = [balancedness(expected_rank_load(statistics.load, one)) for one in (before, made)]
     moved = int(moved_slots(made.placement, placed, entry.topology).sum())
     text = (

@@ -41,8 +41,8 @@ def _vllm_rows() -> list[Row]:
         from ..engines.vllm.entrance import ENTRANCE
         from ..engines.vllm.runtime import RUNTIME
     except ImportError as error:
-        fix = "use the engine version that the README names, or a newer eplb-plugin"
-        refusal = mismatch("vLLM", found=f"nothing to import ({error})", expected="the modules we hook", fix=fix)
+        found = f"nothing to import ({error})"
+        refusal = mismatch("vLLM", found=found, expected="the modules we hook", fix=hooks.OTHER_ENGINE)
         return [_row("vLLM", "import", "fail", str(refusal))]
 
     found = installed_version()

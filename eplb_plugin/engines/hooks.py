@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..errors import PluginError, mismatch
 
+OTHER_ENGINE = "use the engine version that the README names, or a newer eplb-plugin"
 _HOOK = "__eplb_plugin_hook__"  # on a wrapper: the target it wraps, so that it is found again
 _ORIGINAL = "__eplb_plugin_original__"
 
@@ -68,8 +69,7 @@ def check(hooks: Iterable[Hook]) -> list[HookStatus]:
         original = getattr(function, _ORIGINAL, function)
         signature = signature_of(original) if callable(original) else f"{type(original).__name__}, no function"
         if signature != hook.signature:
-            fix = "use the engine version that the README names, or a newer eplb-plugin"
-            problem = str(mismatch(hook.target, found=signature, expected=hook.signature, fix=fix))
+            problem = str(mismatch(hook.target, found=signature, expected=hook.signature, fix=OTHER_ENGINE))
         statuses.append(HookStatus(hook, applied, problem))
     return statuses
 
@@ -136,5 +136,4 @@ def _resolve(target: str) -> tuple[Any, str, Any]:
             owner = getattr(owner, part)
         return owner, name, inspect.getattr_static(owner, name)
     except Exception as error:  # whatever an engine's module raises while it is imported
-        fix = "use the engine version that the README names, or a newer eplb-plugin"
-        raise mismatch(target, found=f"nothing ({error})", expected="a hookable function", fix=fix) from None
+        raise mismatch(target, found=f"nothing ({error})", expected="a hookable function", fix=OTHER_ENGINE) from None

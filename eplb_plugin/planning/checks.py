@@ -13,6 +13,7 @@ from ..plan_types import Dispatch, PlanOptions, Policy
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .price import refuse_unknown_gain
+from .tokens import knows_tokens
 from .weighing import WEIGHED
 
 POLICIES: tuple[str, ...] = get_args(Policy)
@@ -46,8 +47,7 @@ def check_input(
     if dispatch in WEIGHED and topology.num_nodes > MOST_NODES:
         expected = f"at most {MOST_NODES} for dispatch {dispatch}"
         raise mismatch("topology.num_nodes", found=topology.num_nodes, expected=expected, fix="use dispatch nearest")
-    knows_pairs = statistics.coactivation is not None or statistics.sample is not None
-    if policy == "affinity" and topology.num_nodes > 1 and not knows_pairs:
+    if policy == "affinity" and topology.num_nodes > 1 and not knows_tokens(statistics):
         raise mismatch(
             "policy affinity", found="load only", expected="co-activation or a token sample",
             fix="record one, or plan with policy balanced",

@@ -26,7 +26,7 @@ from ..placement import Placement
 from ..plan_types import Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from .score import count_routed, moved_slots, received_slots
-from .tokens import layer_tokens
+from .tokens import knows_tokens, layer_tokens
 
 DRAWS = 64  # of loads: the mean peak of 32 ranks is then known to about 0.3 %
 Floats = NDArray[np.float64]
@@ -115,10 +115,6 @@ def take_layers(taken: NDArray[np.bool_], plan: Plan, other: Plan) -> Plan:
 def _both(mixed: Callable[..., NDArray[Any]], ours: NDArray[Any] | None, theirs: NDArray[Any] | None) -> Any:
     """Plans of one rule have the same weights, or neither has any."""
     return None if ours is None or theirs is None else mixed(ours, theirs)
-
-
-def knows_tokens(statistics: RoutingStatistics) -> bool:
-    return statistics.sample is not None or statistics.coactivation is not None
 
 
 def refuse_unknown_gain(statistics: RoutingStatistics, options: PlanOptions) -> None:

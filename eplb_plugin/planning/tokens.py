@@ -32,6 +32,11 @@ def no_tokens() -> Tokens:
     return Tokens(np.empty((0, 1), np.int16), np.empty(0, np.int32), np.empty(0, np.int64))
 
 
+def knows_tokens(statistics: RoutingStatistics) -> bool:
+    """Whether it is known which experts a token uses together."""
+    return statistics.sample is not None or statistics.coactivation is not None
+
+
 def layer_tokens(statistics: RoutingStatistics, layer: int, topology: Topology, rule: Dispatch) -> tuple[Tokens, Array]:
     """Tokens and co-activation [E, E] float64 with zero diagonal, from statistics with at least one of the two."""
     experts = statistics.num_experts

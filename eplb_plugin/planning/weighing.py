@@ -20,7 +20,7 @@ from .joint import Rule, as_used, level, solve_layer
 from .joint_types import Layer, reordered
 from .ranks import count_held
 from .relabel import keep_slots, relabel
-from .tokens import layer_tokens, no_tokens
+from .tokens import knows_tokens, layer_tokens, no_tokens
 from .weighted import WeightedRule
 
 WEIGHED: tuple[Dispatch, ...] = ("weighted", "cover")
@@ -78,7 +78,7 @@ class Weigher:
     def _rule(self, layer: int) -> tuple[Rule, Array]:
         statistics = self.statistics
         tokens, pairs = no_tokens(), np.zeros((1, 1))
-        if self.topology.num_nodes > 1 and (statistics.sample is not None or statistics.coactivation is not None):
+        if self.topology.num_nodes > 1 and knows_tokens(statistics):
             tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch)
         load = statistics.load[layer].astype(np.float64)
         load = np.maximum(load, LEAST_LOAD * load.mean() if load.any() else 1.0)
