@@ -15,10 +15,11 @@ from .crossings import Cluster, count_sources
 from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak_ratio
 from .level import level_ranks
 from .packing import pack
-from .partition import INGRESS_PRICE, Limits, grow_groups, grow_nodes, refine_nodes
+from .partition import Limits, grow_groups, grow_nodes, refine_nodes
 from .ranks import count_held
 from .repair import NO_LIMIT
 from .replication import TOO_HEAVY, list_copies
+from .sources import arrival_cost
 from .tokens import Tokens
 from .visits import open_visits
 
@@ -61,16 +62,11 @@ def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
     fewest, best = np.inf, None
     for _ in range(rule.turns if has_spare else 1):
         copies, use = _one_turn(rule, home)
-        cost = _arrival_cost(rule.arrivals(use))
+        cost = arrival_cost(rule.arrivals(use), INGRESS)
         if cost < fewest:
             fewest, best = cost, (copies, use)
     assert best is not None
     return _to_ranks(rule, *best)
-
-
-def _arrival_cost(arriving: Array) -> float:
-    over = arriving - arriving.mean() * (1.0 + INGRESS)
-    return float(arriving.sum() + INGRESS_PRICE * np.maximum(over, 0.0).sum())
 
 
 def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
@@ -83,6 +79,8 @@ def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
     copies[np.arange(len(load)), home] = 1
     free = len(rule.node_of_slot) // cluster.num_nodes - copies.sum(axis=0)
     use = rule.add_replicas(copies, free, load.sum() / len(cluster.node_of_rank))
+    left = copies[np.arange(len(load)), home] == 0
+    home[left] = copies[left].argmax(axis=1)
     use = rule.settle(copies, use)
     movable = copies.sum(axis=1) == 1
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)

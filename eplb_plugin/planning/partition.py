@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..jit import Array, kernel
+from .sources import INGRESS_PRICE
 from .visits import Visits, open_visits, swap_changes, swap_experts
 
 SWEEPS = 12
 TRIES = 4  # candidates per expert and sweep; a gain from the tables is wrong where a token has both experts
 LEAST_GAIN = 1e-9
 OVERLOAD_PRICE = 4.0  # visits per token that a node overload of one mean node load is worth
-INGRESS_PRICE = 4.0  # visits that one token more than allowed at a node is worth
 
 
 @kernel
