@@ -35,7 +35,7 @@ class CoverRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
-    turns: int = 3
+    turns: int = 1
 
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array:
         nodes, slots = len(free), len(self.node_of_slot)

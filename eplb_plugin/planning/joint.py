@@ -26,6 +26,7 @@ from .visits import open_visits
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
 NODE_TOLERANCE = 0.003  # … and around the replicas
 INGRESS = 0.02
+STARTS = 4
 TRIES = 4
 AIM = 0.002  # overload of a rank that is left alone
 BETTER = 5e-4
@@ -57,14 +58,15 @@ class Rule(Protocol):
 
 def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
     """From scratch. pairs: [E, E] co-activation; groups: the model's expert groups."""
-    home = _homes(rule, pairs, groups)
     has_spare = len(rule.node_of_slot) > len(rule.load)
-    fewest, best = np.inf, None
-    for _ in range(rule.turns if has_spare else 1):
+    lowest, best, kept = np.inf, None, np.empty(0, np.int32)
+    starts = _homes(rule, pairs, groups)
+    for turn in range(len(starts) + (rule.turns if has_spare else 0)):
+        home = starts[turn] if turn < len(starts) else kept.copy()
         copies, use = _one_turn(rule, home)
         cost = arrival_cost(rule.arrivals(use), INGRESS)
-        if cost < fewest:
-            fewest, best = cost, (copies, use)
+        if cost < lowest:
+            lowest, best, kept = cost, (copies, use), home
     assert best is not None
     return _to_ranks(rule, *best)
 
@@ -93,22 +95,19 @@ def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
     return copies, rule.settle(copies, use)
 
 
-def _homes(rule: Rule, pairs: Array, groups: int) -> Array:
-    """[E] int32 node of every expert if there were no replicas: the better start, refined."""
+def _homes(rule: Rule, pairs: Array, groups: int) -> list[Array]:
+    """[E] int32 nodes of every expert if there were no replicas: from several starts, refined."""
     load, nodes = rule.load, rule.cluster.num_nodes
     movable = np.ones(len(load), np.bool_)
     limits = Limits(HOME_TOLERANCE, INGRESS, np.zeros(nodes), count_sources(rule.tokens.source, rule.cluster))
     pins = np.zeros((len(rule.tokens.rows), nodes), np.int16)
     pins[np.arange(len(pins)), rule.cluster.node_of_rank[rule.tokens.source]] = 1
-    starts = [grow_nodes(load, pairs, nodes, HOME_TOLERANCE)]
+    starts = [grow_nodes(load, pairs, nodes, HOME_TOLERANCE, start) for start in range(STARTS)]
     if groups > 1:
-        starts.append(grow_groups(load, pairs, nodes, groups, HOME_TOLERANCE))
-    visited = []
+        starts[-1] = grow_groups(load, pairs, nodes, groups, HOME_TOLERANCE)
     for home in starts:
-        seen = pins.copy()
-        refine_nodes(load, home, movable, rule.tokens.rows, seen, limits)
-        visited.append(np.count_nonzero(seen))
-    return starts[int(np.argmin(visited))]
+        refine_nodes(load, home, movable, rule.tokens.rows, pins.copy(), limits)
+    return starts
 
 
 def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:

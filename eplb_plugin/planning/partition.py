@@ -21,7 +21,7 @@ OVERLOAD_PRICE = 4.0  # visits per token that a node overload of one mean node l
 
 
 @kernel
-def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float) -> Array:
+def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float, start: int = 0) -> Array:
     """[items] int32 node of every item: next the item with the clearest preference, to the node it belongs to.
 
     Nodes get at most ceil(items / nodes) items, and no more than their share of the load while another has room.
@@ -34,7 +34,7 @@ def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float) -> Array
     scale = 1.0 / np.sqrt(np.maximum(load, 1e-9))
     heaviest = np.argsort(-load, kind="mergesort")
     for step in range(items):
-        item = heaviest[step]
+        item = heaviest[(step + start * nodes) % items]
         if step >= nodes:
             item = -1
             for candidate in range(items):

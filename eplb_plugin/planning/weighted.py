@@ -30,7 +30,7 @@ class WeightedRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
-    turns: int = 6
+    turns: int = 3
 
     def settle(self, copies: Array, use: Array) -> Array:
         """copies: [E, nodes] -> [sources, E, nodes] shares by the flow, nodes costing what `use` implies."""
