@@ -20,12 +20,13 @@ from .ranks import count_held
 from .repair import NO_LIMIT
 from .replication import TOO_HEAVY, list_copies
 from .sources import arrival_cost
-from .tokens import Tokens
+from .tokens import Tokens, thinned
 from .visits import open_visits
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
 NODE_TOLERANCE = 0.003  # … and around the replicas
 INGRESS = 0.02
+GUIDES = 4096
 STARTS = 4
 TRIES = 4
 AIM = 0.002  # overload of a rank that is left alone
@@ -97,16 +98,16 @@ def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
 
 def _homes(rule: Rule, pairs: Array, groups: int) -> list[Array]:
     """[E] int32 nodes of every expert if there were no replicas: from several starts, refined."""
-    load, nodes = rule.load, rule.cluster.num_nodes
+    load, nodes, tokens = rule.load, rule.cluster.num_nodes, thinned(rule.tokens, GUIDES)
     movable = np.ones(len(load), np.bool_)
-    limits = Limits(HOME_TOLERANCE, INGRESS, np.zeros(nodes), count_sources(rule.tokens.source, rule.cluster))
-    pins = np.zeros((len(rule.tokens.rows), nodes), np.int16)
-    pins[np.arange(len(pins)), rule.cluster.node_of_rank[rule.tokens.source]] = 1
+    limits = Limits(HOME_TOLERANCE, INGRESS, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
+    pins = np.zeros((len(tokens.rows), nodes), np.int16)
+    pins[np.arange(len(pins)), rule.cluster.node_of_rank[tokens.source]] = 1
     starts = [grow_nodes(load, pairs, nodes, HOME_TOLERANCE, start) for start in range(STARTS)]
     if groups > 1:
         starts[-1] = grow_groups(load, pairs, nodes, groups, HOME_TOLERANCE)
     for home in starts:
-        refine_nodes(load, home, movable, rule.tokens.rows, pins.copy(), limits)
+        refine_nodes(load, home, movable, tokens.rows, pins.copy(), limits)
     return starts
 
 

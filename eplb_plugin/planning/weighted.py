@@ -7,6 +7,7 @@ to nodes around what the replicas serve, replicas where they save most under the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -18,9 +19,10 @@ from .flow import list_by_expert, split_flow
 from .joint_types import Use, node_shares
 from .replication import best_copy, copy_limit
 from .sources import arrival_cost, arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
-from .tokens import Tokens
+from .tokens import Tokens, thinned
 
-EXCHANGES = 4  # tried together at first
+GUIDES = 4096  # tokens that costs are estimated from on the way
+EXCHANGES = 8  # tried together at first
 EXCHANGE_ROUNDS = 12
 ROUNDS = 4  # of replicas; every copy changes what the next would save
 
@@ -33,7 +35,7 @@ class WeightedRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
-    turns: int = 3
+    turns: int = 1
 
     def settle(self, copies: Array, use: Array) -> Array:
         """copies: [E, nodes] -> [sources, E, nodes] shares by the flow, nodes costing what `use` implies."""
@@ -99,7 +101,11 @@ class WeightedRule:
 
     def _cost(self, use: Array) -> Array:
         """[sources, E, nodes] of a selection sent to a node, dearer where much arrives."""
-        return visit_cost(self.tokens, node_rows(use), self.cluster.num_nodes) * arrival_prices(self.arrivals(use))
+        return visit_cost(self._guides, node_rows(use), self.cluster.num_nodes) * arrival_prices(self.arrivals(use))
+
+    @cached_property
+    def _guides(self) -> Tokens:
+        return thinned(self.tokens, GUIDES)
 
     def arrivals(self, use: Array) -> Array:
         return count_arrivals(self.tokens, node_rows(use), self.cluster.node_of_rank, self.cluster.num_nodes)
