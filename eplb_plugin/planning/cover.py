@@ -6,7 +6,7 @@ proportional fitting, Deming and Stephan 1940), on counted choices; the flattest
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,7 +35,10 @@ class CoverRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
-    turns: int = 1
+    turns: int = 2
+
+    def with_tokens(self, tokens: Tokens) -> CoverRule:
+        return replace(self, tokens=tokens)
 
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array:
         nodes, slots = len(free), len(self.node_of_slot)

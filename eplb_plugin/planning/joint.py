@@ -48,6 +48,7 @@ class Rule(Protocol):
     @property
     def turns(self) -> int: ...
 
+    def with_tokens(self, tokens: Tokens) -> Rule: ...
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array: ...
     def settle(self, copies: Array, use: Array) -> Array: ...
     def shares(self, use: Array) -> Array: ...
@@ -59,17 +60,22 @@ class Rule(Protocol):
 
 def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
     """From scratch. pairs: [E, E] co-activation; groups: the model's expert groups."""
-    has_spare = len(rule.node_of_slot) > len(rule.load)
-    lowest, best, kept = np.inf, None, np.empty(0, np.int32)
-    starts = _homes(rule, pairs, groups)
-    for turn in range(len(starts) + (rule.turns if has_spare else 0)):
-        home = starts[turn] if turn < len(starts) else kept.copy()
+    rough = rule.with_tokens(thinned(rule.tokens, GUIDES))
+    starts = _homes(rough, pairs, groups)
+    costs = [_turn_cost(rough, *_one_turn(rough, home)) for home in starts]
+    home = starts[int(np.argmin(costs))]
+    lowest, best = np.inf, None
+    for _ in range(rule.turns if len(rule.node_of_slot) > len(rule.load) else 1):
         copies, use = _one_turn(rule, home)
-        cost = arrival_cost(rule.arrivals(use), INGRESS)
+        cost = _turn_cost(rule, copies, use)
         if cost < lowest:
-            lowest, best, kept = cost, (copies, use), home
+            lowest, best = cost, (copies, use)
     assert best is not None
     return _to_ranks(rule, *best)
+
+
+def _turn_cost(rule: Rule, copies: Array, use: Array) -> float:
+    return arrival_cost(rule.arrivals(use), INGRESS)
 
 
 def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
@@ -98,7 +104,7 @@ def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
 
 def _homes(rule: Rule, pairs: Array, groups: int) -> list[Array]:
     """[E] int32 nodes of every expert if there were no replicas: from several starts, refined."""
-    load, nodes, tokens = rule.load, rule.cluster.num_nodes, thinned(rule.tokens, GUIDES)
+    load, nodes, tokens = rule.load, rule.cluster.num_nodes, rule.tokens
     movable = np.ones(len(load), np.bool_)
     limits = Limits(HOME_TOLERANCE, INGRESS, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
     pins = np.zeros((len(tokens.rows), nodes), np.int16)

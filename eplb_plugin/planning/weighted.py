@@ -6,7 +6,7 @@ to nodes around what the replicas serve, replicas where they save most under the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,7 +35,10 @@ class WeightedRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
-    turns: int = 1
+    turns: int = 2
+
+    def with_tokens(self, tokens: Tokens) -> WeightedRule:
+        return replace(self, tokens=tokens)
 
     def settle(self, copies: Array, use: Array) -> Array:
         """copies: [E, nodes] -> [sources, E, nodes] shares by the flow, nodes costing what `use` implies."""
