@@ -35,6 +35,7 @@ class CoverRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
+    ingress_tolerance: float
     turns: int = 2
 
     def with_tokens(self, tokens: Tokens) -> CoverRule:
@@ -47,7 +48,7 @@ class CoverRule:
         return self.exchange_replicas(copies)
 
     def exchange_replicas(self, copies: Array) -> Array:
-        exchange_cover(self.load, copies, self.tokens, node_masks(copies), self.cluster, 0.02)
+        exchange_cover(self.load, copies, self.tokens, node_masks(copies), self.cluster, self.ingress_tolerance)
         weights = copies.astype(np.float64)
         return np.stack([weights, weights / weights.sum(axis=1, keepdims=True)])
 

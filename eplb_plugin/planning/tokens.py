@@ -28,10 +28,9 @@ class Tokens(NamedTuple):
     key: Array
 
 
-def thinned(tokens: Tokens, most: int) -> Tokens:
-    """At most `most` of the tokens, evenly spread."""
-    step = max(-(-len(tokens.rows) // most), 1)
-    return Tokens(*(np.ascontiguousarray(part[::step]) for part in tokens))
+def every(tokens: Tokens, step: int, first: int = 0) -> Tokens:
+    """Every `step`-th of the tokens, from `first` on."""
+    return Tokens(*(np.ascontiguousarray(part[first::step]) for part in tokens))
 
 
 def no_tokens() -> Tokens:
