@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..dispatch.cover import needed_nodes
+from ..dispatch.cover import allowed_nodes, needed_nodes
 from ..jit import Array, kernel
 from .replication import best_copy
 from .tokens import Tokens
@@ -41,7 +41,7 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
                 if expert >= 0:
                     selected[expert] += 1.0
                     if masks[expert] & (masks[expert] - 1):
-                        keys[filled] = (needed & masks[expert]) * experts + expert
+                        keys[filled] = allowed_nodes(masks[expert], needed) * experts + expert
                         filled += 1
     for expert in range(experts):
         if selected[expert] == 0.0 or masks[expert] & (masks[expert] - 1) == 0:
@@ -61,7 +61,9 @@ def count_cover_crossings(tokens: Tokens, masks: Array, node_of_rank: Array) -> 
     crossings = 0
     for token in range(tokens.rows.shape[0]):
         needed = needed_nodes(tokens.rows[token], node_of_rank[tokens.source[token]], masks, token)
-        crossings -= 1
+        for expert in tokens.rows[token]:
+            crossings += expert >= 0 and masks[expert] & needed == 0
+        needed &= needed - 1  # the own node is free
         while needed:
             needed &= needed - 1
             crossings += 1
@@ -70,8 +72,8 @@ def count_cover_crossings(tokens: Tokens, masks: Array, node_of_rank: Array) -> 
 
 @kernel
 def _value_token(row: Array, own: int, index: int, masks: Array, sign: float, saved: Array) -> None:
-    """Add one token's part of what further copies would save. A single visit is spared if its one expert, alone on
-    that node, also has a copy on another needed node; if it was opened for replicated experts, perhaps.
+    """Add one token's part of what further copies would save. A visit is spared if its one expert, alone on that node,
+    also has a copy on a needed node; if the node was opened for several replicated experts, perhaps.
     """
     needed, nodes = needed_nodes(row, own, masks, index), saved.shape[1]
     once, twice, tied = np.int64(0), np.int64(0), np.int64(0)  # nodes of one, of more single copies; of bound replicas
@@ -96,6 +98,8 @@ def _value_token(row: Array, own: int, index: int, masks: Array, sign: float, sa
         worth = 0.0
         if mask & (mask - 1) == 0:
             worth = 1.0 if mask & twice == 0 and mask & tied == 0 else 0.0
+        elif reached == 0:
+            worth = 1.0
         elif reached & once == 0:
             worth = OPENED_FOR_MANY
         if worth > 0.0:
