@@ -6,6 +6,8 @@ flat. What depends on the rule is behind `Rule`; nothing here knows which one ru
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -13,17 +15,18 @@ import numpy as np
 from ..jit import Array
 from .crossings import Cluster, count_sources
 from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak_ratio
-from .level import level_ranks
+from .level import level_ranks, save_visits
 from .packing import pack
 from .partition import INGRESS_PRICE, Limits, grow_groups, grow_nodes, refine_nodes
 from .ranks import count_held
 from .repair import NO_LIMIT
-from .replication import TOO_HEAVY, list_copies
+from .replication import TOO_HEAVY, apportion, copy_limit, list_copies
 from .tokens import Tokens
 from .visits import open_visits
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
-NODE_TOLERANCE = 0.003  # … and around the replicas
+NODE_TOLERANCE = 0.003  # … and around the replicas …
+SLACK = 0.3  # … or this part of what the heaviest copy exceeds a rank's mean by, however experts are placed
 INGRESS = 0.02
 TRIES = 4
 AIM = 0.002  # overload of a rank that is left alone
@@ -56,11 +59,12 @@ class Rule(Protocol):
 
 def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
     """From scratch. pairs: [E, E] co-activation; groups: the model's expert groups."""
-    home = _homes(rule, pairs, groups)
+    slack = SLACK * (_heaviest_copy(rule) - 1.0)
+    home = _homes(rule, pairs, groups, max(HOME_TOLERANCE, slack))
     has_spare = len(rule.node_of_slot) > len(rule.load)
     fewest, best = np.inf, None
     for _ in range(rule.turns if has_spare else 1):
-        copies, use = _one_turn(rule, home)
+        copies, use = _one_turn(rule, home, max(NODE_TOLERANCE, slack))
         cost = _arrival_cost(rule.arrivals(use))
         if cost < fewest:
             fewest, best = cost, (copies, use)
@@ -73,7 +77,7 @@ def _arrival_cost(arriving: Array) -> float:
     return float(arriving.sum() + INGRESS_PRICE * np.maximum(over, 0.0).sum())
 
 
-def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
+def _one_turn(rule: Rule, home: Array, tolerance: float) -> tuple[Array, Array]:
     """Replicas around the experts' homes, then the other experts' homes, in place, around the replicas.
 
     Returns copies [E, nodes] and the node use. Turns end in different hollows: keep the best of a few.
@@ -88,23 +92,30 @@ def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
     rows, pins = rule.pins(use, movable)
     own = count_sources(rule.tokens.source, cluster)
-    refine_nodes(load, home, movable, rows, pins, Limits(NODE_TOLERANCE, INGRESS, fixed_load, own))
+    refine_nodes(load, home, movable, rows, pins, Limits(tolerance, INGRESS, fixed_load, own))
     copies[movable] = 0
     copies[movable, home[movable]] = 1
     keep_at_home(use, movable, home)
     return copies, rule.settle(copies, use)
 
 
-def _homes(rule: Rule, pairs: Array, groups: int) -> Array:
+def _heaviest_copy(rule: Rule) -> float:
+    """Load of the heaviest copy over a rank's mean if copies are made for even loads alone: no plan is flatter."""
+    ranks, slots = len(rule.cluster.node_of_rank), len(rule.node_of_slot)
+    copies = apportion(rule.load, slots, copy_limit(len(rule.load), slots, ranks))
+    return float((rule.load / copies).max() * ranks / rule.load.sum())
+
+
+def _homes(rule: Rule, pairs: Array, groups: int, tolerance: float) -> Array:
     """[E] int32 node of every expert if there were no replicas: the better start, refined."""
     load, nodes = rule.load, rule.cluster.num_nodes
     movable = np.ones(len(load), np.bool_)
-    limits = Limits(HOME_TOLERANCE, INGRESS, np.zeros(nodes), count_sources(rule.tokens.source, rule.cluster))
+    limits = Limits(tolerance, INGRESS, np.zeros(nodes), count_sources(rule.tokens.source, rule.cluster))
     pins = np.zeros((len(rule.tokens.rows), nodes), np.int16)
     pins[np.arange(len(pins)), rule.cluster.node_of_rank[rule.tokens.source]] = 1
-    starts = [grow_nodes(load, pairs, nodes, HOME_TOLERANCE)]
+    starts = [grow_nodes(load, pairs, nodes, tolerance)]
     if groups > 1:
-        starts.append(grow_groups(load, pairs, nodes, groups, HOME_TOLERANCE))
+        starts.append(grow_groups(load, pairs, nodes, groups, tolerance))
     visited = []
     for home in starts:
         seen = pins.copy()
@@ -131,7 +142,7 @@ def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:
         copies = node_shares(made.phy2log, rule.node_of_slot, np.ones(len(phy2log)), experts, nodes).astype(np.int32)
         shares = node_shares(made.phy2log, rule.node_of_slot, made.use.shares, experts, nodes)
     assert best is not None
-    return best
+    return _save_visits(rule, best)
 
 
 def as_used(rule: Rule, phy2log: Array, before: Array | None = None) -> Layer:
@@ -147,18 +158,28 @@ def level(rule: Rule, made: Layer, before: Array, budget: int = NO_LIMIT, aim: f
     """
     if made.peak <= 1.0 + 2.0 * aim:
         return made
+    swapped = _swapped(rule, made, partial(level_ranks, before=before, budget=budget, aim=aim))
+    return swapped if swapped.peak < made.peak else made
+
+
+def _save_visits(rule: Rule, made: Layer) -> Layer:
+    """Swap single copies between nodes where that sends fewer copies and leaves the planned load as flat as it is."""
+    swapped = _swapped(rule, made, partial(save_visits, aim=AIM))
+    return swapped if swapped.peak <= made.peak + BETTER else made
+
+
+def _swapped(rule: Rule, made: Layer, swap: Callable[..., int]) -> Layer:
+    """`made` after `swap(phy2log, slot_load, cluster, movable, visits)`, weighed again; itself if that swaps nothing."""
     load, cluster, phy2log = rule.load, rule.cluster, made.phy2log.copy()
     movable, home = np.bincount(phy2log, minlength=len(load)) == 1, np.zeros(len(load), np.int32)
     home[phy2log] = rule.node_of_slot
     node_use = rule.to_nodes(phy2log, made.use)
     rows, pins = rule.pins(node_use, movable)
     visits = open_visits(rows, pins, home)  # keeps `home` up to date
-    slot_load = made.use.shares * load[phy2log]
-    if level_ranks(phy2log, slot_load, cluster, movable, visits, before, budget, aim) == 0:
+    if swap(phy2log, made.use.shares * load[phy2log], cluster, movable, visits) == 0:
         return made
     keep_at_home(node_use, movable, home)
-    again = as_used(rule, phy2log, node_use)
-    return again if again.peak < made.peak else made
+    return as_used(rule, phy2log, node_use)
 
 
 def pack_nodes(load: Array, copies: Array, shares: Array, cluster: Cluster) -> Array:
