@@ -12,7 +12,8 @@ import numpy as np
 
 from ..dispatch.cover import integer_weights, node_masks
 from ..jit import Array, kernel
-from .cover_sets import Choices, count_choices, count_cover_arrivals, cover_pins, grow_cover
+from .cover_copies import exchange_cover, grow_cover
+from .cover_sets import Choices, count_choices, count_cover_arrivals, cover_pins
 from .crossings import Cluster
 from .flow import Copies, list_by_expert
 from .joint_types import Use, node_shares
@@ -34,13 +35,16 @@ class CoverRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
-    turns: int = 3
+    turns: int = 1
 
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array:
         nodes, slots = len(free), len(self.node_of_slot)
         most_on_node = copy_limit(len(self.load), slots // nodes, len(self.cluster.node_of_rank) // nodes)
-        masks = node_masks(copies)
-        grow_cover(self.load, copies, free, self.tokens, masks, self.cluster.node_of_rank, most_on_node)
+        grow_cover(self.load, copies, free, self.tokens, node_masks(copies), self.cluster, most_on_node)
+        return self.exchange_replicas(copies)
+
+    def exchange_replicas(self, copies: Array) -> Array:
+        exchange_cover(self.load, copies, self.tokens, node_masks(copies), self.cluster, 0.02)
         weights = copies.astype(np.float64)
         return np.stack([weights, weights / weights.sum(axis=1, keepdims=True)])
 

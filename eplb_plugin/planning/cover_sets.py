@@ -1,4 +1,4 @@
-"""The rule `cover` on the sample: which nodes tokens need, and what one more copy would spare them.
+"""The rule `cover` on the sample: which nodes tokens need, and which copies they may choose from.
 
 Which nodes a token needs depends on where copies are, not on their weights. So it is simulated once per placement and
 kept as counts of choices: how often an expert had which set of nodes to choose from.
@@ -12,12 +12,7 @@ import numpy as np
 
 from ..dispatch.cover import allowed_nodes, needed_nodes
 from ..jit import Array, kernel
-from .replication import best_copy
-from .sources import arrival_prices
 from .tokens import Tokens
-from .visits import list_tokens
-
-OPENED_FOR_MANY = 0.5  # of a crossing: what a further copy saves if the node was opened for replicated experts
 
 
 class Choices(NamedTuple):
@@ -63,12 +58,12 @@ def count_cover_arrivals(tokens: Tokens, masks: Array, node_of_rank: Array, node
     for token in range(tokens.rows.shape[0]):
         own = node_of_rank[tokens.source[token]]
         needed = needed_nodes(tokens.rows[token], own, masks, token)
-        _add_arrivals(tokens.rows[token], own, masks, needed, 1.0, arriving)
+        add_arrivals(tokens.rows[token], own, masks, needed, 1.0, arriving)
     return arriving
 
 
 @kernel
-def _add_arrivals(row: Array, own: int, masks: Array, needed: int, sign: float, arriving: Array) -> None:
+def add_arrivals(row: Array, own: int, masks: Array, needed: int, sign: float, arriving: Array) -> None:
     """One token's copies, to every node; an expert that is left alone sends one to any of its nodes, equally often."""
     for node in range(arriving.shape[0]):
         arriving[node] += sign * ((needed >> node) & 1 and node != own)
@@ -104,81 +99,3 @@ def cover_pins(tokens: Tokens, masks: Array, node_of_rank: Array, movable: Array
                 for node in range(nodes):
                     pins[token, node] += (reached >> node) & 1
     return singles, pins
-
-
-@kernel
-def _value_token(
-    row: Array, own: int, index: int, masks: Array, sign: float, saved: Array, arriving: Array
-) -> None:
-    """Add one token's part of what further copies would save. A visit is spared if its one expert, alone on that node,
-    also has a copy on a needed node; if the node was opened for several replicated experts, perhaps.
-    """
-    needed, nodes = needed_nodes(row, own, masks, index), saved.shape[1]
-    _add_arrivals(row, own, masks, needed, sign, arriving)
-    once, twice, tied = np.int64(0), np.int64(0), np.int64(0)  # nodes of one, of more single copies; of bound replicas
-    for expert in row:
-        if expert < 0:
-            continue
-        mask = masks[expert]
-        if mask & (mask - 1) == 0:
-            twice |= once & mask
-            once |= mask
-        else:
-            reached = mask & needed
-            if reached & (reached - 1) == 0:
-                tied |= reached
-    for expert in row:
-        if expert < 0:
-            continue
-        mask = masks[expert]
-        reached = mask & needed
-        if reached & (reached - 1) or (reached >> own) & 1:
-            continue
-        worth = 0.0
-        if mask & (mask - 1) == 0:
-            worth = 1.0 if mask & twice == 0 and mask & tied == 0 else 0.0
-        elif reached == 0:
-            worth = 1.0
-        elif reached & once == 0:
-            worth = OPENED_FOR_MANY
-        if worth > 0.0:
-            for node in range(nodes):
-                if (needed & ~mask) >> node & 1:
-                    saved[expert, node] += sign * worth
-
-
-@kernel
-def grow_cover(
-    load: Array, copies: Array, free: Array, tokens: Tokens, masks: Array, node_of_rank: Array, most_on_node: int
-) -> None:
-    """Fill all free slots, in place, one copy at a time; the savings of the tokens that it concerns are renewed.
-
-    copies: [E, nodes]; free: [nodes]; masks: [E], kept up to date.
-    """
-    saved, arriving = np.zeros(copies.shape), np.zeros(copies.shape[1])
-    start, listed = list_tokens(tokens.rows, load.shape[0])
-    for token in range(tokens.rows.shape[0]):
-        _value_token(tokens.rows[token], node_of_rank[tokens.source[token]], token, masks, 1.0, saved, arriving)
-    node_load = (copies * load.reshape(-1, 1)).sum(axis=0)
-    home = np.array([np.argmax(copies[expert]) for expert in range(load.shape[0])])
-    mean_rank, count = load.sum() / node_of_rank.shape[0], max(tokens.rows.shape[0], 1)
-    for _ in range(free.sum()):
-        worth = saved / count * arrival_prices(arriving)[home].reshape(-1, 1)
-        expert, node = best_copy(worth, load, copies, free, most_on_node, mean_rank, node_load)
-        if expert < 0:
-            break
-        total = copies[expert].sum()
-        node_load -= load[expert] / (total * (total + 1)) * copies[expert]
-        node_load[node] += load[expert] / (total + 1)
-        copies[expert, node] += 1
-        free[node] -= 1
-        if (masks[expert] >> node) & 1:
-            continue
-        before = masks[expert]
-        for token in listed[start[expert] : start[expert + 1]]:
-            own = node_of_rank[tokens.source[token]]
-            _value_token(tokens.rows[token], own, token, masks, -1.0, saved, arriving)
-            masks[expert] = before | (np.int64(1) << node)
-            _value_token(tokens.rows[token], own, token, masks, 1.0, saved, arriving)
-            masks[expert] = before
-        masks[expert] = before | (np.int64(1) << node)

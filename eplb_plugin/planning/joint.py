@@ -17,10 +17,11 @@ from .crossings import Cluster, count_sources
 from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak_ratio
 from .level import level_ranks, save_visits
 from .packing import pack
-from .partition import INGRESS_PRICE, Limits, grow_groups, grow_nodes, refine_nodes
+from .partition import Limits, grow_groups, grow_nodes, refine_nodes
 from .ranks import count_held
 from .repair import NO_LIMIT
 from .replication import TOO_HEAVY, apportion, copy_limit, list_copies
+from .sources import arrival_cost
 from .tokens import Tokens
 from .visits import open_visits
 
@@ -28,6 +29,7 @@ HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
 NODE_TOLERANCE = 0.003  # … and around the replicas …
 SLACK = 0.3  # … or this part of what the heaviest copy exceeds a rank's mean by, however experts are placed
 INGRESS = 0.02
+STARTS = 4
 TRIES = 4
 AIM = 0.002  # overload of a rank that is left alone
 BETTER = 5e-4
@@ -60,21 +62,17 @@ class Rule(Protocol):
 def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
     """From scratch. pairs: [E, E] co-activation; groups: the model's expert groups."""
     slack = SLACK * (_heaviest_copy(rule) - 1.0)
-    home = _homes(rule, pairs, groups, max(HOME_TOLERANCE, slack))
     has_spare = len(rule.node_of_slot) > len(rule.load)
-    fewest, best = np.inf, None
-    for _ in range(rule.turns if has_spare else 1):
+    lowest, best, kept = np.inf, None, np.empty(0, np.int32)
+    starts = _homes(rule, pairs, groups, max(HOME_TOLERANCE, slack))
+    for turn in range(len(starts) + (rule.turns if has_spare else 0)):
+        home = starts[turn] if turn < len(starts) else kept.copy()
         copies, use = _one_turn(rule, home, max(NODE_TOLERANCE, slack))
-        cost = _arrival_cost(rule.arrivals(use))
-        if cost < fewest:
-            fewest, best = cost, (copies, use)
+        cost = arrival_cost(rule.arrivals(use), INGRESS)
+        if cost < lowest:
+            lowest, best, kept = cost, (copies, use), home
     assert best is not None
     return _to_ranks(rule, *best)
-
-
-def _arrival_cost(arriving: Array) -> float:
-    over = arriving - arriving.mean() * (1.0 + INGRESS)
-    return float(arriving.sum() + INGRESS_PRICE * np.maximum(over, 0.0).sum())
 
 
 def _one_turn(rule: Rule, home: Array, tolerance: float) -> tuple[Array, Array]:
@@ -87,6 +85,8 @@ def _one_turn(rule: Rule, home: Array, tolerance: float) -> tuple[Array, Array]:
     copies[np.arange(len(load)), home] = 1
     free = len(rule.node_of_slot) // cluster.num_nodes - copies.sum(axis=0)
     use = rule.add_replicas(copies, free, load.sum() / len(cluster.node_of_rank))
+    left = copies[np.arange(len(load)), home] == 0
+    home[left] = copies[left].argmax(axis=1)
     use = rule.settle(copies, use)
     movable = copies.sum(axis=1) == 1
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
@@ -106,22 +106,19 @@ def _heaviest_copy(rule: Rule) -> float:
     return float((rule.load / copies).max() * ranks / rule.load.sum())
 
 
-def _homes(rule: Rule, pairs: Array, groups: int, tolerance: float) -> Array:
-    """[E] int32 node of every expert if there were no replicas: the better start, refined."""
+def _homes(rule: Rule, pairs: Array, groups: int, tolerance: float) -> list[Array]:
+    """[E] int32 nodes of every expert if there were no replicas: from several starts, refined."""
     load, nodes = rule.load, rule.cluster.num_nodes
     movable = np.ones(len(load), np.bool_)
     limits = Limits(tolerance, INGRESS, np.zeros(nodes), count_sources(rule.tokens.source, rule.cluster))
     pins = np.zeros((len(rule.tokens.rows), nodes), np.int16)
     pins[np.arange(len(pins)), rule.cluster.node_of_rank[rule.tokens.source]] = 1
-    starts = [grow_nodes(load, pairs, nodes, tolerance)]
+    starts = [grow_nodes(load, pairs, nodes, tolerance, start) for start in range(STARTS)]
     if groups > 1:
-        starts.append(grow_groups(load, pairs, nodes, groups, tolerance))
-    visited = []
+        starts[-1] = grow_groups(load, pairs, nodes, groups, tolerance)
     for home in starts:
-        seen = pins.copy()
-        refine_nodes(load, home, movable, rule.tokens.rows, seen, limits)
-        visited.append(np.count_nonzero(seen))
-    return starts[int(np.argmin(visited))]
+        refine_nodes(load, home, movable, rule.tokens.rows, pins.copy(), limits)
+    return starts
 
 
 def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:

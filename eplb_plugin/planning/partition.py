@@ -11,17 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ..jit import Array, kernel
+from .sources import INGRESS_PRICE
 from .visits import Visits, open_visits, swap_changes, swap_experts
 
 SWEEPS = 12
 TRIES = 4  # candidates per expert and sweep; a gain from the tables is wrong where a token has both experts
 LEAST_GAIN = 1e-9
 OVERLOAD_PRICE = 4.0  # visits per token that a node overload of one mean node load is worth
-INGRESS_PRICE = 4.0  # visits that one token more than allowed at a node is worth
 
 
 @kernel
-def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float) -> Array:
+def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float, start: int = 0) -> Array:
     """[items] int32 node of every item: next the item with the clearest preference, to the node it belongs to.
 
     Nodes get equally many items, or one more where these do not divide, and no more than their share of the load while
@@ -35,7 +35,7 @@ def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float) -> Array
     scale = 1.0 / np.sqrt(np.maximum(load, 1e-9))
     heaviest = np.argsort(-load, kind="mergesort")
     for step in range(items):
-        item = heaviest[step]
+        item = heaviest[(step + start * nodes) % items]
         if step >= nodes:
             item = -1
             for candidate in range(items):

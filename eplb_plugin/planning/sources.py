@@ -12,6 +12,7 @@ from ..dispatch.tables import TABLE_WIDTH, share_entries
 from ..jit import Array, kernel
 from .tokens import Tokens
 
+INGRESS_PRICE = 4.0  # copies that one more than allowed at a node is worth
 PRICE_POWER = 3.0
 FEW_NODES = 8  # up to here lone visits are counted per set of nodes: one increment instead of one per node
 
@@ -140,3 +141,10 @@ def arrival_prices(arriving: Array) -> Array:
     """arriving: [nodes] copies -> [nodes] what a copy to a node is taken to cost: the more, the more arrive there."""
     mean = arriving.mean()
     return (arriving / mean) ** PRICE_POWER if mean > 0.0 else np.ones(arriving.shape[0])
+
+
+@kernel
+def arrival_cost(arriving: Array, tolerance: float) -> float:
+    """arriving: [nodes] copies -> their number, and a price on what exceeds the mean node by more than `tolerance`."""
+    over = np.maximum(arriving - arriving.mean() * (1.0 + tolerance), 0.0)
+    return float(arriving.sum() + INGRESS_PRICE * over.sum())
