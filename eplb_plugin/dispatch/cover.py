@@ -1,9 +1,10 @@
 """The rule `cover`: a token's k experts are seen together and share the nodes that the token visits anyway.
 
-Needed nodes = the token's own + those of experts that live on one node only + greedy openings for the rest: always the
-node that holds most experts not yet served (Chvátal 1979), ties by a hash. Each expert then takes one of its copies on
-needed nodes, in proportion to integer weights, by a hash of (token index, source rank, expert). Bit n of a mask stands
-for node n.
+Needed nodes = the token's own + those of experts that live on one node only + greedy openings where a node serves two
+or more of the rest: always the node that holds most experts not yet served (Chvátal 1979), ties by a hash. Each expert
+then takes one of its copies on needed nodes, or of all its copies if none is there (it costs one more node, whichever
+it is), in proportion to integer weights, by a hash of (token index, source rank, expert). Bit n of a mask stands for
+node n.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def node_masks(copies: Array) -> Array:
 
 @kernel
 def needed_nodes(row: Array, own: int, masks: Array, key: int) -> int:
-    """Mask of the nodes that a token visits. row: [k] ids, -1 = none; own: its source's node; key: breaks ties."""
+    """Mask of the nodes that a token visits in any case; an expert that has no copy there sends it to one more.
+
+    row: [k] ids, -1 = none; own: its source's node; key: breaks ties.
+    """
     needed = np.int64(1) << own
     for expert in row:
         if expert >= 0 and masks[expert] & (masks[expert] - 1) == 0:
@@ -50,21 +54,27 @@ def needed_nodes(row: Array, own: int, masks: Array, key: int) -> int:
         for expert in row:
             if expert >= 0 and masks[expert] & needed == 0:
                 reachable |= masks[expert]
-        if reachable == 0:
-            return int(needed)
-        best, most, turn, node = 0, 0, 0, 0
+        best, most, turn, node = 0, 1, 0, 0
         while reachable >> node:
             if (reachable >> node) & 1:
                 served = 0
                 for expert in row:
                     if expert >= 0 and masks[expert] & needed == 0 and (masks[expert] >> node) & 1:
                         served += 1
-                if served >= most:
+                if served > 1 and served >= most:
                     drawn = mixed(key, node)
                     if served > most or drawn > turn:
                         best, most, turn = node, served, drawn
             node += 1
+        if most == 1:
+            return int(needed)
         needed |= np.int64(1) << best
+
+
+@kernel
+def allowed_nodes(mask: int, needed: int) -> int:
+    """Mask of the nodes where an expert on the nodes of `mask` may be taken."""
+    return mask & needed if mask & needed else mask
 
 
 def copy_weights(plan: Plan, layer: int) -> Array:
@@ -113,12 +123,12 @@ def route_cover(
             expert = ids[token, k]
             if expert < 0:
                 continue
-            total = np.int64(0)
+            allowed, total = allowed_nodes(masks[expert], needed), np.int64(0)
             for slot in log2phy[expert, : counts[expert]]:
-                total += weights[slot] * ((needed >> node_of_slot[slot]) & 1)
+                total += weights[slot] * ((allowed >> node_of_slot[slot]) & 1)
             left = mixed(keys[token], expert + nodes) * total >> 32
             for slot in log2phy[expert, : counts[expert]]:
-                if (needed >> node_of_slot[slot]) & 1:
+                if (allowed >> node_of_slot[slot]) & 1:
                     slots[token, k] = slot
                     left -= weights[slot]
                     if left < 0:

@@ -24,7 +24,7 @@ STEPS = 60
 STEP_POWER = 1.0
 FLAT = 1.001
 LEAST_WEIGHT = 1.0 / 255.0
-SOURCES = 2  # source nodes that every token is tried from
+SOURCES = 4  # source nodes that every token is tried from
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..dispatch.cover import needed_nodes
 from ..jit import Array, kernel
+from .cover_sets import add_arrivals
 from .crossings import Cluster
 from .exchange import best_exchange
 from .replication import best_copy
@@ -36,15 +37,14 @@ class Worth(NamedTuple):
 def _value_token(row: Array, own: int, index: int, masks: Array, sign: float, worth: Worth) -> None:
     """Add one token's part.
 
-    A single visit is spared if its one expert, alone on that node, also has a copy on another needed node; if it was
-    opened for replicated experts, perhaps. A copy is missed by tokens that reach no other, unless they then visit
+    A visit is spared if its one expert, alone on that node, also has a copy on a needed node; if the node was opened
+    for several replicated experts, perhaps. A copy is missed by tokens that reach no other, unless they then visit
     another node instead.
     """
     needed, nodes = needed_nodes(row, own, masks, index), worth.saved.shape[1]
     once, twice = np.int64(1) << own, np.int64(0)  # nodes that are needed for one reason, for more …
     fixed = np.int64(1) << own  # … and whatever copies are added
-    for node in range(nodes):
-        worth.arriving[node] += sign * ((needed >> node) & 1 and node != own)
+    add_arrivals(row, own, masks, needed, sign, worth.arriving)
     for expert in row:
         if expert >= 0:
             reached = masks[expert] & needed
@@ -67,7 +67,7 @@ def _value_token(row: Array, own: int, index: int, masks: Array, sign: float, wo
                     worth.lost[expert, node] += sign
         if has_company if is_single else reached & fixed != 0:
             continue
-        value = sign * (1.0 if is_single else OPENED_FOR_MANY)
+        value = sign * (1.0 if is_single or reached == 0 else OPENED_FOR_MANY)
         for node in range(nodes):
             if (needed & ~mask) >> node & 1:
                 worth.saved[expert, node] += value
@@ -83,7 +83,9 @@ def _open_worth(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int) -
 
 
 @kernel
-def _renew(expert: int, mask: int, concerned: Array, tokens: Tokens, masks: Array, cluster: Cluster, worth: Worth) -> None:
+def _renew(
+    expert: int, mask: int, concerned: Array, tokens: Tokens, masks: Array, cluster: Cluster, worth: Worth
+) -> None:
     """Give an expert other nodes, in place. concerned: its tokens."""
     before = masks[expert]
     if before == mask:

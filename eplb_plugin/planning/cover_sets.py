@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..dispatch.cover import needed_nodes
+from ..dispatch.cover import allowed_nodes, needed_nodes
 from ..jit import Array, kernel
 from .sources import FEW_NODES
 from .tokens import Tokens
@@ -40,9 +40,9 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
                     continue
                 selected[expert] += 1.0
                 if few:
-                    counts[expert, needed & masks[expert]] += 1
+                    counts[expert, allowed_nodes(masks[expert], needed)] += 1
                 else:
-                    keys[filled] = (needed & masks[expert]) * experts + expert
+                    keys[filled] = allowed_nodes(masks[expert], needed) * experts + expert
                     filled += 1
     for expert in range(experts):
         if selected[expert] == 0.0:
@@ -68,14 +68,27 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
 @kernel
 def count_cover_arrivals(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int) -> Array:
     """[nodes] copies that arrive at every node from others."""
-    arriving = np.zeros(nodes, np.int64)
+    arriving = np.zeros(nodes)
     for token in range(tokens.rows.shape[0]):
         own = node_of_rank[tokens.source[token]]
         needed = needed_nodes(tokens.rows[token], own, masks, token)
-        for node in range(nodes):
-            arriving[node] += (needed >> node) & 1
-        arriving[own] -= 1
+        add_arrivals(tokens.rows[token], own, masks, needed, 1.0, arriving)
     return arriving
+
+
+@kernel
+def add_arrivals(row: Array, own: int, masks: Array, needed: int, sign: float, arriving: Array) -> None:
+    """One token's copies, to every node; an expert that is left alone sends one to any of its nodes, equally often."""
+    for node in range(arriving.shape[0]):
+        arriving[node] += sign * ((needed >> node) & 1 and node != own)
+    for expert in row:
+        if expert < 0 or masks[expert] & needed:
+            continue
+        copies = 0
+        for node in range(arriving.shape[0]):
+            copies += (masks[expert] >> node) & 1
+        for node in range(arriving.shape[0]):
+            arriving[node] += sign * ((masks[expert] >> node) & 1) / copies
 
 
 @kernel

@@ -6,6 +6,8 @@ flat. What depends on the rule is behind `Rule`; nothing here knows which one ru
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -13,18 +15,19 @@ import numpy as np
 from ..jit import Array
 from .crossings import Cluster, count_sources
 from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak_ratio
-from .level import level_ranks
+from .level import level_ranks, save_visits
 from .packing import pack
 from .partition import Limits, grow_groups, grow_nodes, refine_nodes
 from .ranks import count_held
 from .repair import NO_LIMIT
-from .replication import TOO_HEAVY, list_copies
+from .replication import TOO_HEAVY, apportion, copy_limit, list_copies
 from .sources import arrival_cost
 from .tokens import Tokens, every
 from .visits import open_visits
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
-NODE_TOLERANCE = 0.003  # … and around the replicas
+NODE_TOLERANCE = 0.003  # … and around the replicas …
+SLACK = 0.3  # … or this part of what the heaviest copy exceeds a rank's mean by, however experts are placed
 STARTS = 4
 TRIES = 4
 AIM = 0.002  # overload of a rank that is left alone
@@ -59,33 +62,34 @@ class Rule(Protocol):
 
 def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
     """From scratch. pairs: [E, E] co-activation; groups: the model's expert groups."""
-    home = _best_start(rule, pairs, groups)
+    slack = SLACK * (_heaviest_copy(rule) - 1.0)
+    home = _best_start(rule, pairs, groups, slack)
     lowest, best = np.inf, None
     for _ in range(rule.turns if len(rule.node_of_slot) > len(rule.load) else 1):
-        copies, use = _one_turn(rule, home)
-        cost = _turn_cost(rule, copies, use)
+        copies, use = _one_turn(rule, home, slack)
+        cost = _turn_cost(rule, use)
         if cost < lowest:
             lowest, best = cost, (copies, use)
     assert best is not None
     return _to_ranks(rule, *best)
 
 
-def _best_start(rule: Rule, pairs: Array, groups: int) -> Array:
+def _best_start(rule: Rule, pairs: Array, groups: int, slack: float) -> Array:
     """[E] int32 homes after one turn from the best of a few starts: made from half of the tokens, judged on the rest.
 
     Turns end in very different hollows, and the deepest on its own tokens is often just the best fitted one.
     """
     known, unseen = (rule.with_tokens(every(rule.tokens, 2, first)) for first in (0, 1))
-    starts = _homes(known, pairs, groups)
-    costs = [_turn_cost(unseen, *_one_turn(known, home)) for home in starts]
+    starts = _homes(known, pairs, groups, max(HOME_TOLERANCE, slack))
+    costs = [_turn_cost(unseen, _one_turn(known, home, slack)[1]) for home in starts]
     return starts[int(np.argmin(costs))]
 
 
-def _turn_cost(rule: Rule, copies: Array, use: Array) -> float:
+def _turn_cost(rule: Rule, use: Array) -> float:
     return arrival_cost(rule.arrivals(use), rule.ingress_tolerance)
 
 
-def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
+def _one_turn(rule: Rule, home: Array, slack: float) -> tuple[Array, Array]:
     """Replicas around the experts' homes, then the other experts' homes, in place, around the replicas.
 
     Returns copies [E, nodes] and the node use. Turns end in different hollows: keep the best of a few.
@@ -102,23 +106,31 @@ def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
     rows, pins = rule.pins(use, movable)
     own = count_sources(rule.tokens.source, cluster)
-    refine_nodes(load, home, movable, rows, pins, Limits(NODE_TOLERANCE, rule.ingress_tolerance, fixed_load, own))
+    limits = Limits(max(NODE_TOLERANCE, slack), rule.ingress_tolerance, fixed_load, own)
+    refine_nodes(load, home, movable, rows, pins, limits)
     copies[movable] = 0
     copies[movable, home[movable]] = 1
     keep_at_home(use, movable, home)
     return copies, rule.settle(copies, use)
 
 
-def _homes(rule: Rule, pairs: Array, groups: int) -> list[Array]:
+def _heaviest_copy(rule: Rule) -> float:
+    """Load of the heaviest copy over a rank's mean if copies are made for even loads alone: no plan is flatter."""
+    ranks, slots = len(rule.cluster.node_of_rank), len(rule.node_of_slot)
+    copies = apportion(rule.load, slots, copy_limit(len(rule.load), slots, ranks))
+    return float((rule.load / copies).max() * ranks / rule.load.sum())
+
+
+def _homes(rule: Rule, pairs: Array, groups: int, tolerance: float) -> list[Array]:
     """[E] int32 nodes of every expert if there were no replicas: from several starts, refined."""
     load, nodes, tokens = rule.load, rule.cluster.num_nodes, rule.tokens
     movable = np.ones(len(load), np.bool_)
-    limits = Limits(HOME_TOLERANCE, rule.ingress_tolerance, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
+    limits = Limits(tolerance, rule.ingress_tolerance, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
     pins = np.zeros((len(tokens.rows), nodes), np.int16)
     pins[np.arange(len(pins)), rule.cluster.node_of_rank[tokens.source]] = 1
-    starts = [grow_nodes(load, pairs, nodes, HOME_TOLERANCE, start) for start in range(STARTS)]
+    starts = [grow_nodes(load, pairs, nodes, tolerance, start) for start in range(STARTS)]
     if groups > 1:
-        starts[-1] = grow_groups(load, pairs, nodes, groups, HOME_TOLERANCE)
+        starts[-1] = grow_groups(load, pairs, nodes, groups, tolerance)
     for home in starts:
         refine_nodes(load, home, movable, tokens.rows, pins.copy(), limits)
     return starts
@@ -142,7 +154,7 @@ def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:
         copies = node_shares(made.phy2log, rule.node_of_slot, np.ones(len(phy2log)), experts, nodes).astype(np.int32)
         shares = node_shares(made.phy2log, rule.node_of_slot, made.use.shares, experts, nodes)
     assert best is not None
-    return best
+    return _save_visits(rule, best)
 
 
 def as_used(rule: Rule, phy2log: Array, before: Array | None = None) -> Layer:
@@ -158,18 +170,28 @@ def level(rule: Rule, made: Layer, before: Array, budget: int = NO_LIMIT, aim: f
     """
     if made.peak <= 1.0 + 2.0 * aim:
         return made
+    swapped = _swapped(rule, made, partial(level_ranks, before=before, budget=budget, aim=aim))
+    return swapped if swapped.peak < made.peak else made
+
+
+def _save_visits(rule: Rule, made: Layer) -> Layer:
+    """Swap single copies between nodes where that sends fewer copies and leaves the planned load as flat as it is."""
+    swapped = _swapped(rule, made, partial(save_visits, aim=AIM))
+    return swapped if swapped.peak <= made.peak + BETTER else made
+
+
+def _swapped(rule: Rule, made: Layer, swap: Callable[..., int]) -> Layer:
+    """`made` after `swap(phy2log, slot_load, cluster, movable, visits)`, weighed again; itself if that swaps nothing."""
     load, cluster, phy2log = rule.load, rule.cluster, made.phy2log.copy()
     movable, home = np.bincount(phy2log, minlength=len(load)) == 1, np.zeros(len(load), np.int32)
     home[phy2log] = rule.node_of_slot
     node_use = rule.to_nodes(phy2log, made.use)
     rows, pins = rule.pins(node_use, movable)
     visits = open_visits(rows, pins, home)  # keeps `home` up to date
-    slot_load = made.use.shares * load[phy2log]
-    if level_ranks(phy2log, slot_load, cluster, movable, visits, before, budget, aim) == 0:
+    if swap(phy2log, made.use.shares * load[phy2log], cluster, movable, visits) == 0:
         return made
     keep_at_home(node_use, movable, home)
-    again = as_used(rule, phy2log, node_use)
-    return again if again.peak < made.peak else made
+    return as_used(rule, phy2log, node_use)
 
 
 def pack_nodes(load: Array, copies: Array, shares: Array, cluster: Cluster) -> Array:

@@ -10,11 +10,12 @@ import numpy as np
 from ..jit import Array, kernel
 from .crossings import Cluster
 from .ranks import count_held
-from .visits import Visits, swap_experts, swap_gain
+from .visits import Visits, swap_changes, swap_experts, swap_gain
 
 RELIEF_PRICE = 0.3  # crossings per token that a relief of one mean rank load is worth
 LEAST_RELIEF = 1e-4  # of a mean rank load
 MAX_SWAPS = 300
+SAVING_SWEEPS = 4
 
 
 @kernel
@@ -106,3 +107,61 @@ def level_ranks(
         stuck[rank] = False
         swaps += 1
     return swaps
+
+
+@kernel
+def save_visits(phy2log: Array, slot_load: Array, cluster: Cluster, movable: Array, visits: Visits, aim: float) -> int:
+    """Swap single copies between nodes, in place, where that spares visits and the heavier of two ranks, and the
+    busier of two nodes, gets no more; returns the number of swaps. The arguments are those of `level_ranks`.
+    """
+    slots, swaps = cluster.slots_per_rank, 0
+    rank_load = np.zeros(phy2log.shape[0] // slots)
+    for slot in range(phy2log.shape[0]):
+        rank_load[slot // slots] += slot_load[slot]
+    flat = rank_load.mean() * (1.0 + aim)
+    for _ in range(SAVING_SWEEPS):
+        before = swaps
+        for own in range(phy2log.shape[0]):
+            if not movable[phy2log[own]]:
+                continue
+            slot = _best_saving(own, phy2log, slot_load, rank_load, cluster, movable, visits, flat)
+            if slot < 0:
+                continue
+            mine, theirs = phy2log[own], phy2log[slot]
+            if swap_experts(visits, mine, theirs) <= 0:  # the tables overrate a pair that tokens select together
+                swap_experts(visits, mine, theirs)
+                continue
+            shift = slot_load[own] - slot_load[slot]
+            rank_load[own // slots] -= shift
+            rank_load[slot // slots] += shift
+            phy2log[own], phy2log[slot] = theirs, mine
+            slot_load[own], slot_load[slot] = slot_load[slot], slot_load[own]
+            swaps += 1
+        if swaps == before:
+            break
+    return swaps
+
+
+@kernel
+def _best_saving(
+    own: int, phy2log: Array, slot_load: Array, rank_load: Array, cluster: Cluster, movable: Array, visits: Visits,
+    flat: float,
+) -> int:  # fmt: skip
+    """The slot whose swap with `own` spares most visits by the tables; -1 if none does."""
+    slots, mine, best, best_slot = cluster.slots_per_rank, phy2log[own], 0, -1
+    rank, home = own // slots, visits.node_of[mine]
+    for slot in range(phy2log.shape[0]):
+        theirs = phy2log[slot]
+        there = visits.node_of[theirs]
+        if there == home or not movable[theirs]:
+            continue
+        shift, other = slot_load[own] - slot_load[slot], slot // slots
+        if max(rank_load[rank] - shift, rank_load[other] + shift) > max(rank_load[rank], rank_load[other], flat):
+            continue
+        here, away = swap_changes(visits, mine, theirs)
+        if here + away >= -best or max(visits.visited[home] + here, visits.visited[there] + away) > max(
+            visits.visited[home], visits.visited[there]
+        ):
+            continue
+        best, best_slot = -(here + away), slot
+    return best_slot

@@ -25,10 +25,11 @@ OVERLOAD_PRICE = 4.0  # visits per token that a node overload of one mean node l
 def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float, start: int = 0) -> Array:
     """[items] int32 node of every item: next the item with the clearest preference, to the node it belongs to.
 
-    Nodes get at most ceil(items / nodes) items, and no more than their share of the load while another has room.
+    Nodes get equally many items, or one more where these do not divide, and no more than their share of the load while
+    another has room.
     """
     items = load.shape[0]
-    capacity = -(-items // nodes)
+    capacity, larger = items // nodes, items % nodes  # `larger` nodes may get one more
     bound = load.sum() / nodes * (1.0 + tolerance)
     node_of, filled, node_load = np.full(items, -1, np.int32), np.zeros(nodes, np.int64), np.zeros(nodes)
     bond, preference = np.zeros((nodes, items)), np.zeros(items)
@@ -43,7 +44,7 @@ def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float, start: i
                     item = candidate
         best, best_value = -1, -np.inf
         for node in range(nodes):
-            if filled[node] == capacity:
+            if filled[node] >= capacity + (larger > 0):
                 continue
             value = bond[node, item] * (1.0 - 0.5 * node_load[node] / bound) if bound > 0.0 else 0.0
             if step < nodes:
@@ -53,6 +54,7 @@ def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float, start: i
             if value > best_value:
                 best, best_value = node, value
         node_of[item] = best
+        larger -= filled[best] == capacity
         filled[best] += 1
         node_load[best] += load[item]
         for other in range(items):

@@ -12,8 +12,9 @@ from ..dispatch.tables import TABLE_WIDTH, share_entries
 from ..jit import Array, kernel
 from .tokens import Tokens
 
-INGRESS_PRICE = 4.0  # copies that one more than allowed at a node is worth
+INGRESS_PRICE = 5.0  # copies that one more than allowed at a node is worth
 PRICE_POWER = 3.0
+MOST_SOURCES = 8  # that a token is tried from: beyond, every source gets a part of the tokens
 FEW_NODES = 8  # up to here lone visits are counted per set of nodes: one increment instead of one per node
 
 
@@ -35,18 +36,20 @@ def node_rows(shares: Array) -> Array:
 
 
 @kernel
-def lone_visits(tokens: Tokens, rows: Array, nodes: int) -> Array:
-    """[sources, E, nodes] float64: of a source's tokens of an expert, those that only this expert could send to a node.
+def lone_visits(tokens: Tokens, rows: Array, nodes: int) -> tuple[Array, Array]:
+    """[sources, E, nodes] float64: of a source's tokens of an expert, those that only this expert could send to a node;
+    [sources, E] float64: all of them.
 
-    Every source gets every token; the own node is always visited. rows: what `node_rows` returns.
+    Every token is tried from up to MOST_SOURCES sources; the own node is always visited. rows: of `node_rows`.
     """
     sources, experts, width = rows.shape
-    lone = np.zeros((sources, experts, nodes))
+    lone, selected = np.zeros((sources, experts, nodes)), np.zeros((sources, experts))
     every = (1 << nodes) - 1
+    stride = -(-sources // MOST_SOURCES) | 1  # odd: a power of two would meet few entries of a row
     by_set = np.zeros((experts, 1 << nodes if nodes <= FEW_NODES else 1), np.int64)
     for source in range(sources):
         by_set[:] = 0
-        for token in range(tokens.rows.shape[0]):
+        for token in range(source % stride, tokens.rows.shape[0], stride):
             entry = tokens.key[token] % width
             once, twice = 1 << source, 1 << source
             for k in range(tokens.rows.shape[1]):
@@ -58,6 +61,7 @@ def lone_visits(tokens: Tokens, rows: Array, nodes: int) -> Array:
                 expert = tokens.rows[token, k]
                 if expert < 0:
                     continue
+                selected[source, expert] += 1.0
                 bit = 1 << rows[source, expert, entry]
                 unvisited = every & ~((once & ~bit) | (twice & bit))
                 if nodes <= FEW_NODES:
@@ -70,18 +74,7 @@ def lone_visits(tokens: Tokens, rows: Array, nodes: int) -> Array:
                 for unvisited in range(1, every + 1):
                     for node in range(nodes):
                         lone[source, expert, node] += by_set[expert, unvisited] * ((unvisited >> node) & 1)
-    return lone
-
-
-@kernel
-def count_selected(tokens: Tokens, experts: int) -> Array:
-    """[E] float64 tokens of the sample that select an expert."""
-    selected = np.zeros(experts)
-    for token in range(tokens.rows.shape[0]):
-        for k in range(tokens.rows.shape[1]):
-            if tokens.rows[token, k] >= 0:
-                selected[tokens.rows[token, k]] += 1.0
-    return selected
+    return lone, selected
 
 
 @kernel
@@ -90,12 +83,11 @@ def visit_cost(tokens: Tokens, rows: Array, nodes: int) -> Array:
 
     An expert that the sample lacks: 1 for every node but the own.
     """
-    cost = lone_visits(tokens, rows, nodes)
-    selected = count_selected(tokens, rows.shape[1])
+    cost, selected = lone_visits(tokens, rows, nodes)
     for source in range(cost.shape[0]):
         for expert in range(cost.shape[1]):
-            if selected[expert] > 0.0:
-                cost[source, expert] /= selected[expert]
+            if selected[source, expert] > 0.0:
+                cost[source, expert] /= selected[source, expert]
             else:
                 cost[source, expert] = 1.0
                 cost[source, expert, source] = 0.0

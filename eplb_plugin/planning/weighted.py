@@ -159,8 +159,8 @@ def lost_copies(load: Array, cost: Array, use: Array, copies: Array) -> Array:
                 for candidate in range(nodes):
                     if candidate != node and copies[expert, candidate] > 0:
                         other = min(other, cost[source, expert, candidate])
-                lost[expert, node] += load[expert] / sources * use[source, expert, node] * (
-                    other - cost[source, expert, node]
+                lost[expert, node] += (
+                    load[expert] / sources * use[source, expert, node] * (other - cost[source, expert, node])
                 )
     return lost
 

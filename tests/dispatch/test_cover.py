@@ -42,13 +42,15 @@ def cover_slowly(plan: Plan, row: list[int], source: int, index: int) -> list[in
     key = mixed_slowly(index, source)
     while left := [e for e in nodes if not nodes[e] & needed]:
         served = {n: sum(n in nodes[e] for e in left) for e in left for n in nodes[e]}
+        if max(served.values()) == 1:
+            break
         needed.add(max(sorted(served), key=lambda n: (served[n], mixed_slowly(key, n))))
     chosen = []
     for expert in row:
         if expert < 0:
             chosen.append(-1)
             continue
-        near = [slot for slot in copies[expert] if node_of[slot] in needed]
+        near = [slot for slot in copies[expert] if node_of[slot] in needed] or copies[expert]
         weights = [int(plan.cover_weights[0, slot]) for slot in near]
         point = mixed_slowly(key, expert + topology.num_nodes) * sum(weights) >> 32
         chosen.append(next(s for i, s in enumerate(near) if point < sum(weights[: i + 1])))
@@ -92,6 +94,15 @@ def test_experts_meet_on_a_node_that_the_token_needs_anyway():
         slots = route(np.array([[0, 1, 2]]), 0, plan, 0, token_index=[index])[0]
         assert slots[0] // 2 == slots[1] // 2 in (1, 2)
         assert slots[2] // 2 == 3
+
+
+def test_an_expert_alone_takes_any_copy_as_its_weights_say():
+    """Expert 0 is on nodes 1 and 2, which nothing else of the token needs: its weights decide, 3 : 1."""
+    placement = Placement(np.array([[3, 4, 0, 1, 0, 2, 5, 6]], np.int32))
+    weights = np.array([[1, 1, 30, 1, 10, 1, 1, 1]], np.int32)
+    plan = Plan(placement, Topology(4, 1, 2), "cover", np.ones((1, 8)), 0.0, cover_weights=weights)
+    slots = route(np.tile([0, 3, 5], (4000, 1)), 0, plan, 0)
+    assert np.mean(slots[:, 0] == 2) == pytest.approx(0.75, abs=0.03)
 
 
 @QUICK
