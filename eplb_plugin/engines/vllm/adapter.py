@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from vllm.config.utils import compute_hash_cached
@@ -15,13 +16,16 @@ from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
 from ...controller import ModelEntry, Rebalancer
 from ...errors import mismatch
+from ...placement import Placement
 from ...recording.recorder import Recorder
 from .layers import inspect_layers
 from .state import get_active
+from .tables import Tables
 
 logger = logging.getLogger("eplb_plugin")
 
 LAYER = "_eplb_plugin_layer"  # on an EplbLayerState: how its router stages ids
+TABLES = "_eplb_plugin_tables"  # on an EplbModelState
 
 
 class Adapter:
@@ -31,10 +35,12 @@ class Adapter:
         active = get_active()
         self.config, self.vllm_config = active.config, active.vllm_config
         self.rebalancer = Rebalancer(self.config)
+        self._tables: dict[str, Tables] = {}
         self._hosts = _agree(self.config.digest())
 
-    def add(self, model: Any, model_config: Any, draft: bool) -> None:
+    def add(self, model_state: Any, model_config: Any, draft: bool) -> None:
         """Register a model that vLLM has just registered. Raises PluginError if its layers cannot be served."""
+        model = model_state.model
         group = get_ep_group()
         slots_per_rank = model.num_physical_experts // group.world_size
         topology = self.config.topology_for(group.world_size, slots_per_rank, self._hosts)
@@ -55,10 +61,16 @@ class Adapter:
             entry.recorder = self._recorder(model, layers.top_k)
             for index, router in enumerate(layers.routers):
                 setattr(router.eplb_state, LAYER, _Stage(entry.recorder, index, layers.chunk))
+        placed = Placement(model_state.physical_to_logical_map.cpu().numpy(), np.array(layers.layer_ids, np.int32))
+        first = group.rank_in_group - group.rank_in_group % layers.owner_group_size
+        owners = range(first, first + layers.owner_group_size)
+        tables = Tables(entry.in_force(placed, self.config.dispatch), owners, model_state)
+        setattr(model_state, TABLES, tables)
+        self._tables[compute_hash_cached(model_config)] = tables
         planning_rank = group.rank_in_group == 0
         seconds = self.rebalancer.add(compute_hash_cached(model_config), entry, planning_rank)
         if planning_rank:
-            self._announce(entry, seconds)
+            self._announce(entry, tables.nbytes(), seconds)
 
     def _recorder(self, model: Any, top_k: int) -> Recorder:
         return Recorder(
@@ -71,16 +83,17 @@ class Adapter:
             num_ubatches=max(1, self.vllm_config.parallel_config.num_ubatches),
         )
 
-    def _announce(self, entry: ModelEntry, planner_seconds: float) -> None:
+    def _announce(self, entry: ModelEntry, table_bytes: int, planner_seconds: float) -> None:
         topology, recorder = entry.topology, entry.recorder
         if len(self.rebalancer.entries) == 1:
             logger.info("settings: %s", self.config.model_dump_json())
         logger.info(
-            "%s: %d MoE layers, %d experts in %d slots on %d nodes x %d ranks, policy %s, "
-            "token-owner groups of %d, %.1f MiB of recording buffers per rank, planner ready in %.1f s",
+            "%s: %d MoE layers, %d experts in %d slots on %d nodes x %d ranks, policy %s, rule %s, "
+            "token-owner groups of %d, %.1f MiB of recording buffers and %.1f MiB of tables per rank, "
+            "planner ready in %.1f s",
             entry.name, len(entry.layer_ids), entry.num_experts, topology.num_slots, topology.num_nodes,
-            topology.ranks_per_node, entry.policy, entry.owner_group_size,
-            (recorder.nbytes() if recorder else 0) / 2**20, planner_seconds,
+            topology.ranks_per_node, entry.policy, self.config.dispatch, entry.owner_group_size,
+            (recorder.nbytes() if recorder else 0) / 2**20, table_bytes / 2**20, planner_seconds,
         )  # fmt: skip
 
     def expect(self, model_config: Any, real_tokens: int, ubatch_slices: list[Any] | None) -> None:
@@ -109,10 +122,11 @@ class Adapter:
     def decide(self, key: str, previous: torch.Tensor, load: torch.Tensor) -> torch.Tensor:
         """Collective over the EPLB CPU group: [L, P] int64 on CPU, as vLLM's policies return it."""
         recorded = self.rebalancer.entries[key].recorder is not None
-        placement = self.rebalancer.decide(
+        plan = self.rebalancer.decide(
             key, previous.numpy(), get_eplb_group().cpu_group, None if recorded else load.numpy()
         )
-        return torch.from_numpy(placement).long()
+        self._tables[key].plan = plan
+        return torch.from_numpy(plan.placement.phy2log).long()
 
 
 class _Stage:

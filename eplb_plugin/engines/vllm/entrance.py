@@ -87,9 +87,9 @@ def _no_object(found: object) -> PluginError:
 
 def refuse_unsuited(config: PluginConfig, *, enable_eplb: bool, elastic: bool) -> None:
     """Raises PluginError where the engine and the settings do not fit together."""
-    if config.dispatch != "hash":
-        expected = "hash, the rule by which vLLM chooses a replica"
-        raise mismatch("dispatch", found=config.dispatch, expected=expected, fix="dispatch: hash")
+    if config.dispatch not in ("hash", "weighted"):
+        expected = "hash or weighted: vLLM looks replicas up in tables, by a hash"
+        raise mismatch("dispatch", found=config.dispatch, expected=expected, fix="dispatch: weighted")
     if not enable_eplb:
         fix = f"add --enable-eplb, or remove {FLAG} / unset {ENVIRONMENT}"
         raise mismatch("enable_eplb", found=False, expected="--enable-eplb, which the plugin builds on", fix=fix)
