@@ -46,6 +46,7 @@ class ModelEntry:
     name: str
     topology: Topology
     policy: Policy
+    dispatch: Dispatch
     num_experts: int
     num_groups: int
     layer_ids: list[int]
@@ -58,11 +59,11 @@ class ModelEntry:
     plan: Plan | None = None
     rebalances: int = 0
 
-    def in_force(self, placed: Placement, dispatch: Dispatch) -> Plan:
+    def in_force(self, placed: Placement) -> Plan:
         """The plan that was agreed on last, if that is how the experts lie; else their placement, used evenly."""
         if self.plan is not None and np.array_equal(self.plan.placement.phy2log, placed.phy2log):
             return self.plan
-        return plan_of(placed, self.topology, dispatch)
+        return plan_of(placed, self.topology, self.dispatch)
 
 
 class Rebalancer:
@@ -102,7 +103,7 @@ class Rebalancer:
         """
         entry = self.entries[key]
         placed = Placement(previous, np.array(entry.layer_ids, np.int32))
-        in_force = entry.in_force(placed, self.config.dispatch)
+        in_force = entry.in_force(placed)
         if load is not None:
             entry.history.add(RoutingStatistics(load, layer_ids=np.array(entry.layer_ids, np.int32)))
         message = self._propose(entry, in_force) if dist.get_rank(group) == 0 else b""
@@ -161,7 +162,7 @@ class Rebalancer:
             entry.topology,
             policy=entry.policy,
             previous=placed,
-            dispatch=self.config.dispatch,
+            dispatch=entry.dispatch,
             num_groups=entry.num_groups,
             options=options,
         )

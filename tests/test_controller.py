@@ -46,7 +46,7 @@ def new_entry(policy: Policy = "affinity", draft: bool = False) -> ModelEntry:
     ranks = dist.get_world_size()
     topology = Topology(2, ranks // 2, SLOTS // ranks)
     recorder = None if draft else Recorder(LAYERS, EXPERTS, TOP_K, TOKENS, 256, torch.device("cpu"))
-    return ModelEntry("model", topology, policy, EXPERTS, 1, LAYER_IDS, recorder, expert_bytes=1000)
+    return ModelEntry("model", topology, policy, "hash", EXPERTS, 1, LAYER_IDS, recorder, expert_bytes=1000)
 
 
 def routed(rank: int) -> list[np.ndarray]:

@@ -18,6 +18,7 @@ from ...controller import ModelEntry, Rebalancer
 from ...errors import mismatch
 from ...placement import Placement
 from ...recording.recorder import Recorder
+from .entrance import DISPATCH
 from .layers import inspect_layers
 from .state import get_active
 from .tables import Tables
@@ -49,6 +50,7 @@ class Adapter:
             name=f"{model_config.model}{' (draft)' if draft else ''}",
             topology=topology,
             policy="balanced" if draft else self.config.policy,
+            dispatch=self.config.dispatch_among(DISPATCH),
             num_experts=model.num_logical_experts,
             num_groups=max(1, model.num_expert_groups),
             layer_ids=layers.layer_ids,
@@ -64,7 +66,7 @@ class Adapter:
         placed = Placement(model_state.physical_to_logical_map.cpu().numpy(), np.array(layers.layer_ids, np.int32))
         first = group.rank_in_group - group.rank_in_group % layers.owner_group_size
         owners = range(first, first + layers.owner_group_size)
-        tables = Tables(entry.in_force(placed, self.config.dispatch), owners, model_state)
+        tables = Tables(entry.in_force(placed), owners, model_state)
         setattr(model_state, TABLES, tables)
         self._tables[compute_hash_cached(model_config)] = tables
         planning_rank = group.rank_in_group == 0
@@ -92,7 +94,7 @@ class Adapter:
             "token-owner groups of %d, %.1f MiB of recording buffers and %.1f MiB of tables per rank, "
             "planner ready in %.1f s",
             entry.name, len(entry.layer_ids), entry.num_experts, topology.num_slots, topology.num_nodes,
-            topology.ranks_per_node, entry.policy, self.config.dispatch, entry.owner_group_size,
+            topology.ranks_per_node, entry.policy, entry.dispatch, entry.owner_group_size,
             (recorder.nbytes() if recorder else 0) / 2**20, table_bytes / 2**20, planner_seconds,
         )  # fmt: skip
 

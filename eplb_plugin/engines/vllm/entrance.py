@@ -15,11 +15,13 @@ from typing import Any
 
 from ...config import PluginConfig, load_config, parse_config
 from ...errors import PluginError, mismatch
+from ...plan_types import Dispatch
 from ..hooks import Hook
 
 KEY = "eplb_plugin"
 FLAG = "--eplb-plugin-config"
 ENVIRONMENT = "EPLB_PLUGIN_CONFIG"
+DISPATCH: tuple[Dispatch, ...] = ("weighted", "hash")  # what tables that are looked up by a hash can do
 
 
 def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
@@ -87,9 +89,7 @@ def _no_object(found: object) -> PluginError:
 
 def refuse_unsuited(config: PluginConfig, *, enable_eplb: bool, elastic: bool) -> None:
     """Raises PluginError where the engine and the settings do not fit together."""
-    if config.dispatch not in ("hash", "weighted"):
-        expected = "hash or weighted: vLLM looks replicas up in tables, by a hash"
-        raise mismatch("dispatch", found=config.dispatch, expected=expected, fix="dispatch: weighted")
+    config.dispatch_among(DISPATCH)
     if not enable_eplb:
         fix = f"add --enable-eplb, or remove {FLAG} / unset {ENVIRONMENT}"
         raise mismatch("enable_eplb", found=False, expected="--enable-eplb, which the plugin builds on", fix=fix)

@@ -176,6 +176,6 @@ def test_proposed_counts_divide(experts: int, redundant: int, ranks: int) -> Non
 def test_another_rule_than_the_engines_is_refused() -> None:
     """A plan made for a replica choice that vLLM does not make would be balanced for nobody."""
     with pytest.raises(
-        PluginError, match=r"found nearest, expected hash or weighted.*fix: dispatch: weighted"
+        PluginError, match=r"found nearest, expected auto or one of weighted, hash"
     ):
         activate(PluginConfig(dispatch="nearest"), engine())
