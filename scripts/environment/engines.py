@@ -51,8 +51,8 @@ _SGLANG = Engine(
     pythons=((3, 11), (3, 12)),
     probe="torch==2.13.0+cpu",
     stubs=(
-        # The package index has CUDA builds only, which a CPU torch cannot import. Without these kernels SGLang's CPU layers
-        # are plain torch, but it imports some of their names unconditionally.
+        # The package index has CUDA builds only, which a CPU torch cannot import. Without these kernels,
+        # SGLang's CPU layers are plain torch, but it imports some of their names unconditionally.
         Stub("sglang-kernel", "0.4.10+absent", modules=("sgl_kernel",)),
         Stub(
             "torchvision",
