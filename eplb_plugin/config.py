@@ -80,8 +80,10 @@ class PluginConfig(_Section):
         description="Redundant expert slots per layer, over all ranks, that the engine must have been started with; "
         "left out: not checked. The engine's own flag sets it, because it sizes the weights.",
     )
-    dispatch: Dispatch = Field(
-        "hash", description="Replica choice that the plan assumes; must be the engine's. hash: vLLM; nearest: SGLang."
+    dispatch: Dispatch | None = Field(
+        None,
+        description="Rule of replica choice that the engine must have been started with; left out: not checked, "
+        "the plan is made for the engine's own (vLLM: hash; SGLang: nearest with an all-to-all backend, else hash).",
     )
     sample_rows: Annotated[int, Field(ge=256, le=65_536)] = Field(
         8192, description="Whole top-k rows kept per layer and window, summed over ranks, for the affinity policy."

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .config import PluginConfig
 from .errors import PluginError, mismatch
 from .placement import Placement
-from .plan_types import Plan, Policy
+from .plan_types import Dispatch, Plan, Policy
 from .planning.job import plan_of
 from .planning.plan import plan
 from .planning.score import balancedness, expected_rank_load, judge, moved_slots
@@ -40,6 +40,7 @@ class ModelEntry:
     recorder: None for a draft model, which is planned by the engine's own load counts.
     owner_group_size: consecutive ranks that route the same token.
     statistics: of the window that ended last, on the planning rank only.
+    dispatch: the rule by which the engine chooses a replica.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelEntry:
     owner_group_size: int = 1
     statistics: RoutingStatistics | PluginError | None = None
     rebalances: int = 0
+    dispatch: Dispatch = "hash"
 
 
 class Rebalancer:
@@ -61,13 +63,15 @@ class Rebalancer:
         self.config = config
         self.entries: dict[str, ModelEntry] = {}
 
-    def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> float:
-        """Register a model; on the planning rank, compile the planner now so that no rebalance waits for it.
-
-        Returns the seconds which that took.
-        """
+    def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> None:
+        """Register a model. On the planning rank, compile the planner now, so that no rebalance waits for it."""
         self.entries[key] = entry
-        return self._warm_up(entry) if planning_rank else 0.0
+        if not planning_rank:
+            return
+        seconds = self._warm_up(entry)
+        if len(self.entries) == 1:
+            logger.info("settings: %s", self.config.model_dump_json())
+        logger.info("%s", _introduce(entry, seconds))
 
     def observe(self, key: str, group: dist.ProcessGroup) -> None:
         """Collective over the EP group: take the snapshot of the window that just ended."""
@@ -132,7 +136,7 @@ class Rebalancer:
             entry.topology,
             policy=entry.policy,
             previous=placed,
-            dispatch=self.config.dispatch,
+            dispatch=entry.dispatch,
             num_groups=entry.num_groups,
             options=self.config.plan_options,
         )
@@ -201,6 +205,18 @@ def _unanimous(accepted: bool, group: dist.ProcessGroup) -> bool:
     vote = torch.tensor([int(accepted)], dtype=torch.int32)
     dist.all_reduce(vote, op=dist.ReduceOp.MIN, group=group)
     return bool(vote.item())
+
+
+def _introduce(entry: ModelEntry, planner_seconds: float) -> str:
+    """One line for the log: what will be planned, for which layout."""
+    topology, recorder = entry.topology, entry.recorder
+    return (
+        f"{entry.name}: {len(entry.layer_ids)} MoE layers, {entry.num_experts} experts in {topology.num_slots} slots "
+        f"on {topology.num_nodes} nodes x {topology.ranks_per_node} ranks, policy {entry.policy}, dispatch "
+        f"{entry.dispatch}, token-owner groups of {entry.owner_group_size}, "
+        f"{(recorder.nbytes() if recorder else 0) / 2**20:.1f} MiB of recording buffers per rank, "
+        f"planner ready in {planner_seconds:.1f} s"
+    )
 
 
 def _describe(entry: ModelEntry, statistics: RoutingStatistics, placed: Placement, made: Plan) -> str:
