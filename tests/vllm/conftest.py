@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.arms import COMMON, Layout
-from serving.greedy import Completion, complete_all
+from serving.engine import Completion, Eplb, Layout
+from serving.greedy import complete_all
 from serving.server import Server
+from serving.vllm import VLLM
 
 if find_spec("vllm") is None:
     collect_ignore_glob = ["*"]  # no engine in this environment: there is nothing to start
@@ -52,7 +53,7 @@ def reference(
     def get(name: str) -> list[Completion]:
         if name not in known:
             log = tmp_path_factory.mktemp("reference") / "server.log"
-            with Server(models(name), COMMON, log, ranks=1) as server:
+            with Server(VLLM, models(name), VLLM.arguments(Layout()), log, ranks=1) as server:
                 known[name] = complete_all(server)
         return known[name]
 
@@ -67,15 +68,16 @@ def serve(models: Callable[[str], Path], tmp_path: Path) -> Iterator[Callable[..
     def start(
         model: str,
         layout: Layout,
-        arguments: list[str],
+        eplb: Eplb,
         settings: str | None = None,
         way: str = "flag",
+        arguments: Sequence[str] = (),
         **environment: str,
     ) -> Server:
         """way: how the settings reach the server: flag, additional-config or environment."""
         folder = tmp_path / f"server{len(started)}"
         folder.mkdir()
-        command = [*COMMON, *layout.arguments(), *arguments]
+        command = [*VLLM.arguments(layout, eplb), *arguments]
         if settings is not None:
             file = folder / "plugin.yaml"
             file.write_text(settings)
@@ -85,7 +87,9 @@ def serve(models: Callable[[str], Path], tmp_path: Path) -> Iterator[Callable[..
                 command += ["--additional-config", json.dumps({"eplb_plugin": yaml.safe_load(settings)})]
             else:
                 environment["EPLB_PLUGIN_CONFIG"] = str(file)
-        server = Server(models(model), command, folder / "server.log", ranks=layout.ranks, environment=environment)
+        server = Server(
+            VLLM, models(model), command, folder / "server.log", ranks=layout.ranks, environment=environment
+        )
         started.append(server)
         server.start()
         return server

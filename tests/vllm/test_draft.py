@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from serving.arms import Eplb, Layout
-from serving.greedy import Completion, complete_all, largest_difference
+from serving.engine import Completion, Eplb, Layout
+from serving.greedy import complete_all, largest_difference
 from serving.server import Server
 
 pytestmark = pytest.mark.server
@@ -26,9 +26,8 @@ def test_target_and_draft_are_rebalanced_and_the_output_is_unchanged(
     """Speculative greedy decoding answers as plain decoding does, over at least 20 rebalances of both models."""
     expected = reference("glm4_moe")
     eplb = Eplb(16, window_size=4, step_interval=8, use_async=use_async)
-    server = serve(
-        "glm4_moe", Layout(data_parallel=2), [*eplb.arguments(), *SPECULATION], SETTINGS, "additional-config"
-    )
+    layout = Layout(data_parallel=2)
+    server = serve("glm4_moe", layout, eplb, SETTINGS, "additional-config", SPECULATION)
     server.wait_ready()
     for _ in range(40):
         assert largest_difference(expected, complete_all(server)) < 1e-4

@@ -58,7 +58,7 @@ class Meter:
 
     @classmethod
     def from_environment(cls, rank: int, num_ranks: int, experts: int) -> "Meter":
-        """The meter of one rank, set up by the EPLB_METER_* variables. experts: physical ones of a layer, all ranks'."""
+        """The meter of one rank, set up by the EPLB_METER_* variables; experts: physical ones of a layer."""
         if experts % num_ranks:
             raise ValueError(
                 f"found {experts} experts on {num_ranks} ranks, expected a multiple: change the number of redundant "

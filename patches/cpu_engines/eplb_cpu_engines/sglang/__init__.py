@@ -1,7 +1,7 @@
 """SGLang on CPUs with expert parallelism and EPLB: a test bed, in force in every arm of every comparison.
 
-One file for each thing that the CPU engine lacks. All of it is replaced in `register`, which SGLang calls in each of its
-processes before it makes anything, and before it applies the hooks that another plugin registers.
+One file for each thing that the CPU engine lacks. All of it is replaced in `register`, which SGLang calls in each of
+its processes before it makes anything, and before it applies the hooks that another plugin registers.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The routing meter in SGLang; on when EPLB_METER_DIR names a folder. It counts in every arm, whether EPLB is on or not.
+"""The routing meter in SGLang; on when EPLB_METER_DIR names a folder. It counts in every arm, with or without EPLB.
 
 It reads what routing hands to SGLang's own recorder: physical expert ids, and without EPLB logical ones, which are then
 the same; padded rows hold -1 only. Forwards of draft models are not counted.
@@ -24,9 +24,7 @@ _ROUTING = (
     "topk_ids, topk_weights, topk_config, router_logits, layer_id, num_token_non_padded, "
     "expert_location_dispatch_info, padded_rows_masked"
 )
-_FORWARD = (
-    "self, forward_batch, skip_attn_backend_init, pp_proxy_tensors, reinit_attn_backend, split_forward_count"
-)
+_FORWARD = "self, forward_batch, skip_attn_backend_init, pp_proxy_tensors, reinit_attn_backend, split_forward_count"
 
 _meter: Meter | None = None  # made by the first step's first layer, which knows the experts
 _in_draft = False  # whether the forward that runs is a draft model's
