@@ -38,7 +38,7 @@ class Sglang(Engine):
         # because the warm-up sends the prompts that are then measured.
         words = [
             "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch",
-            "--grammar-backend", "none", "--disable-radix-cache", "--disable-overlap-schedule",
+            "--grammar-backend", "none", "--disable-radix-cache", "--sleep-on-idle",
             "--mem-fraction-static", "0.05", "--max-total-tokens", "32768", "--context-length", "1024",
             "--max-running-requests", "32", "--dtype", "float32",
         ]  # fmt: skip

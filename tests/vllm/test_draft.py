@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from serving.server import Server
 
 pytestmark = pytest.mark.server
 
-SETTINGS = "topology: {nodes: 2}\nsample_rows: 1024\n"
+SETTINGS = {"topology": {"nodes": 2}, "sample_rows": 1024}
 SPECULATION = ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}']
 
 
@@ -27,7 +28,8 @@ def test_target_and_draft_are_rebalanced_and_the_output_is_unchanged(
     expected = reference("glm4_moe")
     eplb = Eplb(16, window_size=4, step_interval=8, use_async=use_async)
     layout = Layout(data_parallel=2)
-    server = serve("glm4_moe", layout, eplb, SETTINGS, "additional-config", SPECULATION)
+    settings = ["--additional-config", json.dumps({"eplb_plugin": SETTINGS})]
+    server = serve("glm4_moe", layout, eplb, arguments=[*settings, *SPECULATION])
     server.wait_ready()
     for _ in range(40):
         assert largest_difference(expected, complete_all(server)) < 1e-4

@@ -57,7 +57,7 @@ def test_output_is_unchanged_over_many_rebalances(
     settings = SETTINGS.format(policy="affinity", nodes=layout.ranks)
     metering = {"EPLB_METER_DIR": str(tmp_path / "meter"), "EPLB_METER_WINDOW": "4"}
     way = "flag" if layout.ranks == 2 else "environment"
-    server = serve(model, layout, eplb, settings, way, **metering)
+    server = serve(model, layout, eplb, settings, way=way, **metering)
     server.wait_ready()
     rounds = 0
     while len(moves_planned(server)) < REBALANCES or rounds < 3:

@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-pytest.importorskip("vllm")
-
 from vllm.config.parallel import EPLBConfig
 from vllm.distributed.eplb.eplb_state import EplbState
 
