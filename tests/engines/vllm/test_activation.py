@@ -8,16 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-pytest.importorskip("vllm")
-
 from vllm.config.parallel import EPLBConfig
 from vllm.distributed.eplb.eplb_state import EplbState
 
 from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.engines import hooks
-from eplb_plugin.engines.vllm import activation, state
 from eplb_plugin.engines.fit import installed_version
+from eplb_plugin.engines.vllm import activation, state
 from eplb_plugin.engines.vllm.activation import DISTRIBUTIONS, TESTED, activate
 from eplb_plugin.engines.vllm.runtime import RUNTIME
 from eplb_plugin.errors import PluginError
