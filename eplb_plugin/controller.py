@@ -41,6 +41,7 @@ class ModelEntry:
     owner_group_size: consecutive ranks that route the same token.
     expert_bytes: weights of one expert in one layer. window_steps, step_interval: engine steps that are recorded before
     each rebalance, and between two. They matter where moves have a price. plan: the one that was agreed on last.
+    dispatch: the rule by which the engine chooses a replica. table_bytes: of its tables, per rank.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ModelEntry:
     history: History = field(default_factory=lambda: History(1))
     plan: Plan | None = None
     rebalances: int = 0
+    table_bytes: int = 0
 
     def in_force(self, placed: Placement) -> Plan:
         """The plan that was agreed on last, if that is how the experts lie; else their placement, used evenly."""
@@ -73,14 +75,16 @@ class Rebalancer:
         self.config = config
         self.entries: dict[str, ModelEntry] = {}
 
-    def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> float:
-        """Register a model; on the planning rank, compile the planner now so that no rebalance waits for it.
-
-        Returns the seconds which that took.
-        """
+    def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> None:
+        """Register a model. On the planning rank, compile the planner now, so that no rebalance waits for it."""
         self.entries[key] = entry
         entry.history = History(self.config.forecast_windows)
-        return self._warm_up(entry) if planning_rank else 0.0
+        if not planning_rank:
+            return
+        seconds = self._warm_up(entry)
+        if len(self.entries) == 1:
+            logger.info("settings: %s", self.config.model_dump_json())
+        logger.info("%s", _introduce(entry, seconds))
 
     def observe(self, key: str, group: dist.ProcessGroup) -> None:
         """Collective over the EP group: take the snapshot of the window that just ended."""
@@ -202,6 +206,19 @@ def _unanimous(accepted: bool, group: dist.ProcessGroup) -> bool:
     vote = torch.tensor([int(accepted)], dtype=torch.int32)
     dist.all_reduce(vote, op=dist.ReduceOp.MIN, group=group)
     return bool(vote.item())
+
+
+def _introduce(entry: ModelEntry, planner_seconds: float) -> str:
+    """One line for the log: what will be planned, for which layout."""
+    topology, recorder = entry.topology, entry.recorder
+    return (
+        f"{entry.name}: {len(entry.layer_ids)} MoE layers, {entry.num_experts} experts in {topology.num_slots} slots "
+        f"on {topology.num_nodes} nodes x {topology.ranks_per_node} ranks, policy {entry.policy}, dispatch "
+        f"{entry.dispatch}, token-owner groups of {entry.owner_group_size}, "
+        f"{(recorder.nbytes() if recorder else 0) / 2**20:.1f} MiB of recording buffers and "
+        f"{entry.table_bytes / 2**20:.1f} MiB of tables per rank, "
+        f"planner ready in {planner_seconds:.1f} s"
+    )
 
 
 def _describe(entry: ModelEntry, statistics: RoutingStatistics, before: Plan, made: Plan) -> str:

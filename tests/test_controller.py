@@ -77,10 +77,13 @@ def rebalance(
     logger.setLevel("INFO")
     rebalancer, entry = Rebalancer(config or PluginConfig()), new_entry(policy)
     rebalancer.add("key", entry, planning_rank=rank == 0)
+    said = [text for _, text in log.lines]
+    assert len(said) == (2 if rank == 0 else 0), said  # the settings, and the model
     record(entry, tokens)
     if spoil is not None:
         spoil(rank)
     rebalancer.observe("key", dist.group.WORLD)
+    log.lines.clear()  # what `add` said
     plan = rebalancer.decide("key", OLD.copy(), dist.group.WORLD)
     return plan.placement.phy2log, log.lines
 

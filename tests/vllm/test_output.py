@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from eplb_cpu_engines.meter import read_meter
 
-from serving.arms import Eplb, Layout
-from serving.greedy import Completion, complete_all, largest_difference
+from serving.engine import Completion, Eplb, Layout
+from serving.greedy import complete_all, largest_difference
 from serving.server import Server
 
 pytestmark = pytest.mark.server
@@ -65,7 +65,7 @@ def test_output_is_unchanged_over_many_rebalances(
     settings = SETTINGS.format(policy="affinity", rule=rule, nodes=layout.ranks)
     metering = {"EPLB_METER_DIR": str(tmp_path / "meter"), "EPLB_METER_WINDOW": "4"}
     way = "flag" if layout.ranks == 2 else "environment"
-    server = serve(model, layout, eplb.arguments(), settings, way, **metering)
+    server = serve(model, layout, eplb, settings, way=way, **metering)
     server.wait_ready()
     rounds = 0
     while len(moves_planned(server)) < REBALANCES or rounds < 3:
@@ -90,7 +90,7 @@ def test_other_policies_leave_the_output_unchanged(
     expected = reference("qwen3_moe")
     layout = Layout(data_parallel=2)
     settings = SETTINGS.format(policy=policy, rule="hash", nodes=2)
-    server = serve("qwen3_moe", layout, Eplb(16, window_size=4, step_interval=8).arguments(), settings)
+    server = serve("qwen3_moe", layout, Eplb(16, window_size=4, step_interval=8), settings)
     server.wait_ready()
     while len(moves_planned(server)) < REBALANCES:
         assert largest_difference(expected, complete_all(server)) < TOLERANCE

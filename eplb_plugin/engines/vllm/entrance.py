@@ -8,7 +8,6 @@ other nodes, need no copy. A worker decides in `init_device`, the first point at
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,18 +16,15 @@ from ...config import PluginConfig, load_config, parse_config
 from ...errors import PluginError, mismatch
 from ...plan_types import Dispatch
 from ..hooks import Hook
+from ..settings import ENVIRONMENT, FLAG, add_flag, from_environment
 
 KEY = "eplb_plugin"
-FLAG = "--eplb-plugin-config"
-ENVIRONMENT = "EPLB_PLUGIN_CONFIG"
 DISPATCH: tuple[Dispatch, ...] = ("weighted", "hash")  # what tables that are looked up by a hash can do
 
 
 def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
     parser = original(parser)
-    parser.add_argument_group("eplb_plugin", "Affinity-aware expert placement").add_argument(
-        FLAG, metavar="FILE", default=None, help="YAML settings of eplb_plugin; needs --enable-eplb."
-    )
+    add_flag(parser, needs="--enable-eplb")
     return parser
 
 
@@ -59,8 +55,7 @@ def configured(additional_config: Any) -> PluginConfig | None:
         raise _no_object(additional_config)
     if isinstance(additional_config, dict) and KEY in additional_config:
         return parse_config(additional_config[KEY], f"--additional-config {KEY}")
-    path = os.environ.get(ENVIRONMENT)
-    return load_config(path) if path else None
+    return from_environment()
 
 
 def _requested(args: argparse.Namespace) -> PluginConfig | None:
