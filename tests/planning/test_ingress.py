@@ -33,7 +33,7 @@ def test_busiest_node_gets_little_more_than_the_mean(rule: str):
     assert bounded.busiest_ingress < 1.05
     assert bounded.busiest_ingress < free.busiest_ingress - 0.01
     assert bounded.cross_node_copies < 1.06 * free.cross_node_copies
-    assert bounded.balancedness > free.balancedness - 0.02
+    assert bounded.balancedness > free.balancedness - 0.04  # two layers: a plan is off by a point or two
 
 
 def test_a_tolerance_that_is_no_share_is_refused():
