@@ -12,7 +12,7 @@ import numpy as np
 
 from ..jit import Array, kernel
 
-FIRST_CAP = 0.5  # overload allowed at first; lowered in steps, so that what no path can relieve ends near min-max
+FIRST_CAP = 0.5  # overload allowed at first, or more where there is more; lowered in steps, so that what no path can relieve ends near min-max
 CAP_STEP = 0.75
 CAP_STEPS = 14
 MAX_PATHS = 4000
@@ -158,7 +158,8 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
         _price_arcs(origin, on_bin, cost, copies, share, arcs)
     distance, before, blocked = np.empty(bins), np.empty(bins, np.int64), np.zeros(bins, np.bool_)
     queue, queued = np.empty(bins, np.int64), np.empty(bins, np.bool_)
-    step, cap = 0, mean * (1.0 + FIRST_CAP)
+    first_cap = max(FIRST_CAP, bin_load.max() / mean - 1.0)  # as far as bins go at all: heavy copies level out as well
+    step, cap = 0, mean * (1.0 + first_cap)
     for _ in range(MAX_PATHS):
         origin = -1
         for candidate in range(bins):
@@ -170,7 +171,7 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
             if step == CAP_STEPS:
                 break
             step += 1
-            cap = mean * (1.0 + (FIRST_CAP * CAP_STEP**step if step < CAP_STEPS else 0.0))
+            cap = mean * (1.0 + (first_cap * CAP_STEP**step if step < CAP_STEPS else 0.0))
             blocked[:] = False
             continue
         _cheapest_paths(arcs, origin, distance, before, queue, queued)
