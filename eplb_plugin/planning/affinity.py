@@ -15,7 +15,10 @@ from .tokens import Tokens
 @kernel
 def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, slack: float, ingress: float) -> Array:
     """[E] int32: the better of the starts by co-activation and by expert group, refined."""
-    movable, limits = np.ones(load.shape[0], np.bool_), Limits(slack, ingress, np.zeros(nodes), np.zeros(nodes, np.int64))
+    movable, limits = (
+        np.ones(load.shape[0], np.bool_),
+        Limits(slack, ingress, np.zeros(nodes), np.zeros(nodes, np.int64)),
+    )
     best, fewest = np.empty(0, np.int32), np.int64(0)
     for start in range(2 if groups > 1 else 1):
         if start == 0:
@@ -31,9 +34,7 @@ def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, 
 
 
 @kernel
-def refine_singles(
-    load: Array, copies: Array, cluster: Cluster, tokens: Tokens, slack: float, ingress: float
-) -> None:
+def refine_singles(load: Array, copies: Array, cluster: Cluster, tokens: Tokens, slack: float, ingress: float) -> None:
     """Swap the single-copy experts between nodes, in place, around the replicated ones. copies: [E, nodes]."""
     experts = load.shape[0]
     shares = copy_shares(copies, cluster)
@@ -73,7 +74,9 @@ def pack_nodes(load: Array, copies: Array, cluster: Cluster) -> Array:
 
 
 @kernel
-def solve_affinity(load: Array, pairs: Array, cluster: Cluster, tokens: Tokens, groups: int, slack: float, ingress: float) -> Array:
+def solve_affinity(
+    load: Array, pairs: Array, cluster: Cluster, tokens: Tokens, groups: int, slack: float, ingress: float
+) -> Array:
     """One layer, from scratch -> phy2log [P] int32. load: [E] float64; pairs: [E, E]."""
     home = home_nodes(load, pairs, tokens.rows, cluster.num_nodes, groups, slack, ingress)
     copies = place_copies(load, home, cluster, tokens)

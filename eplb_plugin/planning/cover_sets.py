@@ -12,6 +12,7 @@ import numpy as np
 
 from ..dispatch.cover import allowed_nodes, needed_nodes
 from ..jit import Array, kernel
+from .sources import FEW_NODES
 from .tokens import Tokens
 
 
@@ -26,24 +27,37 @@ class Choices(NamedTuple):
 @kernel
 def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int, sources: int) -> Choices:
     """Every token from `sources` source nodes, its sampled one first. An expert without tokens may choose any copy."""
-    experts = masks.shape[0]
-    keys = np.empty(tokens.rows.size * sources + experts, np.int64)
+    experts, few = masks.shape[0], nodes <= FEW_NODES
+    counts = np.zeros((experts, 1 << nodes if few else 1), np.int64)
+    keys = np.empty(0 if few else tokens.rows.size * sources + experts, np.int64)
     filled, selected = 0, np.zeros(experts)
     for token in range(tokens.rows.shape[0]):
         for turn in range(sources):
             own = (node_of_rank[tokens.source[token]] + turn * nodes // sources) % nodes
             needed = needed_nodes(tokens.rows[token], own, masks, token)
             for expert in tokens.rows[token]:
-                if expert >= 0:
-                    selected[expert] += 1.0
-                    if masks[expert] & (masks[expert] - 1):
-                        keys[filled] = allowed_nodes(masks[expert], needed) * experts + expert
-                        filled += 1
+                if expert < 0:
+                    continue
+                selected[expert] += 1.0
+                if few:
+                    counts[expert, allowed_nodes(masks[expert], needed)] += 1
+                else:
+                    keys[filled] = allowed_nodes(masks[expert], needed) * experts + expert
+                    filled += 1
     for expert in range(experts):
-        if selected[expert] == 0.0 or masks[expert] & (masks[expert] - 1) == 0:
+        if selected[expert] == 0.0:
             selected[expert] = 1.0
-            keys[filled] = masks[expert] * experts + expert
-            filled += 1
+            if few:
+                counts[expert, masks[expert]] = 1
+            else:
+                keys[filled] = masks[expert] * experts + expert
+                filled += 1
+    if few:
+        expert, allowed = np.nonzero(counts)
+        share = np.empty(expert.shape[0])
+        for choice in range(expert.shape[0]):
+            share[choice] = counts[expert[choice], allowed[choice]] / selected[expert[choice]]
+        return Choices(expert, allowed, share)
     keys = np.sort(keys[:filled])
     first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
     count = np.diff(np.append(first, filled))

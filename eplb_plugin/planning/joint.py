@@ -22,13 +22,12 @@ from .ranks import count_held
 from .repair import NO_LIMIT
 from .replication import TOO_HEAVY, apportion, copy_limit, list_copies
 from .sources import arrival_cost
-from .tokens import Tokens
+from .tokens import Tokens, every
 from .visits import open_visits
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
 NODE_TOLERANCE = 0.003  # … and around the replicas …
 SLACK = 0.3  # … or this part of what the heaviest copy exceeds a rank's mean by, however experts are placed
-INGRESS = 0.02
 STARTS = 4
 TRIES = 4
 AIM = 0.002  # overload of a rank that is left alone
@@ -46,10 +45,12 @@ class Rule(Protocol):
     def tokens(self) -> Tokens: ...
     @property
     def node_of_slot(self) -> Array: ...
-
+    @property
+    def ingress_tolerance(self) -> float: ...
     @property
     def turns(self) -> int: ...
 
+    def with_tokens(self, tokens: Tokens) -> Rule: ...
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array: ...
     def settle(self, copies: Array, use: Array) -> Array: ...
     def shares(self, use: Array) -> Array: ...
@@ -62,20 +63,33 @@ class Rule(Protocol):
 def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
     """From scratch. pairs: [E, E] co-activation; groups: the model's expert groups."""
     slack = SLACK * (_heaviest_copy(rule) - 1.0)
-    has_spare = len(rule.node_of_slot) > len(rule.load)
-    lowest, best, kept = np.inf, None, np.empty(0, np.int32)
-    starts = _homes(rule, pairs, groups, max(HOME_TOLERANCE, slack))
-    for turn in range(len(starts) + (rule.turns if has_spare else 0)):
-        home = starts[turn] if turn < len(starts) else kept.copy()
-        copies, use = _one_turn(rule, home, max(NODE_TOLERANCE, slack))
-        cost = arrival_cost(rule.arrivals(use), INGRESS)
+    home = _best_start(rule, pairs, groups, slack)
+    lowest, best = np.inf, None
+    for _ in range(rule.turns if len(rule.node_of_slot) > len(rule.load) else 1):
+        copies, use = _one_turn(rule, home, slack)
+        cost = _turn_cost(rule, use)
         if cost < lowest:
-            lowest, best, kept = cost, (copies, use), home
+            lowest, best = cost, (copies, use)
     assert best is not None
     return _to_ranks(rule, *best)
 
 
-def _one_turn(rule: Rule, home: Array, tolerance: float) -> tuple[Array, Array]:
+def _best_start(rule: Rule, pairs: Array, groups: int, slack: float) -> Array:
+    """[E] int32 homes after one turn from the best of a few starts: made from half of the tokens, judged on the rest.
+
+    Turns end in very different hollows, and the deepest on its own tokens is often just the best fitted one.
+    """
+    known, unseen = (rule.with_tokens(every(rule.tokens, 2, first)) for first in (0, 1))
+    starts = _homes(known, pairs, groups, max(HOME_TOLERANCE, slack))
+    costs = [_turn_cost(unseen, _one_turn(known, home, slack)[1]) for home in starts]
+    return starts[int(np.argmin(costs))]
+
+
+def _turn_cost(rule: Rule, use: Array) -> float:
+    return arrival_cost(rule.arrivals(use), rule.ingress_tolerance)
+
+
+def _one_turn(rule: Rule, home: Array, slack: float) -> tuple[Array, Array]:
     """Replicas around the experts' homes, then the other experts' homes, in place, around the replicas.
 
     Returns copies [E, nodes] and the node use. Turns end in different hollows: keep the best of a few.
@@ -92,7 +106,8 @@ def _one_turn(rule: Rule, home: Array, tolerance: float) -> tuple[Array, Array]:
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
     rows, pins = rule.pins(use, movable)
     own = count_sources(rule.tokens.source, cluster)
-    refine_nodes(load, home, movable, rows, pins, Limits(tolerance, INGRESS, fixed_load, own))
+    limits = Limits(max(NODE_TOLERANCE, slack), rule.ingress_tolerance, fixed_load, own)
+    refine_nodes(load, home, movable, rows, pins, limits)
     copies[movable] = 0
     copies[movable, home[movable]] = 1
     keep_at_home(use, movable, home)
@@ -108,16 +123,16 @@ def _heaviest_copy(rule: Rule) -> float:
 
 def _homes(rule: Rule, pairs: Array, groups: int, tolerance: float) -> list[Array]:
     """[E] int32 nodes of every expert if there were no replicas: from several starts, refined."""
-    load, nodes = rule.load, rule.cluster.num_nodes
+    load, nodes, tokens = rule.load, rule.cluster.num_nodes, rule.tokens
     movable = np.ones(len(load), np.bool_)
-    limits = Limits(tolerance, INGRESS, np.zeros(nodes), count_sources(rule.tokens.source, rule.cluster))
-    pins = np.zeros((len(rule.tokens.rows), nodes), np.int16)
-    pins[np.arange(len(pins)), rule.cluster.node_of_rank[rule.tokens.source]] = 1
+    limits = Limits(tolerance, rule.ingress_tolerance, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
+    pins = np.zeros((len(tokens.rows), nodes), np.int16)
+    pins[np.arange(len(pins)), rule.cluster.node_of_rank[tokens.source]] = 1
     starts = [grow_nodes(load, pairs, nodes, tolerance, start) for start in range(STARTS)]
     if groups > 1:
         starts[-1] = grow_groups(load, pairs, nodes, groups, tolerance)
     for home in starts:
-        refine_nodes(load, home, movable, rule.tokens.rows, pins.copy(), limits)
+        refine_nodes(load, home, movable, tokens.rows, pins.copy(), limits)
     return starts
 
 

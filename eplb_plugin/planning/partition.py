@@ -17,6 +17,7 @@ from .visits import Visits, open_visits, swap_changes, swap_experts
 SWEEPS = 12
 TRIES = 4  # candidates per expert and sweep; a gain from the tables is wrong where a token has both experts
 LEAST_GAIN = 1e-9
+NEVER = 1e300
 OVERLOAD_PRICE = 4.0  # visits per token that a node overload of one mean node load is worth
 
 
@@ -106,15 +107,26 @@ def relief(amount_a: float, amount_b: float, change_a: float, change_b: float, b
 
 @kernel
 def _best_partner(
-    mine: int, visits: Visits, load: Array, movable: Array, rejected: Array, node_load: Array, limits: Limits
-) -> int:
+    mine: int, visits: Visits, load: Array, movable: Array, rejected: Array, node_load: Array, limits: Limits,
+    offers: Array,
+) -> int:  # fmt: skip
     """The expert whose swap with `mine` gains most by the tables; -1 if none gains."""
     a = visits.node_of[mine]
     bound, price, most = _bounds(visits, node_load, limits)
     best, best_gain = -1, LEAST_GAIN
+    # no swap with a node gains more than the best of its experts does, and all that is in excess
+    excess = np.maximum(node_load - bound, 0.0) * price
+    excess += np.maximum(visits.visited - limits.own - most, 0.0) * INGRESS_PRICE
+    hopeful, any_hope = np.zeros(node_load.shape[0], np.bool_), False
+    for b in range(node_load.shape[0]):
+        most_gain = visits.sole[mine] - visits.absent[b, mine] + offers[a, b] + excess[a] + excess[b]
+        hopeful[b] = b != a and most_gain > LEAST_GAIN
+        any_hope |= hopeful[b]
+    if not any_hope:
+        return -1
     for other in range(load.shape[0]):
         b = visits.node_of[other]
-        if b == a or not movable[other] or rejected[other]:
+        if not hopeful[b] or not movable[other] or rejected[other]:
             continue
         change_a, change_b = swap_changes(visits, mine, other)
         gain = -float(change_a + change_b)
@@ -127,6 +139,17 @@ def _best_partner(
         if gain > best_gain:
             best, best_gain = other, gain
     return best
+
+
+@kernel
+def _find_offers(visits: Visits, movable: Array, offers: Array) -> None:
+    """offers: [nodes a, nodes b] visits that a swap from a with an expert of b saves at most for that expert's sake."""
+    offers[:] = -NEVER
+    for expert in range(movable.shape[0]):
+        b = visits.node_of[expert]
+        if movable[expert]:
+            for a in range(offers.shape[0]):
+                offers[a, b] = max(offers[a, b], visits.sole[expert] - visits.absent[a, expert])
 
 
 @kernel
@@ -151,7 +174,8 @@ def refine_nodes(load: Array, node_of: Array, movable: Array, rows: Array, pins:
     for expert in range(experts):
         if movable[expert]:
             node_load[node_of[expert]] += load[expert]
-    rejected = np.zeros(experts, np.bool_)
+    rejected, offers = np.zeros(experts, np.bool_), np.empty((node_load.shape[0], node_load.shape[0]))
+    _find_offers(visits, movable, offers)
     for _ in range(SWEEPS):
         swapped = False
         for mine in range(experts):
@@ -159,10 +183,11 @@ def refine_nodes(load: Array, node_of: Array, movable: Array, rows: Array, pins:
                 continue
             rejected[:] = False
             for _ in range(TRIES):
-                other = _best_partner(mine, visits, load, movable, rejected, node_load, limits)
+                other = _best_partner(mine, visits, load, movable, rejected, node_load, limits, offers)
                 if other < 0:
                     break
                 if _try_swap(mine, other, visits, load, node_load, limits):
+                    _find_offers(visits, movable, offers)
                     swapped = True
                     break
                 rejected[other] = True

@@ -28,6 +28,11 @@ class Tokens(NamedTuple):
     key: Array
 
 
+def every(tokens: Tokens, step: int, first: int = 0) -> Tokens:
+    """Every `step`-th of the tokens, from `first` on."""
+    return Tokens(*(np.ascontiguousarray(part[first::step]) for part in tokens))
+
+
 def no_tokens() -> Tokens:
     return Tokens(np.empty((0, 1), np.int16), np.empty(0, np.int32), np.empty(0, np.int64))
 

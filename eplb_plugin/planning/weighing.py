@@ -84,7 +84,7 @@ class Weigher:
         load = statistics.load[layer].astype(np.float64)
         load = np.maximum(load, LEAST_LOAD * load.mean() if load.any() else 1.0)
         kind = WeightedRule if self.dispatch == "weighted" else CoverRule
-        return kind(load, self.cluster, tokens, self.topology.node_of_slot), pairs
+        return kind(load, self.cluster, tokens, self.topology.node_of_slot, self.options.ingress_tolerance), pairs
 
     def _solve(self, rule: Rule, pairs: Array) -> Layer:
         made, tolerance = solve_layer(rule, pairs, self.num_groups), self.options.balance_tolerance

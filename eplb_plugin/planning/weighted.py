@@ -6,7 +6,8 @@ to nodes around what the replicas serve, replicas where they save most under the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -18,9 +19,10 @@ from .flow import list_by_expert, split_flow
 from .joint_types import Use, node_shares
 from .replication import best_copy, copy_limit
 from .sources import arrival_cost, arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
-from .tokens import Tokens
+from .tokens import Tokens, every
 
-EXCHANGES = 4  # tried together at first
+GUIDES = 4096  # tokens that costs are estimated from on the way
+EXCHANGES = 8  # tried together at first
 EXCHANGE_ROUNDS = 12
 ROUNDS = 4  # of replicas; every copy changes what the next would save
 
@@ -33,7 +35,11 @@ class WeightedRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
-    turns: int = 3
+    ingress_tolerance: float
+    turns: int = 2
+
+    def with_tokens(self, tokens: Tokens) -> WeightedRule:
+        return replace(self, tokens=tokens)
 
     def settle(self, copies: Array, use: Array) -> Array:
         """copies: [E, nodes] -> [sources, E, nodes] shares by the flow, nodes costing what `use` implies."""
@@ -56,7 +62,7 @@ class WeightedRule:
 
     def _exchanged(self, copies: Array, use: Array, mean_rank: float) -> Array:
         """Let experts change places with redundant copies, in place, a few at once, while fewer tokens cross."""
-        at_once, lowest, barred = EXCHANGES, arrival_cost(self.arrivals(use), 0.02), np.zeros(copies.shape, np.bool_)
+        at_once, lowest, barred = EXCHANGES, self._arrival_cost(use), np.zeros(copies.shape, np.bool_)
         cost = self._cost(use)
         for _ in range(EXCHANGE_ROUNDS):
             tried = copies.copy()
@@ -65,7 +71,7 @@ class WeightedRule:
             if changed == 0:
                 break
             again = flow_to_nodes(self.load, cost, tried)
-            now = arrival_cost(self.arrivals(again), 0.02)
+            now = self._arrival_cost(again)
             if now < lowest:
                 lowest, use, cost = now, again, self._cost(again)
                 copies[:] = tried
@@ -99,7 +105,14 @@ class WeightedRule:
 
     def _cost(self, use: Array) -> Array:
         """[sources, E, nodes] of a selection sent to a node, dearer where much arrives."""
-        return visit_cost(self.tokens, node_rows(use), self.cluster.num_nodes) * arrival_prices(self.arrivals(use))
+        return visit_cost(self._guides, node_rows(use), self.cluster.num_nodes) * arrival_prices(self.arrivals(use))
+
+    def _arrival_cost(self, use: Array) -> float:
+        return arrival_cost(self.arrivals(use), self.ingress_tolerance)
+
+    @cached_property
+    def _guides(self) -> Tokens:
+        return every(self.tokens, max(-(-len(self.tokens.rows) // GUIDES), 1))
 
     def arrivals(self, use: Array) -> Array:
         return count_arrivals(self.tokens, node_rows(use), self.cluster.node_of_rank, self.cluster.num_nodes)
@@ -146,8 +159,8 @@ def lost_copies(load: Array, cost: Array, use: Array, copies: Array) -> Array:
                 for candidate in range(nodes):
                     if candidate != node and copies[expert, candidate] > 0:
                         other = min(other, cost[source, expert, candidate])
-                lost[expert, node] += load[expert] / sources * use[source, expert, node] * (
-                    other - cost[source, expert, node]
+                lost[expert, node] += (
+                    load[expert] / sources * use[source, expert, node] * (other - cost[source, expert, node])
                 )
     return lost
 
