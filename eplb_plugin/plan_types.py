@@ -22,7 +22,8 @@ PRICES = ("expert_bytes", "link_gbps", "token_bytes", "seconds_per_selection", "
 @dataclass(frozen=True)
 class PlanOptions:
     """balance_tolerance: share by which a node's planned load may exceed the mean (affinity policy).
-    ingress_tolerance: likewise the copies that arrive at a node from others.
+    ingress_tolerance: share by which the copies that arrive at a node from others may exceed the mean before every
+        further one has a price (affinity policy, solved afresh); 1.0 = they may arrive anywhere.
     max_moved_slots: slots per layer that may get another expert when `previous` is given; None = no bound.
     max_moved_slots_total: likewise, of all layers together.
 
@@ -48,8 +49,9 @@ class PlanOptions:
     load_error: float = 0.15
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.balance_tolerance <= 1.0:
-            raise mismatch("balance_tolerance", found=self.balance_tolerance, expected="0.0..1.0", fix="pass a share")
+        for name in ("balance_tolerance", "ingress_tolerance"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise mismatch(name, found=getattr(self, name), expected="0.0..1.0", fix="pass a share")
         for name in ("max_moved_slots", "max_moved_slots_total"):
             bound = getattr(self, name)
             if bound is not None and bound < 0:

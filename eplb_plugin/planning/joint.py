@@ -181,7 +181,7 @@ def _save_visits(rule: Rule, made: Layer) -> Layer:
 
 
 def _swapped(rule: Rule, made: Layer, swap: Callable[..., int]) -> Layer:
-    """`made` after `swap(phy2log, slot_load, cluster, movable, visits)`, weighed again; itself if that swaps nothing."""
+    """`made` after `swap(phy2log, slot_load, cluster, movable, visits)`, weighed again; itself if nothing changed."""
     load, cluster, phy2log = rule.load, rule.cluster, made.phy2log.copy()
     movable, home = np.bincount(phy2log, minlength=len(load)) == 1, np.zeros(len(load), np.int32)
     home[phy2log] = rule.node_of_slot

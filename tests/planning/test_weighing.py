@@ -42,13 +42,14 @@ def test_cover_weights_are_small_positive_integers(case: Case, policy: str, warm
     assert made.cover_weights.max() <= 255
 
 
+@pytest.mark.parametrize("slots_per_rank", [5, 6, 8])
 @pytest.mark.parametrize("rule", WEIGHED)
-def test_routing_keeps_what_the_plan_promised(rule: str):
-    """The planning tokens, sent by route(): every rank gets the load that the plan foresaw."""
+def test_routing_keeps_what_the_plan_promised(rule: str, slots_per_rank: int):
+    """The planning tokens, sent by route(): every rank gets the load that the plan foresaw, with many replicas too."""
     shape = SHAPES[2]
     rows = shape.tokens(layers=2, count=16384)
     statistics = RoutingStatistics.from_topk(rows, shape.experts)
-    made = plan(statistics, shape.topology, dispatch=rule)
+    made = plan(statistics, Topology(4, 8, slots_per_rank), dispatch=rule)
     foreseen = expected_rank_load(statistics.load, made)
     assert balancedness(foreseen) > 0.98
     found = np.zeros_like(foreseen)
@@ -57,8 +58,34 @@ def test_routing_keeps_what_the_plan_promised(rule: str):
         source = np.random.default_rng(seed).permutation(np.arange(16384) % 32)
         for layer in range(2):
             slots = route(rows[layer], source, made, layer)
-            found[layer] += np.bincount(slots.ravel() // shape.slots_per_rank, minlength=32) / draws
+            found[layer] += np.bincount(slots.ravel() // slots_per_rank, minlength=32) / draws
     np.testing.assert_allclose(found, foreseen, rtol=0.02)
+
+
+@pytest.mark.parametrize(("rule", "most"), [("weighted", 0.6), ("cover", 0.45)])
+def test_many_replicas_keep_tokens_at_home(rule: str, most: float):
+    """As many redundant slots as experts, held out: far fewer copies than with a few, at vanilla's balance."""
+    router = ClusteredRouter(1, 128, 8, num_topics=32, strength=2.5, skew=0.8)
+    statistics, later = RoutingStatistics.from_topk(router.window(8192, 0), 128), router.window(8192, 1)
+    sources = np.random.default_rng(0).integers(0, 32, 8192)
+    topology = Topology(4, 8, 8)
+    vanilla = judge(later, sources, plan(statistics, topology, policy="deepseek", dispatch="hash"))
+    ours = judge(later, sources, plan(statistics, topology, dispatch=rule))
+    assert ours.cross_node_copies < most * vanilla.cross_node_copies
+    assert ours.balancedness > vanilla.balancedness - 0.015
+
+
+@pytest.mark.parametrize(("rule", "fewer"), [("weighted", 0.045), ("cover", 0.10)])
+def test_group_limited_routing_beats_hierarchical_vanilla(rule: str, fewer: float):
+    """DeepSeek-V3's routing: vanilla keeps whole groups on a node, which is good for copies and bad for balance."""
+    router = ClusteredRouter(2, 256, 8, num_topics=48, strength=2.0, skew=0.3, num_groups=8, top_groups=4)
+    statistics, later = RoutingStatistics.from_topk(router.window(8192, 0), 256), router.window(8192, 1)
+    sources = np.random.default_rng(0).integers(0, 32, 8192)
+    topology = Topology(4, 8, 9)
+    vanilla = judge(later, sources, plan(statistics, topology, policy="deepseek", dispatch="hash", num_groups=8))
+    ours = judge(later, sources, plan(statistics, topology, dispatch=rule, num_groups=8))
+    assert ours.cross_node_copies < (1.0 - fewer) * vanilla.cross_node_copies
+    assert ours.balancedness > vanilla.balancedness + 0.01
 
 
 @pytest.mark.parametrize("rule", WEIGHED)
