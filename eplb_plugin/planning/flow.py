@@ -12,7 +12,8 @@ import numpy as np
 
 from ..jit import Array, kernel
 
-FIRST_CAP = 0.5  # overload allowed at first, or more where there is more; lowered in steps, so that what no path can relieve ends near min-max
+# Overload allowed at first, or more where there is more; lowered in steps: what no path relieves ends near min-max.
+FIRST_CAP = 0.5
 CAP_STEP = 0.75
 CAP_STEPS = 14
 MAX_PATHS = 4000
