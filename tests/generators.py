@@ -52,6 +52,8 @@ SHAPES = (
     Shape("DeepSeek-V3, EP32", 256, 8, 4, 8, 9, groups=8),
     Shape("DeepSeek-V3, EP64: as many nodes as groups", 256, 8, 8, 8, 5, groups=8),
     Shape("nodes do not divide experts", 64, 6, 6, 2, 6),
+    Shape("18 nodes, two slots per rank", 64, 6, 18, 2, 2),
+    Shape("40 nodes of one rank", 96, 6, 40, 1, 3),
     Shape("more nodes than groups", 64, 4, 8, 2, 5, groups=4),
     Shape("no redundant slot", 64, 4, 4, 4, 4),
     Shape("one slot per rank", 32, 4, 5, 8, 1),

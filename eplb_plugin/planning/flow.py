@@ -12,7 +12,8 @@ import numpy as np
 
 from ..jit import Array, kernel
 
-FIRST_CAP = 0.5  # overload allowed at first; lowered in steps, so that what no path can relieve ends near min-max
+# Overload allowed at first, or more where there is more; lowered in steps: what no path relieves ends near min-max.
+FIRST_CAP = 0.5
 CAP_STEP = 0.75
 CAP_STEPS = 14
 MAX_PATHS = 4000
@@ -40,52 +41,71 @@ def list_by_expert(expert: Array, bin_of: Array, experts: int) -> Copies:
 
 @kernel
 def _start_cheapest(load: Array, cost: Array, copies: Copies, share: Array, bin_load: Array) -> None:
-    sources = cost.shape[0]
+    sources = cost.shape[1]
     for source in range(sources):
         for expert in range(load.shape[0]):
             best, lowest = -1, NEVER
             for copy in copies.listed[copies.start[expert] : copies.start[expert + 1]]:
-                price = cost[source, copy] + TIE * ((copy * 13 + source * 7) % 17)
+                price = cost[copy, source] + TIE * ((copy * 13 + source * 7) % 17)
                 if price < lowest:
                     best, lowest = copy, price
-            share[source, best] = 1.0
+            share[best, source] = 1.0
             bin_load[copies.bin[best]] += load[expert] / sources
 
 
+class Arcs(NamedTuple):
+    """price: [bins, bins] least cost per unit of load to reroute from one bin to another; via: [bins, bins, 3] how:
+    (source, from copy, to copy); those from bin b lead to ahead[b, : degree[b]].
+    """
+
+    price: Array
+    via: Array
+    ahead: Array
+    degree: Array
+
+
 @kernel
-def _price_arcs(replicated: Array, cost: Array, copies: Copies, share: Array, price: Array, via: Array) -> None:
-    """price: [bins, bins] least cost per unit of load to reroute from one bin to another; via: (source, from, to)."""
+def _price_arcs(origin_bin: int, on_bin: Array, cost: Array, copies: Copies, share: Array, arcs: Arcs) -> None:
+    """Renew the arcs from one bin. on_bin: its copies that are not their expert's only one."""
+    price, via = arcs.price[origin_bin], arcs.via[origin_bin]
     price[:] = NEVER
-    for expert in replicated:
-        members = copies.listed[copies.start[expert] : copies.start[expert + 1]]
-        for source in range(cost.shape[0]):
-            for origin in members:
-                if share[source, origin] <= 0.0:
-                    continue
-                for target in members:
-                    a, b = copies.bin[origin], copies.bin[target]
-                    extra = cost[source, target] - cost[source, origin]
-                    if a != b and extra < price[a, b]:
-                        price[a, b] = extra
-                        via[a, b, 0], via[a, b, 1], via[a, b, 2] = source, origin, target
+    degree = 0
+    for origin in on_bin:
+        expert = copies.expert[origin]
+        for target in copies.listed[copies.start[expert] : copies.start[expert + 1]]:
+            target_bin = copies.bin[target]
+            if target_bin == origin_bin:
+                continue
+            for source in range(cost.shape[1]):
+                extra = cost[target, source] - cost[origin, source]
+                if share[origin, source] > 0.0 and extra < price[target_bin]:
+                    if price[target_bin] == NEVER:
+                        arcs.ahead[origin_bin, degree] = target_bin
+                        degree += 1
+                    price[target_bin] = extra
+                    via[target_bin, 0], via[target_bin, 1], via[target_bin, 2] = source, origin, target
+    arcs.degree[origin_bin] = degree
 
 
 @kernel
-def _cheapest_paths(price: Array, origin: int, distance: Array, before: Array) -> None:
+def _cheapest_paths(arcs: Arcs, origin: int, distance: Array, before: Array, queue: Array, queued: Array) -> None:
+    """Bellman and Ford, with a queue of the bins that were reached more cheaply; queue, queued: [bins], to work in."""
+    bins = distance.shape[0]
     distance[:] = NEVER
     before[:] = -1
-    distance[origin] = 0.0
-    for _ in range(price.shape[0]):
-        changed = False
-        for a in range(price.shape[0]):
-            if distance[a] == NEVER:
-                continue
-            for b in range(price.shape[0]):
-                if b != origin and price[a, b] < NEVER and distance[a] + price[a, b] < distance[b] - 1e-12:
-                    distance[b], before[b] = distance[a] + price[a, b], a
-                    changed = True
-        if not changed:
+    queued[:] = False
+    distance[origin], queue[0], head, waiting = 0.0, origin, 0, 1
+    for _ in range(bins * bins):
+        if waiting == 0:
             break
+        a = queue[head]
+        head, waiting, queued[a] = (head + 1) % bins, waiting - 1, False
+        for b in arcs.ahead[a, : arcs.degree[a]]:
+            if b != origin and distance[a] + arcs.price[a, b] < distance[b] - 1e-12:
+                distance[b], before[b] = distance[a] + arcs.price[a, b], a
+                if not queued[b]:
+                    queue[(head + waiting) % bins] = b
+                    waiting, queued[b] = waiting + 1, True
 
 
 @kernel
@@ -93,12 +113,12 @@ def _reroute(
     load: Array, copies: Copies, share: Array, via: Array, before: Array, origin: int, target: int, wanted: float
 ) -> float:
     """Send up to `wanted` load along the path from `origin` to `target`; returns what was sent, 0 if there is none."""
-    sources, amount, at = share.shape[0], wanted, target
+    sources, amount, at = share.shape[1], wanted, target
     for _ in range(before.shape[0]):
         if at == origin:
             break
         source, copy = via[before[at], at, 0], via[before[at], at, 1]
-        amount = min(amount, share[source, copy] * load[copies.expert[copy]] / sources)
+        amount = min(amount, share[copy, source] * load[copies.expert[copy]] / sources)
         at = before[at]
     if at != origin or amount <= 0.0:
         return 0.0
@@ -106,10 +126,10 @@ def _reroute(
     while at != origin:
         source, copy, other = via[before[at], at, 0], via[before[at], at, 1], via[before[at], at, 2]
         part = amount * sources / load[copies.expert[copy]]
-        share[source, copy] -= part
-        share[source, other] += part
-        if share[source, copy] < 1e-9:
-            share[source, copy] = 0.0
+        share[copy, source] -= part
+        share[other, source] += part
+        if share[copy, source] < 1e-9:
+            share[copy, source] = 0.0
         at = before[at]
     return amount
 
@@ -120,15 +140,27 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
 
     Sources send equally much. No bin exceeds the mean as far as the copies allow it.
     """
-    share, bin_load = np.zeros(cost.shape), np.zeros(bins)
+    cost = np.ascontiguousarray(cost.T)
+    share, bin_load = np.zeros(cost.shape), np.zeros(bins)  # [C, sources], as cost is now
     _start_cheapest(load, cost, copies, share, bin_load)
-    replicated = np.flatnonzero(copies.start[1:] - copies.start[:-1] > 1)
+    replicated = np.flatnonzero((copies.start[1:] - copies.start[:-1])[copies.expert] > 1)
     if replicated.shape[0] == 0:
-        return share
+        return np.ascontiguousarray(share.T)
     mean = bin_load.sum() / bins
-    price, via = np.empty((bins, bins)), np.zeros((bins, bins, 3), np.int64)
+    on_bins = list_by_expert(copies.bin[replicated], replicated, bins)
+    arcs = Arcs(
+        np.empty((bins, bins)),
+        np.zeros((bins, bins, 3), np.int64),
+        np.empty((bins, bins), np.int64),
+        np.zeros(bins, np.int64),
+    )
+    for origin in range(bins):
+        on_bin = replicated[on_bins.listed[on_bins.start[origin] : on_bins.start[origin + 1]]]
+        _price_arcs(origin, on_bin, cost, copies, share, arcs)
     distance, before, blocked = np.empty(bins), np.empty(bins, np.int64), np.zeros(bins, np.bool_)
-    step, cap = 0, mean * (1.0 + FIRST_CAP)
+    queue, queued = np.empty(bins, np.int64), np.empty(bins, np.bool_)
+    first_cap = max(FIRST_CAP, bin_load.max() / mean - 1.0)  # as far as bins go at all: heavy copies level out as well
+    step, cap = 0, mean * (1.0 + first_cap)
     for _ in range(MAX_PATHS):
         origin = -1
         for candidate in range(bins):
@@ -140,11 +172,10 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
             if step == CAP_STEPS:
                 break
             step += 1
-            cap = mean * (1.0 + (FIRST_CAP * CAP_STEP**step if step < CAP_STEPS else 0.0))
+            cap = mean * (1.0 + (first_cap * CAP_STEP**step if step < CAP_STEPS else 0.0))
             blocked[:] = False
             continue
-        _price_arcs(replicated, cost, copies, share, price, via)
-        _cheapest_paths(price, origin, distance, before)
+        _cheapest_paths(arcs, origin, distance, before, queue, queued)
         target = -1
         for candidate in range(bins):
             if candidate == origin or bin_load[candidate] >= cap * (1.0 - 1e-6) or distance[candidate] == NEVER:
@@ -154,10 +185,18 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
         sent = 0.0
         if target >= 0:
             wanted = min(bin_load[origin] - cap, cap - bin_load[target])
-            sent = _reroute(load, copies, share, via, before, origin, target, wanted)
+            sent = _reroute(load, copies, share, arcs.via, before, origin, target, wanted)
         if sent <= 0.0:
             blocked[origin] = True
             continue
         bin_load[origin] -= sent
         bin_load[target] += sent
-    return share
+        at = target
+        while True:
+            _price_arcs(
+                at, replicated[on_bins.listed[on_bins.start[at] : on_bins.start[at + 1]]], cost, copies, share, arcs
+            )
+            if at == origin:
+                break
+            at = before[at]
+    return np.ascontiguousarray(share.T)

@@ -196,7 +196,11 @@ class Job:
         if self.keeps_locality or self.cluster.nearest:  # what packing could not see: other nodes, and shares there
             before = count_held(phy2log, self.cluster, len(load))
             repair(load, phy2log, before, self.cluster, tokens, 1.0 + tolerance, NO_LIMIT)
-        return phy2log
+        if not self.keeps_locality or self._is_balanced(load, phy2log):
+            return phy2log
+        even = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
+        balance = [expected_balance(load, slots, self.cluster) for slots in (phy2log, even)]
+        return even if balance[1] > balance[0] + tolerance else phy2log
 
     def _repair_layer(self, load: Array, old: Array, budget: int, tokens: Tokens, pairs: Array) -> tuple[Array, bool]:
         """-> phy2log of a layer, and whether it was solved afresh."""

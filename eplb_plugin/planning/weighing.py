@@ -18,6 +18,7 @@ from .crossings import Cluster
 from .incremental import repair_layer
 from .joint import Rule, as_used, level, solve_layer
 from .joint_types import Layer, reordered
+from .packing import solve_balanced
 from .ranks import count_held
 from .relabel import keep_slots, relabel
 from .tokens import knows_tokens, layer_tokens, no_tokens
@@ -86,7 +87,12 @@ class Weigher:
         return kind(load, self.cluster, tokens, self.topology.node_of_slot, self.options.ingress_tolerance), pairs
 
     def _solve(self, rule: Rule, pairs: Array) -> Layer:
-        return solve_layer(rule, pairs, self.num_groups)
+        made, tolerance = solve_layer(rule, pairs, self.num_groups), self.options.balance_tolerance
+        if made.peak <= 1.0 + 2.0 * tolerance:
+            return made
+        topology = self.topology
+        even = as_used(rule, solve_balanced(rule.load[None], topology.num_slots, topology.num_ranks)[0])
+        return even if 1.0 / even.peak > 1.0 / made.peak + tolerance else made
 
     def _repair(self, rule: Rule, pairs: Array, old: Array, budget: int, is_bounded: bool) -> tuple[Layer, bool]:
         """-> the layer, and whether it was solved afresh."""

@@ -35,6 +35,9 @@ def _plugin(row: Row) -> Solve:
     from eplb_plugin import Placement, RoutingStatistics, Topology, plan
 
     topology = Topology(row.nodes, row.ranks // row.nodes, row.slots_per_rank)
+    if row.rule:
+        statistics = RoutingStatistics.from_topk(row.tokens(), row.experts)
+        return lambda load, previous: plan(statistics, topology, dispatch=row.rule).placement.phy2log
 
     def solve(load: Any, previous: Any) -> Any:
         start = None if previous is None else Placement(previous)

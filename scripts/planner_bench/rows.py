@@ -7,12 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_plugin.workloads.routing import ClusteredRouter
+
 REAL_NOISE = 0.15  # sigma of the log-normal noise between the window that is planned on and the next
 
 
 @dataclass(frozen=True)
 class Row:
-    """One deployment. drift: 0 = solve from scratch, else sigma of the change since the window of the old placement."""
+    """One deployment. drift: 0 = solve from scratch, else sigma of the change since the window of the old placement.
+
+    rule: policy affinity for this dispatch rule, on routed tokens (no peer does that); "" = loads alone.
+    """
 
     name: str
     layers: int
@@ -24,6 +29,7 @@ class Row:
     imbalance: float = 2.5
     drift: float = 0.0
     kind: str = "full"
+    rule: str = ""
 
     @property
     def slots(self) -> int:
@@ -31,7 +37,11 @@ class Row:
 
     @property
     def title(self) -> str:
-        return f"{self.name}, {self.layers} x {self.experts} -> {self.slots}, {self.ranks} ranks"
+        return f"{self.name}, {self.layers} x {self.experts} -> {self.slots}, {self.ranks} ranks, {self.nodes} nodes"
+
+    def tokens(self) -> NDArray[np.int16]:
+        """[L, 8192, 8] tokens of clustered routing."""
+        return ClusteredRouter(self.layers, self.experts, 8, strength=1.5).window(8192)
 
     def first_load(self) -> NDArray[np.float64]:
         """[L, E] log-normal loads whose max / mean is `imbalance` in every layer."""
@@ -47,6 +57,8 @@ class Row:
 
     def load(self) -> NDArray[np.float64]:
         """[L, E] the window to be planned on."""
+        if self.rule:
+            return np.stack([np.bincount(rows.ravel(), minlength=self.experts) for rows in self.tokens()]).astype(float)
         return noisy(self.first_load(), self.drift, seed=5) if self.drift else self.first_load()
 
 
@@ -72,7 +84,15 @@ SCALE = tuple(
     Row("scale", 61, experts, nodes, ranks, slots, kind="scale")
     for experts, nodes, ranks, slots in ((256, 8, 64, 5), (512, 16, 128, 5), (1024, 32, 256, 5), (1024, 64, 512, 3))
 )
+AFFINITY = tuple(
+    Row(f"{rule}", layers, experts, nodes, ranks, slots, kind="affinity", rule=rule)
+    for layers, experts, nodes, ranks, slots in (
+        (1, 256, 8, 64, 5), (2, 256, 8, 64, 5), (4, 256, 8, 64, 5), (2, 256, 18, 144, 2),
+        (1, 512, 16, 128, 5), (1, 1024, 32, 256, 5), (1, 1024, 32, 512, 3),
+    )
+    for rule in ("weighted", "cover")
+)  # fmt: skip
 
 
 def chosen(quick: bool) -> tuple[Row, ...]:
-    return (FULL[0], FULL[-1], DRIFT[0], SCALE[0]) if quick else (*FULL, *DRIFT, *SCALE)
+    return (FULL[0], FULL[-1], DRIFT[0], SCALE[0], *AFFINITY[:2]) if quick else (*FULL, *DRIFT, *SCALE, *AFFINITY)

@@ -25,6 +25,7 @@ from .arms import ARMS, ROOT
 from .rows import REAL_NOISE, Row, chosen, noisy
 
 OUR = ARMS[0]
+ALONE = ("scale", "affinity")  # kinds whose rows have a process of their own
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
 
 
@@ -69,7 +70,7 @@ def measure(row: Row, workers: list[Worker], repeats: int, folder: Path) -> dict
     for _ in range(repeats):
         for worker in workers:
             if "error" not in figures[worker.arm]:
-                figures[worker.arm]["seconds"] += worker.ask(again=3)["seconds"]
+                figures[worker.arm]["seconds"] += worker.ask(again=1 if row.rule else 3)["seconds"]
     for one in figures.values():
         if "seconds" in one:
             one["cpu_ms"] = 1e3 * median(one.pop("seconds"))
@@ -107,7 +108,14 @@ def compile_seconds(folder: Path) -> dict[str, float]:
 
 
 def show(kind: str, rows: list[dict[str, Any]], console: Console) -> None:
-    table = Table(title={"full": "From scratch", "drift": "From an old placement", "scale": "Scale"}[kind])
+    table = Table(
+        title={
+            "full": "From scratch",
+            "drift": "From an old placement",
+            "scale": "Scale",
+            "affinity": "Policy affinity, a few layers: the cost of a model is that of a layer times its layers",
+        }[kind]
+    )
     for name in ("", "", "CPU ms", "x ours", "in sample", "held out", "moved", "MiB"):
         table.add_column(name, justify="left" if not name else "right")
     for row in rows:
@@ -118,7 +126,11 @@ def show(kind: str, rows: list[dict[str, Any]], console: Console) -> None:
                 continue
             ours = row["arms"][OUR].get("cpu_ms", float("nan"))
             moved = f"{one['moved']:.1%}" if kind == "drift" else "-"
-            memory = f"{one['memory']:.0f}" if kind == "scale" else "-"
+            memory = f"{one['memory']:.0f}" if kind in ALONE else "-"
+            if row["rule"]:
+                layer = one["cpu_ms"] / row["layers"]
+                table.add_row(title, arm, f"{layer:.0f} a layer", "-", "-", "-", "-", memory)
+                continue
             figures = (f"{one['cpu_ms']:.2f}", f"{one['cpu_ms'] / ours:.1f}")
             table.add_row(title, arm, *figures, f"{one['in_sample']:.4f}", f"{one['held_out']:.4f}", moved, memory)
         table.add_section()
@@ -141,11 +153,11 @@ def main() -> None:
         workers = [Worker(arm, ONE_THREAD) for arm in ARMS]
         for row in chosen(options.quick):
             console.print(f"[dim]{time.monotonic() - began:4.0f} s[/]  {row.title}", highlight=False)
-            if row.kind == "scale":  # peak memory only grows: a process of its own for every row
+            if row.kind in ALONE:  # peak memory only grows: a process of its own for every row
                 for worker in workers:
                     worker.close()
-                workers = [Worker(arm, ONE_THREAD) for arm in ARMS]
-            repeats = 1 if row.kind == "scale" else options.repeats
+                workers = [Worker(arm, ONE_THREAD) for arm in (ARMS[:1] if row.rule else ARMS)]
+            repeats = 1 if row.kind in ALONE else options.repeats
             rows.append({"title": row.title, **asdict(row), "arms": measure(row, workers, repeats, folder)})
         for worker in workers:
             worker.close()
