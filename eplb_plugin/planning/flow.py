@@ -52,65 +52,108 @@ def _start_cheapest(load: Array, cost: Array, copies: Copies, share: Array, bin_
             bin_load[copies.bin[best]] += load[expert] / sources
 
 
+class Arcs(NamedTuple):
+    """Ways to reroute load between copies of one expert, listed expert by expert.
+
+    origin, target: [A] copies; those of the i-th replicated expert: first[i] … first[i + 1]; `index`: [E] that i.
+    price: [A] least extra cost per unit of load over the sources that use the origin; source: [A] which one that is.
+    """
+
+    origin: Array
+    target: Array
+    first: Array
+    index: Array
+    price: Array
+    source: Array
+
+
 @kernel
-def _price_arcs(replicated: Array, cost: Array, copies: Copies, share: Array, price: Array, via: Array) -> None:
-    """price: [bins, bins] least cost per unit of load to reroute from one bin to another; via: (source, from, to)."""
-    price[:] = NEVER
-    for expert in replicated:
+def _list_arcs(copies: Copies) -> Arcs:
+    experts = copies.start.shape[0] - 1
+    first, index, total = np.zeros(experts + 1, np.int64), np.zeros(experts, np.int64), 0
+    replicated = 0
+    for expert in range(experts):
+        count = copies.start[expert + 1] - copies.start[expert]
+        if count > 1:
+            index[expert] = replicated
+            replicated += 1
+            total += count * (count - 1)
+            first[replicated] = total
+    origin, target, filled = np.empty(total, np.int64), np.empty(total, np.int64), 0
+    for expert in range(experts):
         members = copies.listed[copies.start[expert] : copies.start[expert + 1]]
-        for source in range(cost.shape[0]):
-            for origin in members:
-                if share[source, origin] <= 0.0:
-                    continue
-                for target in members:
-                    a, b = copies.bin[origin], copies.bin[target]
-                    extra = cost[source, target] - cost[source, origin]
-                    if a != b and extra < price[a, b]:
-                        price[a, b] = extra
-                        via[a, b, 0], via[a, b, 1], via[a, b, 2] = source, origin, target
+        for copy in members:
+            for other in members:
+                if other != copy:
+                    origin[filled], target[filled] = copy, other
+                    filled += 1
+    return Arcs(origin, target, first[: replicated + 1], index, np.empty(total), np.zeros(total, np.int64))
 
 
 @kernel
-def _cheapest_paths(price: Array, origin: int, distance: Array, before: Array) -> None:
+def _price_arcs(arcs: Arcs, begin: int, end: int, cost: Array, copies: Copies, share: Array) -> None:
+    """Price the arcs `begin` … `end` again: NEVER where no source uses the origin, or both copies are in one bin."""
+    for arc in range(begin, end):
+        origin, target = arcs.origin[arc], arcs.target[arc]
+        arcs.price[arc] = NEVER
+        if copies.bin[origin] == copies.bin[target]:
+            continue
+        for source in range(cost.shape[0]):
+            extra = cost[source, target] - cost[source, origin]
+            if share[source, origin] > 0.0 and extra < arcs.price[arc]:
+                arcs.price[arc], arcs.source[arc] = extra, source
+
+
+@kernel
+def _cheapest_paths(arcs: Arcs, bin_of: Array, origin: int, distance: Array, before: Array) -> None:
+    """distance: [bins] from `origin`; before: [bins] the arc by which a bin is reached, -1 = not at all."""
     distance[:] = NEVER
     before[:] = -1
     distance[origin] = 0.0
-    for _ in range(price.shape[0]):
+    for _ in range(distance.shape[0]):
         changed = False
-        for a in range(price.shape[0]):
-            if distance[a] == NEVER:
+        for arc in range(arcs.price.shape[0]):
+            if arcs.price[arc] == NEVER:
                 continue
-            for b in range(price.shape[0]):
-                if b != origin and price[a, b] < NEVER and distance[a] + price[a, b] < distance[b] - 1e-12:
-                    distance[b], before[b] = distance[a] + price[a, b], a
-                    changed = True
+            a, b = bin_of[arcs.origin[arc]], bin_of[arcs.target[arc]]
+            if b != origin and distance[a] < NEVER and distance[a] + arcs.price[arc] < distance[b] - 1e-12:
+                distance[b], before[b] = distance[a] + arcs.price[arc], arc
+                changed = True
         if not changed:
             break
 
 
 @kernel
 def _reroute(
-    load: Array, copies: Copies, share: Array, via: Array, before: Array, origin: int, target: int, wanted: float
-) -> float:
+    load: Array, cost: Array, copies: Copies, arcs: Arcs, share: Array, before: Array, origin: int, target: int,
+    wanted: float,
+) -> float:  # fmt: skip
     """Send up to `wanted` load along the path from `origin` to `target`; returns what was sent, 0 if there is none."""
     sources, amount, at = share.shape[0], wanted, target
     for _ in range(before.shape[0]):
         if at == origin:
             break
-        source, copy = via[before[at], at, 0], via[before[at], at, 1]
-        amount = min(amount, share[source, copy] * load[copies.expert[copy]] / sources)
-        at = before[at]
+        copy = arcs.origin[before[at]]
+        amount = min(amount, share[arcs.source[before[at]], copy] * load[copies.expert[copy]] / sources)
+        at = copies.bin[copy]
     if at != origin or amount <= 0.0:
         return 0.0
     at = target
     while at != origin:
-        source, copy, other = via[before[at], at, 0], via[before[at], at, 1], via[before[at], at, 2]
-        part = amount * sources / load[copies.expert[copy]]
+        arc = before[at]
+        source, copy, expert = arcs.source[arc], arcs.origin[arc], copies.expert[arcs.origin[arc]]
+        part = amount * sources / load[expert]
         share[source, copy] -= part
-        share[source, other] += part
+        share[source, arcs.target[arc]] += part
         if share[source, copy] < 1e-9:
             share[source, copy] = 0.0
-        at = before[at]
+        at = copies.bin[copy]
+    at = target
+    while at != origin:  # only now: prices and sources of the path were needed until here
+        copy = arcs.origin[before[at]]
+        nth = arcs.index[copies.expert[copy]]
+        _price_arcs(arcs, arcs.first[nth], arcs.first[nth + 1], cost, copies, share)
+        at = copies.bin[copy]
     return amount
 
 
@@ -122,11 +165,18 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
     """
     share, bin_load = np.zeros(cost.shape), np.zeros(bins)
     _start_cheapest(load, cost, copies, share, bin_load)
-    replicated = np.flatnonzero(copies.start[1:] - copies.start[:-1] > 1)
-    if replicated.shape[0] == 0:
-        return share
+    _level_bins(load, cost, copies, share, bin_load)
+    return share
+
+
+@kernel
+def _level_bins(load: Array, cost: Array, copies: Copies, share: Array, bin_load: Array) -> None:
+    """Reroute, in place, from bins above the mean to bins below it, always along the cheapest path."""
+    bins, arcs = bin_load.shape[0], _list_arcs(copies)
+    if arcs.origin.shape[0] == 0:
+        return
+    _price_arcs(arcs, 0, arcs.origin.shape[0], cost, copies, share)
     mean = bin_load.sum() / bins
-    price, via = np.empty((bins, bins)), np.zeros((bins, bins, 3), np.int64)
     distance, before, blocked = np.empty(bins), np.empty(bins, np.int64), np.zeros(bins, np.bool_)
     step, cap = 0, mean * (1.0 + FIRST_CAP)
     for _ in range(MAX_PATHS):
@@ -143,8 +193,7 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
             cap = mean * (1.0 + (FIRST_CAP * CAP_STEP**step if step < CAP_STEPS else 0.0))
             blocked[:] = False
             continue
-        _price_arcs(replicated, cost, copies, share, price, via)
-        _cheapest_paths(price, origin, distance, before)
+        _cheapest_paths(arcs, copies.bin, origin, distance, before)
         target = -1
         for candidate in range(bins):
             if candidate == origin or bin_load[candidate] >= cap * (1.0 - 1e-6) or distance[candidate] == NEVER:
@@ -154,10 +203,9 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
         sent = 0.0
         if target >= 0:
             wanted = min(bin_load[origin] - cap, cap - bin_load[target])
-            sent = _reroute(load, copies, share, via, before, origin, target, wanted)
+            sent = _reroute(load, cost, copies, arcs, share, before, origin, target, wanted)
         if sent <= 0.0:
             blocked[origin] = True
             continue
         bin_load[origin] -= sent
         bin_load[target] += sent
-    return share
