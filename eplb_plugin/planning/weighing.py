@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,8 +81,7 @@ class Weigher:
         tokens, pairs = no_tokens(), np.zeros((1, 1))
         if self.topology.num_nodes > 1 and knows_tokens(statistics):
             tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch)
-        load = statistics.load[layer].astype(np.float64)
-        load = np.maximum(load, LEAST_LOAD * load.mean() if load.any() else 1.0)
+        load = above_zero(statistics.load[layer])
         kind = WeightedRule if self.dispatch == "weighted" else CoverRule
         return kind(load, self.cluster, tokens, self.topology.node_of_slot), pairs
 
@@ -113,6 +113,12 @@ class Weigher:
         cluster, tokens = self.cluster._replace(nearest=True), rule.tokens
         tokens = tokens._replace(key=tokens.source.astype(np.int64))
         return repair_layer(rule.load, old, cluster, tokens, good_enough, budget)
+
+
+def above_zero(load: NDArray[Any]) -> NDArray[np.float64]:
+    """load: [..., E] with idle experts as nearly idle ones; a layer without any load counts as even."""
+    mean = load.mean(axis=-1, keepdims=True, dtype=np.float64)
+    return np.maximum(load.astype(np.float64), np.where(mean > 0.0, LEAST_LOAD * mean, 1.0))
 
 
 def stacked(layers: list[Layer]) -> NDArray[np.int32]:
