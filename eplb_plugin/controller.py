@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from .config import PluginConfig
 from .errors import PluginError, mismatch
+from .history import History
 from .placement import Placement
-from .plan_types import Plan, Policy
+from .plan_types import Plan, PlanOptions, Policy
 from .planning.job import plan_of
 from .planning.plan import plan
 from .planning.score import balancedness, expected_rank_load, judge, moved_slots
@@ -39,7 +40,8 @@ class ModelEntry:
 
     recorder: None for a draft model, which is planned by the engine's own load counts.
     owner_group_size: consecutive ranks that route the same token.
-    statistics: of the window that ended last, on the planning rank only.
+    expert_bytes: weights of one expert in one layer. window_steps, step_interval: engine steps that are recorded before
+    each rebalance, and between two. They matter where moves have a price.
     """
 
     name: str
@@ -50,7 +52,10 @@ class ModelEntry:
     layer_ids: list[int]
     recorder: Recorder | None = None
     owner_group_size: int = 1
-    statistics: RoutingStatistics | PluginError | None = None
+    expert_bytes: int = 0
+    window_steps: int = 1
+    step_interval: int = 1
+    history: History = field(default_factory=lambda: History(1))
     rebalances: int = 0
 
 
@@ -67,6 +72,7 @@ class Rebalancer:
         Returns the seconds which that took.
         """
         self.entries[key] = entry
+        entry.history = History(self.config.forecast_windows)
         return self._warm_up(entry) if planning_rank else 0.0
 
     def observe(self, key: str, group: dist.ProcessGroup) -> None:
@@ -75,9 +81,9 @@ class Rebalancer:
         if entry.recorder is None:
             return
         try:
-            entry.statistics = snapshot(entry.recorder, group, entry.owner_group_size, entry.layer_ids)
+            entry.history.add(snapshot(entry.recorder, group, entry.owner_group_size, entry.layer_ids))
         except PluginError as error:  # refused on the planning rank: the others learn of it from its message
-            entry.statistics = error
+            entry.history.refuse(error)
 
     def decide(
         self, key: str, previous: NDArray[Any], group: dist.ProcessGroup, load: NDArray[Any] | None = None
@@ -90,7 +96,7 @@ class Rebalancer:
         entry = self.entries[key]
         placed = Placement(previous, np.array(entry.layer_ids, np.int32))
         if load is not None:
-            entry.statistics = RoutingStatistics(load, layer_ids=np.array(entry.layer_ids, np.int32))
+            entry.history.add(RoutingStatistics(load, layer_ids=np.array(entry.layer_ids, np.int32)))
         message = self._propose(entry, placed) if dist.get_rank(group) == 0 else b""
         received = _broadcast(message, group)
         entry.rebalances += 1
@@ -112,13 +118,11 @@ class Rebalancer:
     def _propose(self, entry: ModelEntry, placed: Placement) -> bytes:
         """On the planning rank: a placement, or the reason why there is none. Never raises: all ranks wait for it."""
         try:
-            statistics = entry.statistics
-            if isinstance(statistics, PluginError):
-                raise statistics
-            if statistics is None or not statistics.load.any():
+            if not entry.history.has_tokens:
                 logger.info("rebalance of %s skipped: no token was routed in the window", entry.name)
                 return encode(placed)
-            made = self._plan(entry, statistics, placed)
+            statistics = entry.history.expected()
+            made = self._plan(entry, statistics, placed, self._options(entry))
             if self.config.logging.rebalances:
                 logger.info("%s", _describe(entry, statistics, placed, made))
             return encode(made.placement)
@@ -126,7 +130,23 @@ class Rebalancer:
             logger.debug("planning failed", exc_info=True)
             return encode_error(f"planning failed: {_reason(error)}")
 
-    def _plan(self, entry: ModelEntry, statistics: RoutingStatistics, placed: Placement) -> Plan:
+    def _options(self, entry: ModelEntry) -> PlanOptions:
+        """With the price of a move, where the settings name one and the entry's gain can be told."""
+        options, price = self.config.plan_options, self.config.price
+        if price is None or (entry.recorder is None and not price.seconds_per_selection):
+            return options
+        return replace(
+            options,
+            load_error=entry.history.load_error() or options.load_error,
+            expert_bytes=entry.expert_bytes,
+            link_gbps=price.link_gbps,
+            token_bytes=price.token_bytes,
+            seconds_per_selection=price.seconds_per_selection,
+            window_steps=entry.window_steps,
+            horizon_steps=price.horizon_steps or entry.step_interval,
+        )
+
+    def _plan(self, entry: ModelEntry, statistics: RoutingStatistics, placed: Placement, options: PlanOptions) -> Plan:
         return plan(
             statistics,
             entry.topology,
@@ -134,7 +154,7 @@ class Rebalancer:
             previous=placed,
             dispatch=self.config.dispatch,
             num_groups=entry.num_groups,
-            options=self.config.plan_options,
+            options=options,
         )
 
     def _warm_up(self, entry: ModelEntry) -> float:
@@ -146,7 +166,7 @@ class Rebalancer:
         else:
             rows = np.random.default_rng(0).integers(0, experts, (1, 64, entry.recorder.sample.shape[2]))
             statistics = RoutingStatistics.from_topk(rows, experts)
-        return self._plan(replace(entry, layer_ids=[0]), statistics, placed).seconds
+        return self._plan(replace(entry, layer_ids=[0]), statistics, placed, self._options(entry)).seconds
 
 
 def encode(placement: Placement) -> bytes:
@@ -216,6 +236,9 @@ def _describe(entry: ModelEntry, statistics: RoutingStatistics, placed: Placemen
         sources = np.arange(rows.shape[1]) % entry.topology.num_ranks
         copies = [judge(rows, sources, one).cross_node_copies for one in (before, made)]
         text += f", cross-node copies/token {copies[0]:.3f} -> {copies[1]:.3f}"
-    text += f", {moved} of {placed.phy2log.size} slots move, planned in {made.seconds * 1e3:.1f} ms"
+    text += f", {moved} of {placed.phy2log.size} slots move"
+    if made.skipped_layers:
+        text += f" (layers that stay because their move would not pay: {made.skipped_layers})"
+    text += f", planned in {made.seconds * 1e3:.1f} ms"
     # the engine's load counts, which a draft is planned by, do not say how many tokens they are of
     return f"{text} from {statistics.num_tokens.max()} tokens" if statistics.sample is not None else text

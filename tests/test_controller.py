@@ -47,7 +47,7 @@ def new_entry(policy: Policy = "affinity", draft: bool = False) -> ModelEntry:
     ranks = dist.get_world_size()
     topology = Topology(2, ranks // 2, SLOTS // ranks)
     recorder = None if draft else Recorder(LAYERS, EXPERTS, TOP_K, TOKENS, 256, torch.device("cpu"))
-    return ModelEntry("model", topology, policy, EXPERTS, 1, LAYER_IDS, recorder)
+    return ModelEntry("model", topology, policy, EXPERTS, 1, LAYER_IDS, recorder, expert_bytes=1000)
 
 
 def routed(rank: int) -> list[np.ndarray]:
@@ -154,6 +154,23 @@ def test_budget_reaches_the_planner() -> None:
     for placed, _ in run_ranks(2, rebalance_in_budget, timeout=300):
         assert ((placed != OLD).sum(1) <= 2).all()
         assert (placed != OLD).any()
+
+
+DEAR = {"link_gbps": 1e-3, "seconds_per_selection": 1e-9}
+CHEAP = {"link_gbps": 1e6, "seconds_per_selection": 1.0}
+
+
+@pytest.mark.parametrize(("price", "moves"), [(DEAR, False), (CHEAP, True)])
+def test_a_move_that_does_not_pay_is_not_made(price: dict[str, float], moves: bool) -> None:
+    """With a price in the settings, the placement stays where its transfer costs more than it saves, and says so."""
+    placed, lines = run_ranks(2, rebalance_at, price, timeout=300)[0]
+    assert (placed != OLD).any() == moves
+    (line,) = [text for level, text in lines if level == "INFO"]
+    assert ("would not pay" in line) != moves
+
+
+def rebalance_at(price: dict[str, float]) -> Result:
+    return rebalance(config=parse_config({"price": price}, ""))
 
 
 def test_no_tokens_keeps_the_old() -> None:

@@ -47,6 +47,9 @@ class Adapter:
             num_groups=max(1, model.num_expert_groups),
             layer_ids=layers.layer_ids,
             owner_group_size=layers.owner_group_size,
+            expert_bytes=sum(weights[0].nbytes for weights in model.expert_weights[0]),
+            window_steps=self.vllm_config.parallel_config.eplb_config.window_size,
+            step_interval=self.vllm_config.parallel_config.eplb_config.step_interval,
         )
         if not draft:  # drafts run several passes a step and are planned by vLLM's own load counts
             entry.recorder = self._recorder(model, layers.top_k)
