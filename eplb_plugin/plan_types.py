@@ -22,6 +22,7 @@ PRICES = ("expert_bytes", "link_gbps", "token_bytes", "seconds_per_selection", "
 @dataclass(frozen=True)
 class PlanOptions:
     """balance_tolerance: share by which a node's planned load may exceed the mean (affinity policy).
+    ingress_tolerance: likewise the copies that arrive at a node from others.
     max_moved_slots: slots per layer that may get another expert when `previous` is given; None = no bound.
     max_moved_slots_total: likewise, of all layers together.
 
@@ -35,6 +36,7 @@ class PlanOptions:
     """
 
     balance_tolerance: float = 0.02
+    ingress_tolerance: float = 0.02
     max_moved_slots: int | None = None
     max_moved_slots_total: int | None = None
     expert_bytes: float | None = None

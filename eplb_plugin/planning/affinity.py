@@ -5,25 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import Array, kernel
-from .crossings import Cluster, copy_shares, fixed_pins
+from .crossings import Cluster, copy_shares, count_sources, fixed_pins
 from .packing import pack
-from .partition import grow_groups, grow_nodes, refine_nodes
+from .partition import Limits, grow_groups, grow_nodes, refine_nodes
 from .replication import list_copies, place_copies
 from .tokens import Tokens
 
 
 @kernel
-def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, tolerance: float) -> Array:
+def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, slack: float, ingress: float) -> Array:
     """[E] int32: the better of the starts by co-activation and by expert group, refined."""
-    movable, nothing = np.ones(load.shape[0], np.bool_), np.zeros(nodes)
+    movable, limits = np.ones(load.shape[0], np.bool_), Limits(slack, ingress, np.zeros(nodes), np.zeros(nodes, np.int64))
     best, fewest = np.empty(0, np.int32), np.int64(0)
     for start in range(2 if groups > 1 else 1):
         if start == 0:
-            node_of = grow_nodes(load, pairs, nodes, tolerance)
+            node_of = grow_nodes(load, pairs, nodes, slack)
         else:
-            node_of = grow_groups(load, pairs, nodes, groups, tolerance)
+            node_of = grow_groups(load, pairs, nodes, groups, slack)
         pins = np.zeros((rows.shape[0], nodes), np.int16)
-        refine_nodes(load, node_of, movable, rows, pins, nothing, tolerance)
+        refine_nodes(load, node_of, movable, rows, pins, limits)
         visited = np.int64(np.count_nonzero(pins))
         if start == 0 or visited < fewest:
             best, fewest = node_of, visited
@@ -31,7 +31,9 @@ def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, 
 
 
 @kernel
-def refine_singles(load: Array, copies: Array, cluster: Cluster, tokens: Tokens, tolerance: float) -> None:
+def refine_singles(
+    load: Array, copies: Array, cluster: Cluster, tokens: Tokens, slack: float, ingress: float
+) -> None:
     """Swap the single-copy experts between nodes, in place, around the replicated ones. copies: [E, nodes]."""
     experts = load.shape[0]
     shares = copy_shares(copies, cluster)
@@ -43,7 +45,10 @@ def refine_singles(load: Array, copies: Array, cluster: Cluster, tokens: Tokens,
         if not movable[expert]:
             fixed_load += load[expert] * shares[expert] * copies[expert]
     singles, pins = fixed_pins(copies, cluster, tokens)
-    refine_nodes(load, node_of, movable, singles, pins, fixed_load, tolerance)
+    own = np.zeros(cluster.num_nodes, np.int64)
+    if cluster.nearest:
+        own += count_sources(tokens.source, cluster)
+    refine_nodes(load, node_of, movable, singles, pins, Limits(slack, ingress, fixed_load, own))
     for expert in range(experts):
         if movable[expert]:
             copies[expert] = 0
@@ -68,10 +73,10 @@ def pack_nodes(load: Array, copies: Array, cluster: Cluster) -> Array:
 
 
 @kernel
-def solve_affinity(load: Array, pairs: Array, cluster: Cluster, tokens: Tokens, groups: int, tolerance: float) -> Array:
+def solve_affinity(load: Array, pairs: Array, cluster: Cluster, tokens: Tokens, groups: int, slack: float, ingress: float) -> Array:
     """One layer, from scratch -> phy2log [P] int32. load: [E] float64; pairs: [E, E]."""
-    home = home_nodes(load, pairs, tokens.rows, cluster.num_nodes, groups, tolerance)
+    home = home_nodes(load, pairs, tokens.rows, cluster.num_nodes, groups, slack, ingress)
     copies = place_copies(load, home, cluster, tokens)
     if copies.sum() > load.shape[0]:  # replicas changed what the others are worth where
-        refine_singles(load, copies, cluster, tokens, tolerance)
+        refine_singles(load, copies, cluster, tokens, slack, ingress)
     return pack_nodes(load, copies, cluster)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..dispatch.cover import integer_weights, node_masks
 from ..jit import Array, kernel
-from .cover_sets import Choices, count_choices, count_cover_crossings, grow_cover
+from .cover_sets import Choices, count_choices, count_cover_arrivals, cover_pins, grow_cover
 from .crossings import Cluster
 from .flow import Copies, list_by_expert
 from .joint_types import Use, node_shares
@@ -57,11 +57,8 @@ class CoverRule:
         return use[1].copy()
 
     def pins(self, use: Array, movable: Array) -> tuple[Array, Array]:
-        """Replicated experts follow the token, so that only its own node is certain."""
-        rows = np.where((self.tokens.rows >= 0) & movable[self.tokens.rows], self.tokens.rows, np.int16(-1))
-        pins = np.zeros((len(rows), self.cluster.num_nodes), np.int16)
-        pins[np.arange(len(rows)), self.cluster.node_of_rank[self.tokens.source]] = 1
-        return rows, pins
+        masks, cluster = node_masks(use[0] > 0), self.cluster
+        return cover_pins(self.tokens, masks, cluster.node_of_rank, movable, cluster.num_nodes)
 
     def use_of(self, phy2log: Array, before: Array | None = None) -> Use:
         """Integer weights for a placement; before: node use to start from, default equal weights."""
@@ -79,8 +76,10 @@ class CoverRule:
         pair = np.stack([use.weights.astype(np.float64), use.shares])
         return node_shares(phy2log, self.node_of_slot, pair, len(self.load), self.cluster.num_nodes)
 
-    def node_crossings(self, use: Array) -> int:
-        return count_cover_crossings(self.tokens, node_masks(use[0] > 0), self.cluster.node_of_rank)
+    def arrivals(self, use: Array) -> Array:
+        return count_cover_arrivals(
+            self.tokens, node_masks(use[0] > 0), self.cluster.node_of_rank, self.cluster.num_nodes
+        )
 
     def _fit(
         self, copies: Array, expert: Array, node: Array, bin_of: Array, weights: Array, bins: int

@@ -13,6 +13,7 @@ import numpy as np
 from ..dispatch.cover import needed_nodes
 from ..jit import Array, kernel
 from .replication import best_copy
+from .sources import arrival_prices
 from .tokens import Tokens
 from .visits import list_tokens
 
@@ -56,24 +57,52 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
 
 
 @kernel
-def count_cover_crossings(tokens: Tokens, masks: Array, node_of_rank: Array) -> int:
-    """Nodes other than their own that all tokens together need."""
-    crossings = 0
+def count_cover_arrivals(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int) -> Array:
+    """[nodes] copies that arrive at every node from others."""
+    arriving = np.zeros(nodes, np.int64)
     for token in range(tokens.rows.shape[0]):
-        needed = needed_nodes(tokens.rows[token], node_of_rank[tokens.source[token]], masks, token)
-        crossings -= 1
-        while needed:
-            needed &= needed - 1
-            crossings += 1
-    return crossings
+        own = node_of_rank[tokens.source[token]]
+        needed = needed_nodes(tokens.rows[token], own, masks, token)
+        for node in range(nodes):
+            arriving[node] += (needed >> node) & 1
+        arriving[own] -= 1
+    return arriving
 
 
 @kernel
-def _value_token(row: Array, own: int, index: int, masks: Array, sign: float, saved: Array) -> None:
+def cover_pins(tokens: Tokens, masks: Array, node_of_rank: Array, movable: Array, nodes: int) -> tuple[Array, Array]:
+    """What no move of a movable expert changes -> (rows with movable experts only, pins [T, nodes] int16).
+
+    A pin is one reason to visit a node: it is the token's own, or a replicated expert reaches no other node.
+    """
+    singles = tokens.rows.copy()
+    pins = np.zeros((singles.shape[0], nodes), np.int16)
+    for token in range(singles.shape[0]):
+        own = node_of_rank[tokens.source[token]]
+        needed = needed_nodes(tokens.rows[token], own, masks, token)
+        pins[token, own] += 1
+        for k in range(singles.shape[1]):
+            expert = singles[token, k]
+            if expert < 0 or movable[expert]:
+                continue
+            singles[token, k] = -1
+            reached = masks[expert] & needed
+            if reached & (reached - 1) == 0:
+                for node in range(nodes):
+                    pins[token, node] += (reached >> node) & 1
+    return singles, pins
+
+
+@kernel
+def _value_token(
+    row: Array, own: int, index: int, masks: Array, sign: float, saved: Array, arriving: Array
+) -> None:
     """Add one token's part of what further copies would save. A single visit is spared if its one expert, alone on
     that node, also has a copy on another needed node; if it was opened for replicated experts, perhaps.
     """
     needed, nodes = needed_nodes(row, own, masks, index), saved.shape[1]
+    for node in range(nodes):
+        arriving[node] += sign * ((needed >> node) & 1 and node != own)
     once, twice, tied = np.int64(0), np.int64(0), np.int64(0)  # nodes of one, of more single copies; of bound replicas
     for expert in row:
         if expert < 0:
@@ -112,14 +141,16 @@ def grow_cover(
 
     copies: [E, nodes]; free: [nodes]; masks: [E], kept up to date.
     """
-    saved = np.zeros(copies.shape)
+    saved, arriving = np.zeros(copies.shape), np.zeros(copies.shape[1])
     start, listed = list_tokens(tokens.rows, load.shape[0])
     for token in range(tokens.rows.shape[0]):
-        _value_token(tokens.rows[token], node_of_rank[tokens.source[token]], token, masks, 1.0, saved)
+        _value_token(tokens.rows[token], node_of_rank[tokens.source[token]], token, masks, 1.0, saved, arriving)
     node_load = (copies * load.reshape(-1, 1)).sum(axis=0)
+    home = np.array([np.argmax(copies[expert]) for expert in range(load.shape[0])])
     mean_rank, count = load.sum() / node_of_rank.shape[0], max(tokens.rows.shape[0], 1)
     for _ in range(free.sum()):
-        expert, node = best_copy(saved / count, load, copies, free, most_on_node, mean_rank, node_load)
+        worth = saved / count * arrival_prices(arriving)[home].reshape(-1, 1)
+        expert, node = best_copy(worth, load, copies, free, most_on_node, mean_rank, node_load)
         if expert < 0:
             break
         total = copies[expert].sum()
@@ -132,8 +163,8 @@ def grow_cover(
         before = masks[expert]
         for token in listed[start[expert] : start[expert + 1]]:
             own = node_of_rank[tokens.source[token]]
-            _value_token(tokens.rows[token], own, token, masks, -1.0, saved)
+            _value_token(tokens.rows[token], own, token, masks, -1.0, saved, arriving)
             masks[expert] = before | (np.int64(1) << node)
-            _value_token(tokens.rows[token], own, token, masks, 1.0, saved)
+            _value_token(tokens.rows[token], own, token, masks, 1.0, saved, arriving)
             masks[expert] = before
         masks[expert] = before | (np.int64(1) << node)

@@ -24,6 +24,15 @@ class Cluster(NamedTuple):
 
 
 @kernel
+def count_sources(source: Array, cluster: Cluster) -> Array:
+    """source: [T] ranks -> [nodes] int64 tokens that come from a node."""
+    tokens = np.zeros(cluster.num_nodes, np.int64)
+    for rank in source:
+        tokens[cluster.node_of_rank[rank]] += 1
+    return tokens
+
+
+@kernel
 def spread_nearest(copies: Array, first: int, cluster: Cluster, destination: Array) -> None:
     """copies: [nodes] of one expert -> destination: [ranks] node that serves a source rank, as `nearest` does it."""
     nodes, ranks = cluster.num_nodes, cluster.node_of_rank.shape[0]

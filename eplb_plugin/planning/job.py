@@ -189,7 +189,8 @@ class Job:
     def _solve_layer(self, load: Array, tokens: Tokens, pairs: Array) -> Array:
         tolerance = self.options.balance_tolerance
         if self.keeps_locality:
-            phy2log = solve_affinity(load, pairs, self.cluster, tokens, self.num_groups, NODE_SHARE * tolerance)
+            slack, ingress = NODE_SHARE * tolerance, self.options.ingress_tolerance
+            phy2log = solve_affinity(load, pairs, self.cluster, tokens, self.num_groups, slack, ingress)
         else:
             phy2log = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
         if self.keeps_locality or self.cluster.nearest:  # what packing could not see: other nodes, and shares there

@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 
 from ..jit import Array
-from .crossings import Cluster
+from .crossings import Cluster, count_sources
 from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak_ratio
 from .level import level_ranks
 from .packing import pack
-from .partition import grow_groups, grow_nodes, refine_nodes
+from .partition import INGRESS_PRICE, Limits, grow_groups, grow_nodes, refine_nodes
 from .ranks import count_held
 from .repair import NO_LIMIT
 from .replication import TOO_HEAVY, list_copies
@@ -24,6 +24,7 @@ from .visits import open_visits
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
 NODE_TOLERANCE = 0.003  # … and around the replicas
+INGRESS = 0.02
 TRIES = 4
 AIM = 0.002  # overload of a rank that is left alone
 BETTER = 5e-4
@@ -50,7 +51,7 @@ class Rule(Protocol):
     def pins(self, use: Array, movable: Array) -> tuple[Array, Array]: ...
     def use_of(self, phy2log: Array, before: Array | None = None) -> Use: ...
     def to_nodes(self, phy2log: Array, use: Use) -> Array: ...
-    def node_crossings(self, use: Array) -> int: ...
+    def arrivals(self, use: Array) -> Array: ...
 
 
 def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
@@ -60,11 +61,16 @@ def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
     fewest, best = np.inf, None
     for _ in range(rule.turns if has_spare else 1):
         copies, use = _one_turn(rule, home)
-        crossings = rule.node_crossings(use)
-        if crossings < fewest:
-            fewest, best = crossings, (copies, use)
+        cost = _arrival_cost(rule.arrivals(use))
+        if cost < fewest:
+            fewest, best = cost, (copies, use)
     assert best is not None
     return _to_ranks(rule, *best)
+
+
+def _arrival_cost(arriving: Array) -> float:
+    over = arriving - arriving.mean() * (1.0 + INGRESS)
+    return float(arriving.sum() + INGRESS_PRICE * np.maximum(over, 0.0).sum())
 
 
 def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
@@ -81,7 +87,8 @@ def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
     movable = copies.sum(axis=1) == 1
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
     rows, pins = rule.pins(use, movable)
-    refine_nodes(load, home, movable, rows, pins, fixed_load, NODE_TOLERANCE)
+    own = count_sources(rule.tokens.source, cluster)
+    refine_nodes(load, home, movable, rows, pins, Limits(NODE_TOLERANCE, INGRESS, fixed_load, own))
     copies[movable] = 0
     copies[movable, home[movable]] = 1
     keep_at_home(use, movable, home)
@@ -91,7 +98,8 @@ def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
 def _homes(rule: Rule, pairs: Array, groups: int) -> Array:
     """[E] int32 node of every expert if there were no replicas: the better start, refined."""
     load, nodes = rule.load, rule.cluster.num_nodes
-    movable, nothing = np.ones(len(load), np.bool_), np.zeros(nodes)
+    movable = np.ones(len(load), np.bool_)
+    limits = Limits(HOME_TOLERANCE, INGRESS, np.zeros(nodes), count_sources(rule.tokens.source, rule.cluster))
     pins = np.zeros((len(rule.tokens.rows), nodes), np.int16)
     pins[np.arange(len(pins)), rule.cluster.node_of_rank[rule.tokens.source]] = 1
     starts = [grow_nodes(load, pairs, nodes, HOME_TOLERANCE)]
@@ -100,7 +108,7 @@ def _homes(rule: Rule, pairs: Array, groups: int) -> Array:
     visited = []
     for home in starts:
         seen = pins.copy()
-        refine_nodes(load, home, movable, rule.tokens.rows, seen, nothing, HOME_TOLERANCE)
+        refine_nodes(load, home, movable, rule.tokens.rows, seen, limits)
         visited.append(np.count_nonzero(seen))
     return starts[int(np.argmin(visited))]
 

@@ -6,15 +6,18 @@ nodes while that lowers the number of distinct nodes the sampled tokens visit.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ..jit import Array, kernel
-from .visits import Visits, open_visits, swap_experts, swap_gain
+from .visits import Visits, open_visits, swap_changes, swap_experts
 
 SWEEPS = 12
 TRIES = 4  # candidates per expert and sweep; a gain from the tables is wrong where a token has both experts
 LEAST_GAIN = 1e-9
 OVERLOAD_PRICE = 4.0  # visits per token that a node overload of one mean node load is worth
+INGRESS_PRICE = 4.0  # visits that one token more than allowed at a node is worth
 
 
 @kernel
@@ -80,58 +83,72 @@ def grow_groups(load: Array, pairs: Array, nodes: int, groups: int, tolerance: f
     return node_of_group[np.arange(experts) // size]
 
 
+class Limits(NamedTuple):
+    """What keeps nodes even. load, ingress: shares by which a node may exceed the mean before that has a price.
+
+    fixed_load: [nodes] of what does not move; own: [nodes] tokens that visit a node for free, as they come from it.
+    """
+
+    load: float
+    ingress: float
+    fixed_load: Array
+    own: Array
+
+
 @kernel
-def overload_relief(load_a: float, load_b: float, shift: float, bound: float) -> float:
-    """Overload that moving `shift` from a to b takes away."""
-    before = max(load_a - bound, 0.0) + max(load_b - bound, 0.0)
-    return before - max(load_a - shift - bound, 0.0) - max(load_b + shift - bound, 0.0)
+def relief(amount_a: float, amount_b: float, change_a: float, change_b: float, bound: float) -> float:
+    """Excess over `bound` that two changes take away."""
+    before = max(amount_a - bound, 0.0) + max(amount_b - bound, 0.0)
+    return before - max(amount_a + change_a - bound, 0.0) - max(amount_b + change_b - bound, 0.0)
 
 
 @kernel
 def _best_partner(
-    mine: int,
-    visits: Visits,
-    load: Array,
-    movable: Array,
-    rejected: Array,
-    node_load: Array,
-    bound: float,
-    price: float,
+    mine: int, visits: Visits, load: Array, movable: Array, rejected: Array, node_load: Array, limits: Limits
 ) -> int:
     """The expert whose swap with `mine` gains most by the tables; -1 if none gains."""
     a = visits.node_of[mine]
+    bound, price, most = _bounds(visits, node_load, limits)
     best, best_gain = -1, LEAST_GAIN
     for other in range(load.shape[0]):
         b = visits.node_of[other]
         if b == a or not movable[other] or rejected[other]:
             continue
-        gain = float(swap_gain(visits, mine, other))
-        if gain <= best_gain and node_load[a] <= bound and node_load[b] <= bound:
+        change_a, change_b = swap_changes(visits, mine, other)
+        gain = -float(change_a + change_b)
+        in_a, in_b = visits.visited[a] - limits.own[a], visits.visited[b] - limits.own[b]
+        if gain <= best_gain and max(node_load[a], node_load[b]) <= bound and max(in_a, in_b) <= most:
             continue  # relief cannot be positive
-        gain += price * overload_relief(node_load[a], node_load[b], load[mine] - load[other], bound)
+        shift = load[other] - load[mine]
+        gain += price * relief(node_load[a], node_load[b], shift, -shift, bound)
+        gain += INGRESS_PRICE * relief(in_a, in_b, change_a, change_b, most)
         if gain > best_gain:
             best, best_gain = other, gain
     return best
 
 
 @kernel
-def refine_nodes(
-    load: Array, node_of: Array, movable: Array, rows: Array, pins: Array, fixed_load: Array, tolerance: float
-) -> None:
+def _bounds(visits: Visits, node_load: Array, limits: Limits) -> tuple[float, float, float]:
+    """Bound on a node's load, visits that a unit of overload is worth, bound on a node's ingress."""
+    nodes, mean = node_load.shape[0], node_load.mean()
+    price = OVERLOAD_PRICE * max(visits.pins.shape[0], 1) / mean if mean > 0.0 else 0.0
+    arriving = (visits.visited - limits.own).sum() / nodes
+    return mean * (1.0 + limits.load), price, arriving * (1.0 + limits.ingress)
+
+
+@kernel
+def refine_nodes(load: Array, node_of: Array, movable: Array, rows: Array, pins: Array, limits: Limits) -> None:
     """Swap movable experts between nodes, in place, until no swap helps.
 
     node_of: [E]; rows: [T, K] movable experts' ids only; pins: [T, nodes] all other reasons to visit (the movable
-    experts' are added); fixed_load: [nodes] all other load.
+    experts' are added).
     """
-    experts, nodes = load.shape[0], fixed_load.shape[0]
+    experts = load.shape[0]
     visits = open_visits(rows, pins, node_of)
-    node_load = fixed_load.copy()
+    node_load = limits.fixed_load.copy()
     for expert in range(experts):
         if movable[expert]:
             node_load[node_of[expert]] += load[expert]
-    mean = node_load.sum() / nodes
-    bound = mean * (1.0 + tolerance)
-    price = OVERLOAD_PRICE * max(rows.shape[0], 1) / mean if mean > 0.0 else 0.0
     rejected = np.zeros(experts, np.bool_)
     for _ in range(SWEEPS):
         swapped = False
@@ -140,17 +157,30 @@ def refine_nodes(
                 continue
             rejected[:] = False
             for _ in range(TRIES):
-                other = _best_partner(mine, visits, load, movable, rejected, node_load, bound, price)
+                other = _best_partner(mine, visits, load, movable, rejected, node_load, limits)
                 if other < 0:
                     break
-                a, b, shift = node_of[mine], node_of[other], load[mine] - load[other]
-                saved = swap_experts(visits, mine, other)
-                if saved + price * overload_relief(node_load[a], node_load[b], shift, bound) > LEAST_GAIN:
-                    node_load[a] -= shift
-                    node_load[b] += shift
+                if _try_swap(mine, other, visits, load, node_load, limits):
                     swapped = True
                     break
-                swap_experts(visits, mine, other)
                 rejected[other] = True
         if not swapped:
             break
+
+
+@kernel
+def _try_swap(mine: int, other: int, visits: Visits, load: Array, node_load: Array, limits: Limits) -> bool:
+    """Swap in place if that really gains."""
+    a, b, shift = visits.node_of[mine], visits.node_of[other], load[other] - load[mine]
+    bound, price, most = _bounds(visits, node_load, limits)
+    in_a, in_b = visits.visited[a] - limits.own[a], visits.visited[b] - limits.own[b]
+    gain = float(swap_experts(visits, mine, other))
+    gain += price * relief(node_load[a], node_load[b], shift, -shift, bound)
+    change_a, change_b = visits.visited[a] - limits.own[a] - in_a, visits.visited[b] - limits.own[b] - in_b
+    gain += INGRESS_PRICE * relief(in_a, in_b, change_a, change_b, most)
+    if gain <= LEAST_GAIN:
+        swap_experts(visits, mine, other)
+        return False
+    node_load[a] += shift
+    node_load[b] -= shift
+    return True

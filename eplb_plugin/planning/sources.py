@@ -12,6 +12,7 @@ from ..dispatch.tables import TABLE_WIDTH, share_entries
 from ..jit import Array, kernel
 from .tokens import Tokens
 
+PRICE_POWER = 3.0
 FEW_NODES = 8  # up to here lone visits are counted per set of nodes: one increment instead of one per node
 
 
@@ -120,15 +121,22 @@ def source_pins(tokens: Tokens, rows: Array, movable: Array, node_of_rank: Array
 
 
 @kernel
-def count_source_crossings(tokens: Tokens, rows: Array, node_of_rank: Array) -> int:
-    """Copies that all tokens together, each from its own source, send to other nodes."""
-    crossings = 0
+def count_arrivals(tokens: Tokens, rows: Array, node_of_rank: Array, nodes: int) -> Array:
+    """[nodes] copies that arrive at every node from others, every token being sent from its own source."""
+    arriving = np.zeros(nodes, np.int64)
     for token in range(tokens.rows.shape[0]):
         source, entry = node_of_rank[tokens.source[token]], tokens.key[token] % rows.shape[2]
         visited = 1 << source
         for k in range(tokens.rows.shape[1]):
             if tokens.rows[token, k] >= 0:
-                bit = 1 << rows[source, tokens.rows[token, k], entry]
-                crossings += (visited & bit) == 0
-                visited |= bit
-    return crossings
+                node = rows[source, tokens.rows[token, k], entry]
+                arriving[node] += (visited >> node) & 1 == 0
+                visited |= 1 << node
+    return arriving
+
+
+@kernel
+def arrival_prices(arriving: Array) -> Array:
+    """arriving: [nodes] copies -> [nodes] what a copy to a node is taken to cost: the more, the more arrive there."""
+    mean = arriving.mean()
+    return (arriving / mean) ** PRICE_POWER if mean > 0.0 else np.ones(arriving.shape[0])

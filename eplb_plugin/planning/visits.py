@@ -13,7 +13,8 @@ class Visits(NamedTuple):
     """rows: [T, K] single-copy experts of every token, -1 = none; those of expert e: listed[start[e] : start[e + 1]].
 
     pins: [T, nodes] reasons of a token to visit a node; node_of: [E]; sole: [E] tokens for which an expert is the only
-    reason to visit its node; absent: [nodes, E] tokens of an expert that have no reason to visit a node.
+    reason to visit its node; absent: [nodes, E] tokens of an expert that have no reason to visit a node;
+    visited: [nodes] tokens that have one.
     """
 
     rows: Array
@@ -23,6 +24,7 @@ class Visits(NamedTuple):
     node_of: Array
     sole: Array
     absent: Array
+    visited: Array
 
 
 @kernel
@@ -41,7 +43,10 @@ def open_visits(rows: Array, pins: Array, node_of: Array) -> Visits:
                 sole[expert] += pins[token, node_of[expert]] == 1
                 for node in range(pins.shape[1]):
                     absent[node, expert] += pins[token, node] == 0
-    return Visits(rows, start, listed, pins, node_of, sole, absent)
+    visited = np.zeros(pins.shape[1], np.int64)
+    for token in range(pins.shape[0]):
+        visited += pins[token] > 0
+    return Visits(rows, start, listed, pins, node_of, sole, absent, visited)
 
 
 @kernel
@@ -63,10 +68,17 @@ def list_tokens(rows: Array, experts: int) -> tuple[Array, Array]:
 
 
 @kernel
+def swap_changes(visits: Visits, mine: int, other: int) -> tuple[int, int]:
+    """Change of the visits of both experts' nodes if they are swapped, by the tables: too low where tokens select both."""
+    a, b = visits.node_of[mine], visits.node_of[other]
+    return visits.absent[a, other] - visits.sole[mine], visits.absent[b, mine] - visits.sole[other]
+
+
+@kernel
 def swap_gain(visits: Visits, mine: int, other: int) -> int:
     """Visits that a swap across nodes saves, by the tables: too high where tokens select both experts."""
-    a, b = visits.node_of[mine], visits.node_of[other]
-    return visits.sole[mine] - visits.absent[b, mine] + visits.sole[other] - visits.absent[a, other]
+    change_a, change_b = swap_changes(visits, mine, other)
+    return -change_a - change_b
 
 
 @kernel
@@ -79,6 +91,7 @@ def swap_experts(visits: Visits, mine: int, other: int) -> int:
 @kernel
 def _move(visits: Visits, expert: int, target: int) -> int:
     rows, pins, node_of, sole, absent = visits.rows, visits.pins, visits.node_of, visits.sole, visits.absent
+    visited = visits.visited
     origin, saved = node_of[expert], 0
     for entry in range(visits.start[expert], visits.start[expert + 1]):
         token = visits.listed[entry]
@@ -88,6 +101,8 @@ def _move(visits: Visits, expert: int, target: int) -> int:
         if left > 1 and found > 1:
             continue
         saved += (left == 0) - (found == 0)
+        visited[origin] -= left == 0
+        visited[target] += found == 0
         sole[expert] += (found == 0) - (left == 0)
         for k in range(rows.shape[1]):
             other = rows[token, k]

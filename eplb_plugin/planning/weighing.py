@@ -133,5 +133,5 @@ def _is_worth_it(rule: Rule, repaired: Layer, fresh: Layer, good_enough: float) 
         return True
     if gain <= -WORTH_BALANCE:
         return False
-    crossings = [rule.node_crossings(rule.to_nodes(layer.phy2log, layer.use)) for layer in (repaired, fresh)]
+    crossings = [rule.arrivals(rule.to_nodes(layer.phy2log, layer.use)).sum() for layer in (repaired, fresh)]
     return crossings[1] < (1.0 - WORTH_CROSSINGS) * crossings[0]

@@ -16,7 +16,7 @@ from .crossings import Cluster
 from .flow import list_by_expert, split_flow
 from .joint_types import Use, node_shares
 from .replication import best_copy, copy_limit
-from .sources import count_source_crossings, node_rows, source_pins, visit_cost
+from .sources import arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
 from .tokens import Tokens
 
 ROUNDS = 4  # of replicas; every copy changes what the next would save
@@ -34,8 +34,7 @@ class WeightedRule:
 
     def settle(self, copies: Array, use: Array) -> Array:
         """copies: [E, nodes] -> [sources, E, nodes] shares by the flow, nodes costing what `use` implies."""
-        cost = visit_cost(self.tokens, node_rows(use), self.cluster.num_nodes)
-        return flow_to_nodes(self.load, cost, copies)
+        return flow_to_nodes(self.load, self._cost(use), copies)
 
     def shares(self, use: Array) -> Array:
         return use.mean(axis=0)
@@ -45,7 +44,7 @@ class WeightedRule:
         nodes = len(free)
         use = np.repeat((copies > 0)[None].astype(np.float64), nodes, axis=0)
         for turn in range(ROUNDS):
-            cost = visit_cost(self.tokens, node_rows(use), nodes)
+            cost = self._cost(use)
             saved = saved_by_copies(self.load, cost, use) / max(self.load.sum(), 1e-9) * selections(self.tokens)
             node_load = np.einsum("sen,e->n", use, self.load) / nodes
             place_round(saved, self.load, copies, free, -(-int(free.sum()) // (ROUNDS - turn)), mean_rank, node_load)
@@ -74,8 +73,12 @@ class WeightedRule:
         """[sources, E, nodes] what `use` means per node."""
         return node_shares(phy2log, self.node_of_slot, use.source_shares, len(self.load), self.cluster.num_nodes)
 
-    def node_crossings(self, use: Array) -> int:
-        return count_source_crossings(self.tokens, node_rows(use), self.cluster.node_of_rank)
+    def _cost(self, use: Array) -> Array:
+        """[sources, E, nodes] of a selection sent to a node, dearer where much arrives."""
+        return visit_cost(self.tokens, node_rows(use), self.cluster.num_nodes) * arrival_prices(self.arrivals(use))
+
+    def arrivals(self, use: Array) -> Array:
+        return count_arrivals(self.tokens, node_rows(use), self.cluster.node_of_rank, self.cluster.num_nodes)
 
 
 def selections(tokens: Tokens) -> float:
