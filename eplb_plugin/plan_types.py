@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,14 @@ from .topology import Topology
 
 Policy = Literal["deepseek", "balanced", "affinity"]
 Dispatch = Literal["hash", "nearest", "weighted", "cover"]
+Effort = Literal["fast", "thorough"]
 PRICES = ("expert_bytes", "link_gbps", "token_bytes", "seconds_per_selection", "window_steps", "horizon_steps")
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """balance_tolerance: share by which a node's planned load may exceed the mean (affinity policy).
+    """effort: how long policy affinity searches; fast finds most of the gain in a small part of the time.
+    balance_tolerance: share by which a node's planned load may exceed the mean (affinity policy).
     ingress_tolerance: likewise the copies that arrive at a node from others.
     max_moved_slots: slots per layer that may get another expert when `previous` is given; None = no bound.
     max_moved_slots_total: likewise, of all layers together.
@@ -35,6 +37,7 @@ class PlanOptions:
     load_error: relative error of an expert's load as a forecast of the next window, as `forecast_error` measures it.
     """
 
+    effort: Effort = "thorough"
     balance_tolerance: float = 0.02
     ingress_tolerance: float = 0.02
     max_moved_slots: int | None = None
@@ -48,6 +51,8 @@ class PlanOptions:
     load_error: float = 0.15
 
     def __post_init__(self) -> None:
+        if self.effort not in get_args(Effort):
+            raise mismatch("effort", found=repr(self.effort), expected="fast or thorough", fix="name one of them")
         if not 0.0 <= self.balance_tolerance <= 1.0:
             raise mismatch("balance_tolerance", found=self.balance_tolerance, expected="0.0..1.0", fix="pass a share")
         for name in ("max_moved_slots", "max_moved_slots_total"):

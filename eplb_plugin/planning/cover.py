@@ -17,8 +17,10 @@ from .crossings import Cluster
 from .flow import Copies, list_by_expert
 from .joint_types import Use, node_shares
 from .replication import copy_limit
+from .search import Search
 from .tokens import Tokens
 
+TURNS = 3
 STEPS = 60
 STEP_POWER = 1.0
 FLAT = 1.001
@@ -34,7 +36,11 @@ class CoverRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
-    turns: int = 3
+    search: Search
+
+    @property
+    def turns(self) -> int:
+        return min(TURNS, self.search.turns)
 
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array:
         nodes, slots = len(free), len(self.node_of_slot)

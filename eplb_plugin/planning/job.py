@@ -28,6 +28,7 @@ from .price import skip_unpaid
 from .ranks import count_held
 from .relabel import keep_slots, relabel
 from .repair import NO_LIMIT, repair
+from .search import SEARCHES, Search
 from .tokens import Tokens, layer_tokens, no_tokens
 from .weighing import WEIGHED, Weigher, stacked
 
@@ -67,6 +68,10 @@ class Job:
         topology = self.topology
         nearest = self.dispatch == "nearest"
         return Cluster(topology.node_of_rank, topology.num_nodes, topology.slots_per_rank, nearest)
+
+    @property
+    def _search(self) -> Search:
+        return SEARCHES[self.options.effort]
 
     @property
     def keeps_locality(self) -> bool:
@@ -183,14 +188,14 @@ class Job:
 
     def _tokens(self, layer: int) -> tuple[Tokens, Array]:
         if self.keeps_locality:
-            return layer_tokens(self.statistics, layer, self.topology, self.dispatch)
+            return layer_tokens(self.statistics, layer, self.topology, self.dispatch, self._search.rows)
         return no_tokens(), np.zeros((1, 1))
 
     def _solve_layer(self, load: Array, tokens: Tokens, pairs: Array) -> Array:
         tolerance = self.options.balance_tolerance
         if self.keeps_locality:
             slack, ingress = NODE_SHARE * tolerance, self.options.ingress_tolerance
-            phy2log = solve_affinity(load, pairs, self.cluster, tokens, self.num_groups, slack, ingress)
+            phy2log = solve_affinity(load, pairs, self.cluster, tokens, self.num_groups, slack, ingress, self._search)
         else:
             phy2log = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
         if self.keeps_locality or self.cluster.nearest:  # what packing could not see: other nodes, and shares there

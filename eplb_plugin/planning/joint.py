@@ -19,13 +19,13 @@ from .partition import INGRESS_PRICE, Limits, grow_groups, grow_nodes, refine_no
 from .ranks import count_held
 from .repair import NO_LIMIT
 from .replication import TOO_HEAVY, list_copies
+from .search import Search
 from .tokens import Tokens
 from .visits import open_visits
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
 NODE_TOLERANCE = 0.003  # … and around the replicas
 INGRESS = 0.02
-TRIES = 4
 AIM = 0.002  # overload of a rank that is left alone
 BETTER = 5e-4
 
@@ -42,6 +42,8 @@ class Rule(Protocol):
     @property
     def node_of_slot(self) -> Array: ...
 
+    @property
+    def search(self) -> Search: ...
     @property
     def turns(self) -> int: ...
 
@@ -88,7 +90,7 @@ def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
     rows, pins = rule.pins(use, movable)
     own = count_sources(rule.tokens.source, cluster)
-    refine_nodes(load, home, movable, rows, pins, Limits(NODE_TOLERANCE, INGRESS, fixed_load, own))
+    refine_nodes(load, home, movable, rows, pins, Limits(NODE_TOLERANCE, INGRESS, fixed_load, own), rule.search.sweeps)
     copies[movable] = 0
     copies[movable, home[movable]] = 1
     keep_at_home(use, movable, home)
@@ -108,7 +110,7 @@ def _homes(rule: Rule, pairs: Array, groups: int) -> Array:
     visited = []
     for home in starts:
         seen = pins.copy()
-        refine_nodes(load, home, movable, rule.tokens.rows, seen, limits)
+        refine_nodes(load, home, movable, rule.tokens.rows, seen, limits, rule.search.sweeps)
         visited.append(np.count_nonzero(seen))
     return starts[int(np.argmin(visited))]
 
@@ -119,13 +121,13 @@ def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:
     experts, nodes, ranks = len(load), cluster.num_nodes, len(cluster.node_of_rank)
     shares = rule.shares(node_use)
     best: Layer | None = None
-    for attempt in range(TRIES):
+    for attempt in range(rule.search.tries):
         cap_shares(shares, load, copies, TOO_HEAVY * load.sum() / ranks)
         phy2log = pack_nodes(load, copies, shares, cluster)
         made = level(rule, as_used(rule, phy2log, node_use), count_held(phy2log, cluster, experts))
         if best is None or made.peak < best.peak - BETTER:
             best = made
-        if made.peak <= 1.0 + 2.0 * AIM or attempt == TRIES - 1:
+        if made.peak <= 1.0 + 2.0 * AIM or attempt == rule.search.tries - 1:
             break
         node_use = rule.to_nodes(made.phy2log, made.use)
         copies = node_shares(made.phy2log, rule.node_of_slot, np.ones(len(phy2log)), experts, nodes).astype(np.int32)

@@ -13,7 +13,6 @@ import numpy as np
 from ..jit import Array, kernel
 from .visits import Visits, open_visits, swap_changes, swap_experts
 
-SWEEPS = 12
 TRIES = 4  # candidates per expert and sweep; a gain from the tables is wrong where a token has both experts
 LEAST_GAIN = 1e-9
 OVERLOAD_PRICE = 4.0  # visits per token that a node overload of one mean node load is worth
@@ -55,6 +54,8 @@ def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float) -> Array
         filled[best] += 1
         node_load[best] += load[item]
         for other in range(items):
+            if node_of[other] >= 0:
+                continue
             bond[best, other] += pairs[item, other] * scale[item]
             first, second = -np.inf, -np.inf
             for node in range(nodes):
@@ -109,16 +110,19 @@ def _best_partner(
     """The expert whose swap with `mine` gains most by the tables; -1 if none gains."""
     a = visits.node_of[mine]
     bound, price, most = _bounds(visits, node_load, limits)
-    best, best_gain = -1, LEAST_GAIN
+    best, best_gain, hoped = -1, LEAST_GAIN, np.empty(node_load.shape[0])
+    for node in range(node_load.shape[0]):  # no swap takes more excess away than there is
+        hoped[node] = price * max(node_load[node] - bound, 0.0)
+        hoped[node] += INGRESS_PRICE * max(visits.visited[node] - limits.own[node] - most, 0.0)
     for other in range(load.shape[0]):
         b = visits.node_of[other]
         if b == a or not movable[other] or rejected[other]:
             continue
         change_a, change_b = swap_changes(visits, mine, other)
         gain = -float(change_a + change_b)
+        if gain + hoped[a] + hoped[b] <= best_gain:
+            continue
         in_a, in_b = visits.visited[a] - limits.own[a], visits.visited[b] - limits.own[b]
-        if gain <= best_gain and max(node_load[a], node_load[b]) <= bound and max(in_a, in_b) <= most:
-            continue  # relief cannot be positive
         shift = load[other] - load[mine]
         gain += price * relief(node_load[a], node_load[b], shift, -shift, bound)
         gain += INGRESS_PRICE * relief(in_a, in_b, change_a, change_b, most)
@@ -137,8 +141,10 @@ def _bounds(visits: Visits, node_load: Array, limits: Limits) -> tuple[float, fl
 
 
 @kernel
-def refine_nodes(load: Array, node_of: Array, movable: Array, rows: Array, pins: Array, limits: Limits) -> None:
-    """Swap movable experts between nodes, in place, until no swap helps.
+def refine_nodes(
+    load: Array, node_of: Array, movable: Array, rows: Array, pins: Array, limits: Limits, sweeps: int
+) -> None:
+    """Swap movable experts between nodes, in place, until no swap helps or for `sweeps` looks at every expert.
 
     node_of: [E]; rows: [T, K] movable experts' ids only; pins: [T, nodes] all other reasons to visit (the movable
     experts' are added).
@@ -150,7 +156,7 @@ def refine_nodes(load: Array, node_of: Array, movable: Array, rows: Array, pins:
         if movable[expert]:
             node_load[node_of[expert]] += load[expert]
     rejected = np.zeros(experts, np.bool_)
-    for _ in range(SWEEPS):
+    for _ in range(sweeps):
         swapped = False
         for mine in range(experts):
             if not movable[mine]:

@@ -21,6 +21,7 @@ from .joint import Rule, as_used, level, solve_layer
 from .joint_types import Layer, reordered
 from .ranks import count_held
 from .relabel import keep_slots, relabel
+from .search import SEARCHES
 from .tokens import knows_tokens, layer_tokens, no_tokens
 from .weighted import WeightedRule
 
@@ -77,13 +78,13 @@ class Weigher:
         return Plan(placement, self.topology, self.dispatch, shares, 0.0, source_weights, cover_weights)
 
     def _rule(self, layer: int) -> tuple[Rule, Array]:
-        statistics = self.statistics
+        statistics, search = self.statistics, SEARCHES[self.options.effort]
         tokens, pairs = no_tokens(), np.zeros((1, 1))
         if self.topology.num_nodes > 1 and knows_tokens(statistics):
-            tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch)
+            tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch, search.rows)
         load = above_zero(statistics.load[layer])
         kind = WeightedRule if self.dispatch == "weighted" else CoverRule
-        return kind(load, self.cluster, tokens, self.topology.node_of_slot), pairs
+        return kind(load, self.cluster, tokens, self.topology.node_of_slot, search), pairs
 
     def _solve(self, rule: Rule, pairs: Array) -> Layer:
         return solve_layer(rule, pairs, self.num_groups)

@@ -16,10 +16,11 @@ from .crossings import Cluster
 from .flow import list_by_expert, split_flow
 from .joint_types import Use, node_shares
 from .replication import best_copy, copy_limit
+from .search import Search
 from .sources import arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
 from .tokens import Tokens
 
-ROUNDS = 4  # of replicas; every copy changes what the next would save
+TURNS = 6
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,11 @@ class WeightedRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
-    turns: int = 6
+    search: Search
+
+    @property
+    def turns(self) -> int:
+        return min(TURNS, self.search.turns)
 
     def settle(self, copies: Array, use: Array) -> Array:
         """copies: [E, nodes] -> [sources, E, nodes] shares by the flow, nodes costing what `use` implies."""
@@ -43,11 +48,11 @@ class WeightedRule:
         """Fill every free slot, in place; copies: [E, nodes]; free: [nodes] -> shares [sources, E, nodes]."""
         nodes = len(free)
         use = np.repeat((copies > 0)[None].astype(np.float64), nodes, axis=0)
-        for turn in range(ROUNDS):
+        for turn in range(self.search.rounds):  # every copy changes what the next would save
             cost = self._cost(use)
             saved = saved_by_copies(self.load, cost, use) / max(self.load.sum(), 1e-9) * selections(self.tokens)
             node_load = np.einsum("sen,e->n", use, self.load) / nodes
-            place_round(saved, self.load, copies, free, -(-int(free.sum()) // (ROUNDS - turn)), mean_rank, node_load)
+            place_round(saved, self.load, copies, free, -(-int(free.sum()) // (self.search.rounds - turn)), mean_rank, node_load)
             use = flow_to_nodes(self.load, cost, copies)
         return use
 
