@@ -62,6 +62,11 @@ class PlanOptions:
         self._check_prices()
 
     @property
+    def is_bounded(self) -> bool:
+        """Whether the number of moved slots is."""
+        return self.max_moved_slots is not None or self.max_moved_slots_total is not None
+
+    @property
     def is_priced(self) -> bool:
         """Whether a layer moves only if that saves more time than it costs."""
         return self.expert_bytes is not None

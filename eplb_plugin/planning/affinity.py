@@ -18,7 +18,10 @@ def home_nodes(
     load: Array, pairs: Array, rows: Array, nodes: int, groups: int, slack: float, ingress: float, sweeps: int
 ) -> Array:
     """[E] int32: the better of the starts by co-activation and by expert group, refined."""
-    movable, limits = np.ones(load.shape[0], np.bool_), Limits(slack, ingress, np.zeros(nodes), np.zeros(nodes, np.int64))
+    movable, limits = (
+        np.ones(load.shape[0], np.bool_),
+        Limits(slack, ingress, np.zeros(nodes), np.zeros(nodes, np.int64)),
+    )
     best, fewest = np.empty(0, np.int32), np.int64(0)
     for start in range(2 if groups > 1 else 1):
         if start == 0:

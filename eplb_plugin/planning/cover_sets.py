@@ -94,9 +94,7 @@ def cover_pins(tokens: Tokens, masks: Array, node_of_rank: Array, movable: Array
 
 
 @kernel
-def _value_token(
-    row: Array, own: int, index: int, masks: Array, sign: float, saved: Array, arriving: Array
-) -> None:
+def _value_token(row: Array, own: int, index: int, masks: Array, sign: float, saved: Array, arriving: Array) -> None:
     """Add one token's part of what further copies would save. A single visit is spared if its one expert, alone on
     that node, also has a copy on another needed node; if it was opened for replicated experts, perhaps.
     """

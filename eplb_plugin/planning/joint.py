@@ -14,6 +14,7 @@ from ..jit import Array
 from .crossings import Cluster, count_sources
 from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak_ratio
 from .level import level_ranks
+from .locality import improve_locality
 from .packing import pack
 from .partition import INGRESS_PRICE, Limits, grow_groups, grow_nodes, refine_nodes
 from .ranks import count_held
@@ -142,13 +143,23 @@ def as_used(rule: Rule, phy2log: Array, before: Array | None = None) -> Layer:
     return Layer(phy2log, use, peak_ratio(use.shares * rule.load[phy2log], len(rule.cluster.node_of_rank)))
 
 
-def level(rule: Rule, made: Layer, before: Array, budget: int = NO_LIMIT, aim: float = AIM) -> Layer:
-    """Swap slots of a placement until its planned load is flat, within `budget` moves, and weigh it again.
+def level(rule: Rule, made: Layer, before: Array) -> Layer:
+    """Swap slots of a placement until its planned load is flat, and weigh it again.
 
-    before: [ranks, E] what every rank held when moves began to count; aim: overload that is left alone.
+    before: [ranks, E] what every rank held when moves began to count.
     """
-    if made.peak <= 1.0 + 2.0 * aim:
-        return made
+    again = _swapped(rule, made, before, NO_LIMIT, AIM) if made.peak > 1.0 + 2.0 * AIM else made
+    return again if again.peak < made.peak else made
+
+
+def mend(rule: Rule, old: Layer, before: Array, budget: int, good_enough: float) -> Layer:
+    """The same from a placement in use, within `budget` moves: as flat as is good enough, then fewer crossings."""
+    again = _swapped(rule, old, before, budget, (good_enough - 1.0) / 2.0, mends=True)
+    return again if again.peak <= max(old.peak, good_enough) else old
+
+
+def _swapped(rule: Rule, made: Layer, before: Array, budget: int, aim: float, mends: bool = False) -> Layer:
+    """aim: overload of a rank that is left alone."""
     load, cluster, phy2log = rule.load, rule.cluster, made.phy2log.copy()
     movable, home = np.bincount(phy2log, minlength=len(load)) == 1, np.zeros(len(load), np.int32)
     home[phy2log] = rule.node_of_slot
@@ -156,11 +167,16 @@ def level(rule: Rule, made: Layer, before: Array, budget: int = NO_LIMIT, aim: f
     rows, pins = rule.pins(node_use, movable)
     visits = open_visits(rows, pins, home)  # keeps `home` up to date
     slot_load = made.use.shares * load[phy2log]
-    if level_ranks(phy2log, slot_load, cluster, movable, visits, before, budget, aim) == 0:
+    swaps = 0
+    if made.peak > 1.0 + 2.0 * aim:
+        swaps += level_ranks(phy2log, slot_load, cluster, movable, visits, before, budget, aim)
+    if mends and len(rows):
+        bound = slot_load.sum() / len(before) * (1.0 + 2.0 * aim)
+        swaps += improve_locality(phy2log, slot_load, cluster, movable, visits, before, budget, bound)
+    if swaps == 0:
         return made
     keep_at_home(node_use, movable, home)
-    again = as_used(rule, phy2log, node_use)
-    return again if again.peak < made.peak else made
+    return as_used(rule, phy2log, node_use)
 
 
 def pack_nodes(load: Array, copies: Array, shares: Array, cluster: Cluster) -> Array:

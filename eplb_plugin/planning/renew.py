@@ -39,9 +39,7 @@ def renew_weighted(
 
 
 @kernel
-def renew_cover(
-    load: Array, phy2log: Array, weights: Array, shares: Array, slots_per_rank: int
-) -> tuple[Array, Array]:
+def renew_cover(load: Array, phy2log: Array, weights: Array, shares: Array, slots_per_rank: int) -> tuple[Array, Array]:
     """weights: [L, P] int and shares: [L, P] that they led to -> those of now, likewise."""
     layers, slots = phy2log.shape
     renewed, led_to, rank_of_slot = np.empty(phy2log.shape, np.int32), np.empty(shares.shape), np.arange(slots)
@@ -52,8 +50,6 @@ def renew_cover(
         copies = list_by_expert(phy2log[layer].astype(np.int64), rank_of_slot, load.shape[1])
         start = weights[layer].astype(np.float64)
         reach = np.maximum(shares[layer], LEAST_SHARE) / start
-        fitted, led_to[layer] = fit_weights(
-            load[layer], choices, copies, node, start, reach, slots // slots_per_rank
-        )
+        fitted, led_to[layer] = fit_weights(load[layer], choices, copies, node, start, reach, slots // slots_per_rank)
         renewed[layer] = fitted.astype(np.int32)
     return renewed, led_to

@@ -38,11 +38,7 @@ def renewed(plan: Plan, load: NDArray[np.float64]) -> Plan:
     """`plan`, which has weights of its own, with those that suit load: [L, E] > 0."""
     phy2log, topology = plan.placement.phy2log, plan.topology
     if plan.source_weights is not None:
-        by_source = renew_weighted(
-            load, phy2log, plan.source_weights, topology.node_of_slot, topology.slots_per_rank
-        )
+        by_source = renew_weighted(load, phy2log, plan.source_weights, topology.node_of_slot, topology.slots_per_rank)
         return replace(plan, source_weights=by_source, replica_weights=by_source.mean(axis=0))
-    weights, shares = renew_cover(
-        load, phy2log, plan.cover_weights, plan.replica_weights, topology.slots_per_rank
-    )
+    weights, shares = renew_cover(load, phy2log, plan.cover_weights, plan.replica_weights, topology.slots_per_rank)
     return replace(plan, cover_weights=weights, replica_weights=shares)

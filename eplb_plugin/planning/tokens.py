@@ -14,6 +14,7 @@ from ..topology import Topology
 
 MAX_ROWS = 8192  # more rows are thinned out evenly: time grows with rows, locality hardly does
 
+
 class Tokens(NamedTuple):
     """One layer's tokens as the planner sees them.
 

@@ -52,7 +52,9 @@ class WeightedRule:
             cost = self._cost(use)
             saved = saved_by_copies(self.load, cost, use) / max(self.load.sum(), 1e-9) * selections(self.tokens)
             node_load = np.einsum("sen,e->n", use, self.load) / nodes
-            place_round(saved, self.load, copies, free, -(-int(free.sum()) // (self.search.rounds - turn)), mean_rank, node_load)
+            place_round(
+                saved, self.load, copies, free, -(-int(free.sum()) // (self.search.rounds - turn)), mean_rank, node_load
+            )
             use = flow_to_nodes(self.load, cost, copies)
         return use
 
