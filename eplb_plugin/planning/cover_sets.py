@@ -12,6 +12,7 @@ import numpy as np
 
 from ..dispatch.cover import needed_nodes
 from ..jit import Array, kernel
+from .crossings import FEW_NODES
 from .replication import best_copy
 from .sources import arrival_prices
 from .tokens import Tokens
@@ -32,28 +33,35 @@ class Choices(NamedTuple):
 def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int, sources: int) -> Choices:
     """Every token from `sources` source nodes, its sampled one first. An expert without tokens may choose any copy."""
     experts = masks.shape[0]
-    keys = np.empty(tokens.rows.size * sources + experts, np.int64)
+    few = nodes <= FEW_NODES  # then a table of all sets of nodes is small
+    table = np.zeros((experts, 1 << nodes if few else 1), np.int64)
+    keys = np.empty(0 if few else tokens.rows.size * sources, np.int64)
     filled, selected = 0, np.zeros(experts)
     for token in range(tokens.rows.shape[0]):
         for turn in range(sources):
             own = (node_of_rank[tokens.source[token]] + turn * nodes // sources) % nodes
             needed = needed_nodes(tokens.rows[token], own, masks, token)
             for expert in tokens.rows[token]:
-                if expert >= 0:
+                if expert >= 0 and masks[expert] & (masks[expert] - 1):
                     selected[expert] += 1.0
-                    if masks[expert] & (masks[expert] - 1):
+                    if few:
+                        table[expert, needed & masks[expert]] += 1
+                    else:
                         keys[filled] = (needed & masks[expert]) * experts + expert
                         filled += 1
-    for expert in range(experts):
-        if selected[expert] == 0.0 or masks[expert] & (masks[expert] - 1) == 0:
-            selected[expert] = 1.0
-            keys[filled] = masks[expert] * experts + expert
-            filled += 1
-    keys = np.sort(keys[:filled])
-    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    count = np.diff(np.append(first, filled))
-    expert = keys[first] % experts
-    return Choices(expert, keys[first] // experts, count / selected[expert])
+    if few:
+        expert, chosen = np.nonzero(table)
+        count = np.empty(expert.shape[0], np.int64)
+        for choice in range(expert.shape[0]):
+            count[choice] = table[expert[choice], chosen[choice]]
+    else:
+        keys = np.sort(keys[:filled])
+        first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))[: filled if filled else 0]
+        count = np.diff(np.append(first, filled))
+        expert, chosen = keys[first] % experts, keys[first] // experts
+    rest = np.flatnonzero(selected == 0.0)
+    share = np.append(count / selected[expert], np.ones(rest.shape[0]))
+    return Choices(np.append(expert, rest), np.append(chosen, masks[rest]), share)
 
 
 @kernel

@@ -19,7 +19,7 @@ SWEEPS = 4  # looks for the best partner of every slot
 @kernel
 def _worth(
     first: int, second: int, phy2log: Array, slot_load: Array, rank_load: Array, cluster: Cluster, movable: Array,
-    visits: Visits, held: Array, before: Array, left: int, bound: float,
+    visits: Visits, held: Array, before: Array, left: int, bound: float, least: float,
 ) -> float:  # fmt: skip
     """Crossings that swapping two slots saves per received weight; 0 if it must not be or is not worth it."""
     mine, theirs = phy2log[first], phy2log[second]
@@ -27,7 +27,7 @@ def _worth(
     if there == node or not (movable[mine] and movable[theirs]):
         return 0.0
     saved = float(swap_gain(visits, mine, theirs))
-    if saved < max(REAL_SHARE * visits.rows.shape[0], 1.0):
+    if saved < least:
         return 0.0
     concerned = visits.sole[mine] + visits.absent[there, mine] + visits.sole[theirs] + visits.absent[node, theirs]
     if saved * saved < REAL_SIGMAS * REAL_SIGMAS * concerned:
@@ -39,6 +39,20 @@ def _worth(
         return 0.0
     cost = receipt(held, before, rank, theirs, mine) + receipt(held, before, other, mine, theirs)
     return saved / max(cost, LEAST_COST) if cost <= left else 0.0
+
+
+@kernel
+def _single_gains(visits: Visits, movable: Array) -> tuple[Array, Array]:
+    """[nodes, E] visits that moving one expert alone to a node saves; [from, to] the most that any there does."""
+    nodes, experts = visits.absent.shape
+    gain, most = np.empty((nodes, experts)), np.full((nodes, nodes), -np.inf)
+    for expert in range(experts):
+        for node in range(nodes):
+            gain[node, expert] = visits.sole[expert] - visits.absent[node, expert]
+            if movable[expert]:
+                origin = visits.node_of[expert]
+                most[origin, node] = max(most[origin, node], gain[node, expert])
+    return gain, most
 
 
 @kernel
@@ -62,30 +76,40 @@ def improve_locality(
     rank_load, movable, swaps = np.zeros(held.shape[0]), movable.copy(), 0
     for slot in range(count):
         rank_load[slot // slots] += slot_load[slot]
+    least = max(REAL_SHARE * visits.rows.shape[0], 1.0)
     left = budget - np.maximum(held - before, 0).sum()
     for _ in range(SWEEPS):
         best, partner = np.zeros(count), np.zeros(count, np.int64)
+        gain, most = _single_gains(visits, movable)
         for first in range(count):
-            if not movable[phy2log[first]]:
-                continue
-            for second in range(first + 1, count):
-                worth = _worth(
-                    first, second, phy2log, slot_load, rank_load, cluster, movable, visits, held, before, left, bound
-                )
-                if worth > best[first]:
-                    best[first], partner[first] = worth, second
+            mine = phy2log[first]
+            node = visits.node_of[mine]
+            for there in range(most.shape[0] if movable[mine] else 0):
+                if there == node or gain[there, mine] + most[there, node] < least:
+                    continue
+                for second in range(first + 1, count):
+                    theirs = phy2log[second]
+                    if visits.node_of[theirs] != there or gain[there, mine] + gain[node, theirs] < least:
+                        continue
+                    worth = _worth(
+                        first, second, phy2log, slot_load, rank_load, cluster, movable, visits, held, before, left,
+                        bound, least,
+                    )  # fmt: skip
+                    if worth > best[first]:
+                        best[first], partner[first] = worth, second
         swapped = 0
         for first in np.argsort(-best, kind="mergesort"):
             second = partner[first]
             worth = 0.0
             if best[first] > 0.0:  # things have changed since it was looked at
                 worth = _worth(
-                    first, second, phy2log, slot_load, rank_load, cluster, movable, visits, held, before, left, bound
-                )
+                    first, second, phy2log, slot_load, rank_load, cluster, movable, visits, held, before, left, bound,
+                    least,
+                )  # fmt: skip
             if worth <= 0.0:
                 continue
             mine, theirs = phy2log[first], phy2log[second]
-            if swap_experts(visits, mine, theirs) < REAL_SHARE * visits.rows.shape[0]:
+            if swap_experts(visits, mine, theirs) < least:
                 swap_experts(visits, mine, theirs)  # the tables overrate a pair that tokens select together
                 movable[mine] = False
                 continue

@@ -10,10 +10,10 @@ import numpy as np
 
 from ..dispatch.tables import TABLE_WIDTH, share_entries
 from ..jit import Array, kernel
+from .crossings import FEW_NODES
 from .tokens import Tokens
 
 PRICE_POWER = 3.0
-FEW_NODES = 8  # up to here lone visits are counted per set of nodes: one increment instead of one per node
 
 
 @kernel
