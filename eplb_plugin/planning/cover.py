@@ -12,7 +12,8 @@ import numpy as np
 
 from ..dispatch.cover import integer_weights, node_masks
 from ..jit import Array, kernel
-from .cover_sets import Choices, count_choices, count_cover_arrivals, cover_pins, grow_cover
+from .cover_copies import exchange_cover, grow_cover
+from .cover_sets import Choices, count_choices, count_cover_arrivals, cover_pins
 from .crossings import Cluster
 from .flow import Copies, list_by_expert
 from .joint_types import Use, node_shares
@@ -20,7 +21,6 @@ from .replication import copy_limit
 from .search import Search
 from .tokens import Tokens
 
-TURNS = 3
 STEPS = 60
 STEP_POWER = 1.0
 FLAT = 1.001
@@ -38,15 +38,15 @@ class CoverRule:
     node_of_slot: Array
     search: Search
 
-    @property
-    def turns(self) -> int:
-        return min(TURNS, self.search.turns)
-
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array:
         nodes, slots = len(free), len(self.node_of_slot)
         most_on_node = copy_limit(len(self.load), slots // nodes, len(self.cluster.node_of_rank) // nodes)
-        masks = node_masks(copies)
-        grow_cover(self.load, copies, free, self.tokens, masks, self.cluster.node_of_rank, most_on_node)
+        grow_cover(self.load, copies, free, self.tokens, node_masks(copies), self.cluster, most_on_node)
+        return self.exchange_replicas(copies)
+
+    def exchange_replicas(self, copies: Array) -> Array:
+        if self.search.exchanges > 0:
+            exchange_cover(self.load, copies, self.tokens, node_masks(copies), self.cluster, 0.02)
         weights = copies.astype(np.float64)
         return np.stack([weights, weights / weights.sum(axis=1, keepdims=True)])
 

@@ -16,17 +16,19 @@ from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak
 from .level import level_ranks
 from .locality import improve_locality
 from .packing import pack
-from .partition import INGRESS_PRICE, Limits, grow_groups, grow_nodes, refine_nodes
+from .partition import Limits, grow_groups, grow_nodes, refine_nodes
 from .ranks import count_held
 from .repair import NO_LIMIT
 from .replication import TOO_HEAVY, list_copies
 from .search import Search
-from .tokens import Tokens
+from .sources import arrival_cost
+from .tokens import Tokens, thinned
 from .visits import open_visits
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
 NODE_TOLERANCE = 0.003  # … and around the replicas
 INGRESS = 0.02
+GUIDES = 4096
 AIM = 0.002  # overload of a rank that is left alone
 BETTER = 5e-4
 
@@ -45,8 +47,6 @@ class Rule(Protocol):
 
     @property
     def search(self) -> Search: ...
-    @property
-    def turns(self) -> int: ...
 
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array: ...
     def settle(self, copies: Array, use: Array) -> Array: ...
@@ -59,21 +59,17 @@ class Rule(Protocol):
 
 def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
     """From scratch. pairs: [E, E] co-activation; groups: the model's expert groups."""
-    home = _homes(rule, pairs, groups)
     has_spare = len(rule.node_of_slot) > len(rule.load)
-    fewest, best = np.inf, None
-    for _ in range(rule.turns if has_spare else 1):
+    lowest, best, kept = np.inf, None, np.empty(0, np.int32)
+    starts = _homes(rule, pairs, groups)
+    for turn in range(len(starts) + (rule.search.turns if has_spare else 0)):
+        home = starts[turn] if turn < len(starts) else kept.copy()
         copies, use = _one_turn(rule, home)
-        cost = _arrival_cost(rule.arrivals(use))
-        if cost < fewest:
-            fewest, best = cost, (copies, use)
+        cost = arrival_cost(rule.arrivals(use), INGRESS)
+        if cost < lowest:
+            lowest, best, kept = cost, (copies, use), home
     assert best is not None
     return _to_ranks(rule, *best)
-
-
-def _arrival_cost(arriving: Array) -> float:
-    over = arriving - arriving.mean() * (1.0 + INGRESS)
-    return float(arriving.sum() + INGRESS_PRICE * np.maximum(over, 0.0).sum())
 
 
 def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
@@ -86,6 +82,8 @@ def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
     copies[np.arange(len(load)), home] = 1
     free = len(rule.node_of_slot) // cluster.num_nodes - copies.sum(axis=0)
     use = rule.add_replicas(copies, free, load.sum() / len(cluster.node_of_rank))
+    left = copies[np.arange(len(load)), home] == 0
+    home[left] = copies[left].argmax(axis=1)
     use = rule.settle(copies, use)
     movable = copies.sum(axis=1) == 1
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
@@ -98,22 +96,19 @@ def _one_turn(rule: Rule, home: Array) -> tuple[Array, Array]:
     return copies, rule.settle(copies, use)
 
 
-def _homes(rule: Rule, pairs: Array, groups: int) -> Array:
-    """[E] int32 node of every expert if there were no replicas: the better start, refined."""
-    load, nodes = rule.load, rule.cluster.num_nodes
+def _homes(rule: Rule, pairs: Array, groups: int) -> list[Array]:
+    """[E] int32 nodes of every expert if there were no replicas: from several starts, refined."""
+    load, nodes, tokens = rule.load, rule.cluster.num_nodes, thinned(rule.tokens, GUIDES)
     movable = np.ones(len(load), np.bool_)
-    limits = Limits(HOME_TOLERANCE, INGRESS, np.zeros(nodes), count_sources(rule.tokens.source, rule.cluster))
-    pins = np.zeros((len(rule.tokens.rows), nodes), np.int16)
-    pins[np.arange(len(pins)), rule.cluster.node_of_rank[rule.tokens.source]] = 1
-    starts = [grow_nodes(load, pairs, nodes, HOME_TOLERANCE)]
+    limits = Limits(HOME_TOLERANCE, INGRESS, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
+    pins = np.zeros((len(tokens.rows), nodes), np.int16)
+    pins[np.arange(len(pins)), rule.cluster.node_of_rank[tokens.source]] = 1
+    starts = [grow_nodes(load, pairs, nodes, HOME_TOLERANCE, start) for start in range(rule.search.starts)]
     if groups > 1:
-        starts.append(grow_groups(load, pairs, nodes, groups, HOME_TOLERANCE))
-    visited = []
+        starts[-1] = grow_groups(load, pairs, nodes, groups, HOME_TOLERANCE)
     for home in starts:
-        seen = pins.copy()
-        refine_nodes(load, home, movable, rule.tokens.rows, seen, limits, rule.search.sweeps)
-        visited.append(np.count_nonzero(seen))
-    return starts[int(np.argmin(visited))]
+        refine_nodes(load, home, movable, tokens.rows, pins.copy(), limits, rule.search.sweeps)
+    return starts
 
 
 def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:

@@ -11,16 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ..jit import Array, kernel
+from .sources import INGRESS_PRICE
 from .visits import Visits, open_visits, swap_changes, swap_experts
 
 TRIES = 4  # candidates per expert and sweep; a gain from the tables is wrong where a token has both experts
 LEAST_GAIN = 1e-9
+NEVER = 1e300
 OVERLOAD_PRICE = 4.0  # visits per token that a node overload of one mean node load is worth
-INGRESS_PRICE = 4.0  # visits that one token more than allowed at a node is worth
 
 
 @kernel
-def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float) -> Array:
+def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float, start: int = 0) -> Array:
     """[items] int32 node of every item: next the item with the clearest preference, to the node it belongs to.
 
     Nodes get at most ceil(items / nodes) items, and no more than their share of the load while another has room.
@@ -33,7 +34,7 @@ def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float) -> Array
     scale = 1.0 / np.sqrt(np.maximum(load, 1e-9))
     heaviest = np.argsort(-load, kind="mergesort")
     for step in range(items):
-        item = heaviest[step]
+        item = heaviest[(step + start * nodes) % items]
         if step >= nodes:
             item = -1
             for candidate in range(items):
@@ -105,18 +106,26 @@ def relief(amount_a: float, amount_b: float, change_a: float, change_b: float, b
 
 @kernel
 def _best_partner(
-    mine: int, visits: Visits, load: Array, movable: Array, rejected: Array, node_load: Array, limits: Limits
-) -> int:
+    mine: int, visits: Visits, load: Array, movable: Array, rejected: Array, node_load: Array, limits: Limits,
+    offers: Array,
+) -> int:  # fmt: skip
     """The expert whose swap with `mine` gains most by the tables; -1 if none gains."""
     a = visits.node_of[mine]
     bound, price, most = _bounds(visits, node_load, limits)
-    best, best_gain, hoped = -1, LEAST_GAIN, np.empty(node_load.shape[0])
-    for node in range(node_load.shape[0]):  # no swap takes more excess away than there is
-        hoped[node] = price * max(node_load[node] - bound, 0.0)
-        hoped[node] += INGRESS_PRICE * max(visits.visited[node] - limits.own[node] - most, 0.0)
+    best, best_gain = -1, LEAST_GAIN
+    # no swap with a node gains more than the best of its experts does, and all that is in excess
+    excess = np.maximum(node_load - bound, 0.0) * price
+    excess += np.maximum(visits.visited - limits.own - most, 0.0) * INGRESS_PRICE
+    hopeful, any_hope = np.zeros(node_load.shape[0], np.bool_), False
+    for b in range(node_load.shape[0]):
+        most_gain = visits.sole[mine] - visits.absent[b, mine] + offers[a, b] + excess[a] + excess[b]
+        hopeful[b] = b != a and most_gain > LEAST_GAIN
+        any_hope |= hopeful[b]
+    if not any_hope:
+        return -1
     for other in range(load.shape[0]):
         b = visits.node_of[other]
-        if b == a or not movable[other] or rejected[other]:
+        if not hopeful[b] or not movable[other] or rejected[other]:
             continue
         change_a, change_b = swap_changes(visits, mine, other)
         gain = -float(change_a + change_b)
@@ -129,6 +138,17 @@ def _best_partner(
         if gain > best_gain:
             best, best_gain = other, gain
     return best
+
+
+@kernel
+def _find_offers(visits: Visits, movable: Array, offers: Array) -> None:
+    """offers: [nodes a, nodes b] visits that a swap from a with an expert of b saves at most for that expert's sake."""
+    offers[:] = -NEVER
+    for expert in range(movable.shape[0]):
+        b = visits.node_of[expert]
+        if movable[expert]:
+            for a in range(offers.shape[0]):
+                offers[a, b] = max(offers[a, b], visits.sole[expert] - visits.absent[a, expert])
 
 
 @kernel
@@ -155,7 +175,8 @@ def refine_nodes(
     for expert in range(experts):
         if movable[expert]:
             node_load[node_of[expert]] += load[expert]
-    rejected = np.zeros(experts, np.bool_)
+    rejected, offers = np.zeros(experts, np.bool_), np.empty((node_load.shape[0], node_load.shape[0]))
+    _find_offers(visits, movable, offers)
     for _ in range(sweeps):
         swapped = False
         for mine in range(experts):
@@ -163,10 +184,11 @@ def refine_nodes(
                 continue
             rejected[:] = False
             for _ in range(TRIES):
-                other = _best_partner(mine, visits, load, movable, rejected, node_load, limits)
+                other = _best_partner(mine, visits, load, movable, rejected, node_load, limits, offers)
                 if other < 0:
                     break
                 if _try_swap(mine, other, visits, load, node_load, limits):
+                    _find_offers(visits, movable, offers)
                     swapped = True
                     break
                 rejected[other] = True

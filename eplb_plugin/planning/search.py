@@ -8,20 +8,22 @@ from ..plan_types import Effort
 
 
 class Search(NamedTuple):
-    """rows: most sampled tokens that a layer is planned on, the others thinned out evenly; sweeps: of swaps between
-    nodes, each over all experts; turns: of homes, replicas and weights, at most; rounds: in which replicas are placed;
-    tries: of packing a node's ranks.
+    """rows: most sampled tokens that a layer is planned on, the others thinned out evenly; starts: of the homes;
+    turns: further ones from the best start; sweeps: of swaps between nodes, each over all experts; rounds: in which
+    replicas are placed; exchanges: rounds of replicas changing places with redundant ones; tries: of packing ranks.
     """
 
     rows: int
-    sweeps: int
+    starts: int
     turns: int
+    sweeps: int
     rounds: int
+    exchanges: int
     tries: int
 
 
 SEARCHES: dict[Effort, Search] = {
-    "thorough": Search(rows=8192, sweeps=12, turns=6, rounds=4, tries=4),
-    "fast": Search(rows=1024, sweeps=2, turns=1, rounds=2, tries=1),
+    "thorough": Search(rows=8192, starts=4, turns=1, sweeps=12, rounds=4, exchanges=12, tries=4),
+    "fast": Search(rows=1024, starts=1, turns=0, sweeps=1, rounds=1, exchanges=0, tries=1),
 }
 REPAIR_ROWS = 2048  # of a repair: swaps that do not beat noise are left out anyway

@@ -13,6 +13,7 @@ from ..jit import Array, kernel
 from .crossings import FEW_NODES
 from .tokens import Tokens
 
+INGRESS_PRICE = 4.0  # copies that one more than allowed at a node is worth
 PRICE_POWER = 3.0
 
 
@@ -140,3 +141,10 @@ def arrival_prices(arriving: Array) -> Array:
     """arriving: [nodes] copies -> [nodes] what a copy to a node is taken to cost: the more, the more arrive there."""
     mean = arriving.mean()
     return (arriving / mean) ** PRICE_POWER if mean > 0.0 else np.ones(arriving.shape[0])
+
+
+@kernel
+def arrival_cost(arriving: Array, tolerance: float) -> float:
+    """arriving: [nodes] copies -> their number, and a price on what exceeds the mean node by more than `tolerance`."""
+    over = np.maximum(arriving - arriving.mean() * (1.0 + tolerance), 0.0)
+    return float(arriving.sum() + INGRESS_PRICE * over.sum())

@@ -28,6 +28,12 @@ class Tokens(NamedTuple):
     key: Array
 
 
+def thinned(tokens: Tokens, most: int) -> Tokens:
+    """At most `most` of the tokens, evenly spread."""
+    step = max(-(-len(tokens.rows) // most), 1)
+    return Tokens(*(np.ascontiguousarray(part[::step]) for part in tokens))
+
+
 def no_tokens() -> Tokens:
     return Tokens(np.empty((0, 1), np.int16), np.empty(0, np.int32), np.empty(0, np.int64))
 

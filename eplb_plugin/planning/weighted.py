@@ -7,20 +7,23 @@ to nodes around what the replicas serve, replicas where they save most under the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ..dispatch.tables import TABLE_WIDTH, share_entries
 from ..jit import Array, kernel
 from .crossings import Cluster
+from .exchange import best_exchange
 from .flow import list_by_expert, split_flow
 from .joint_types import Use, node_shares
 from .replication import best_copy, copy_limit
 from .search import Search
-from .sources import arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
-from .tokens import Tokens
+from .sources import arrival_cost, arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
+from .tokens import Tokens, thinned
 
-TURNS = 6
+GUIDES = 4096  # tokens that costs are estimated from on the way
+EXCHANGES = 8  # tried together at first
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,6 @@ class WeightedRule:
     tokens: Tokens
     node_of_slot: Array
     search: Search
-
-    @property
-    def turns(self) -> int:
-        return min(TURNS, self.search.turns)
 
     def settle(self, copies: Array, use: Array) -> Array:
         """copies: [E, nodes] -> [sources, E, nodes] shares by the flow, nodes costing what `use` implies."""
@@ -56,6 +55,27 @@ class WeightedRule:
                 saved, self.load, copies, free, -(-int(free.sum()) // (self.search.rounds - turn)), mean_rank, node_load
             )
             use = flow_to_nodes(self.load, cost, copies)
+        return self._exchanged(copies, use, mean_rank) if self.search.exchanges > 0 else use
+
+    def _exchanged(self, copies: Array, use: Array, mean_rank: float) -> Array:
+        """Let experts change places with redundant copies, in place, a few at once, while fewer tokens cross."""
+        at_once, lowest, barred = EXCHANGES, arrival_cost(self.arrivals(use), 0.02), np.zeros(copies.shape, np.bool_)
+        cost = self._cost(use)
+        for _ in range(self.search.exchanges):
+            tried = copies.copy()
+            saved, lost = saved_by_copies(self.load, cost, use), lost_copies(self.load, cost, use, copies)
+            changed = exchange_some(saved, lost, self.load, tried, barred, mean_rank, at_once)
+            if changed == 0:
+                break
+            again = flow_to_nodes(self.load, cost, tried)
+            now = arrival_cost(self.arrivals(again), 0.02)
+            if now < lowest:
+                lowest, use, cost = now, again, self._cost(again)
+                copies[:] = tried
+            elif changed == 1:
+                barred |= tried > copies
+            else:
+                at_once = max(changed // 2, 1)
         return use
 
     def pins(self, use: Array, movable: Array) -> tuple[Array, Array]:
@@ -82,7 +102,11 @@ class WeightedRule:
 
     def _cost(self, use: Array) -> Array:
         """[sources, E, nodes] of a selection sent to a node, dearer where much arrives."""
-        return visit_cost(self.tokens, node_rows(use), self.cluster.num_nodes) * arrival_prices(self.arrivals(use))
+        return visit_cost(self._guides, node_rows(use), self.cluster.num_nodes) * arrival_prices(self.arrivals(use))
+
+    @cached_property
+    def _guides(self) -> Tokens:
+        return thinned(self.tokens, GUIDES)
 
     def arrivals(self, use: Array) -> Array:
         return count_arrivals(self.tokens, node_rows(use), self.cluster.node_of_rank, self.cluster.num_nodes)
@@ -113,6 +137,43 @@ def saved_by_copies(load: Array, cost: Array, use: Array) -> Array:
             for node in range(nodes):
                 saved[expert, node] += load[expert] / sources * max(now - cost[source, expert, node], 0.0)
     return saved
+
+
+@kernel
+def lost_copies(load: Array, cost: Array, use: Array, copies: Array) -> Array:
+    """[E, nodes] crossings, times load, that a node's copies would be missed for; 0 where there are none elsewhere."""
+    sources, experts, nodes = cost.shape
+    lost = np.zeros((experts, nodes))
+    for expert in range(experts):
+        for node in range(nodes):
+            if copies[expert, node] == 0 or copies[expert].sum() == copies[expert, node]:
+                continue
+            for source in range(sources):
+                other = np.inf
+                for candidate in range(nodes):
+                    if candidate != node and copies[expert, candidate] > 0:
+                        other = min(other, cost[source, expert, candidate])
+                lost[expert, node] += load[expert] / sources * use[source, expert, node] * (
+                    other - cost[source, expert, node]
+                )
+    return lost
+
+
+@kernel
+def exchange_some(
+    saved: Array, lost: Array, load: Array, copies: Array, barred: Array, mean_rank: float, at_once: int
+) -> int:
+    """Take up to `at_once` exchanges of different experts, in place; returns how many."""
+    touched = barred.copy()
+    for turn in range(at_once):
+        gain, leaving, coming, node = best_exchange(saved, lost, load, copies, touched, mean_rank)
+        if gain <= 0.0:
+            return turn
+        copies[leaving, node] -= 1
+        copies[coming, node] += 1
+        touched[leaving] = True
+        touched[coming] = True
+    return at_once
 
 
 @kernel
