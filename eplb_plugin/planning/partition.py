@@ -129,7 +129,7 @@ def _best_partner(
             continue
         change_a, change_b = swap_changes(visits, mine, other)
         gain = -float(change_a + change_b)
-        if gain + hoped[a] + hoped[b] <= best_gain:
+        if gain + excess[a] + excess[b] <= best_gain:
             continue
         in_a, in_b = visits.visited[a] - limits.own[a], visits.visited[b] - limits.own[b]
         shift = load[other] - load[mine]
