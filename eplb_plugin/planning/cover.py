@@ -6,7 +6,7 @@ proportional fitting, Deming and Stephan 1940), on counted choices; the flattest
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,7 +36,11 @@ class CoverRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
+    ingress_tolerance: float
     search: Search
+
+    def with_tokens(self, tokens: Tokens) -> CoverRule:
+        return replace(self, tokens=tokens)
 
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array:
         nodes, slots = len(free), len(self.node_of_slot)
@@ -46,7 +50,7 @@ class CoverRule:
 
     def exchange_replicas(self, copies: Array) -> Array:
         if self.search.exchanges > 0:
-            exchange_cover(self.load, copies, self.tokens, node_masks(copies), self.cluster, 0.02)
+            exchange_cover(self.load, copies, self.tokens, node_masks(copies), self.cluster, self.ingress_tolerance)
         weights = copies.astype(np.float64)
         return np.stack([weights, weights / weights.sum(axis=1, keepdims=True)])
 

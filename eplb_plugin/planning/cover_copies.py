@@ -83,7 +83,9 @@ def _open_worth(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int) -
 
 
 @kernel
-def _renew(expert: int, mask: int, concerned: Array, tokens: Tokens, masks: Array, cluster: Cluster, worth: Worth) -> None:
+def _renew(
+    expert: int, mask: int, concerned: Array, tokens: Tokens, masks: Array, cluster: Cluster, worth: Worth
+) -> None:
     """Give an expert other nodes, in place. concerned: its tokens."""
     before = masks[expert]
     if before == mask:

@@ -55,14 +55,14 @@ def _start_cheapest(load: Array, cost: Array, copies: Copies, share: Array, bin_
 class Arcs(NamedTuple):
     """Ways to reroute load between copies of one expert, listed expert by expert.
 
-    origin, target: [A] copies; those of the i-th replicated expert: first[i] … first[i + 1]; `index`: [E] that i.
+    origin, target: [A] copies; those of the i-th replicated expert: first[i] … first[i + 1]; nth: [E] that i.
     price: [A] least extra cost per unit of load over the sources that use the origin; source: [A] which one that is.
     """
 
     origin: Array
     target: Array
     first: Array
-    index: Array
+    nth: Array
     price: Array
     source: Array
 
@@ -151,7 +151,7 @@ def _reroute(
     at = target
     while at != origin:  # only now: prices and sources of the path were needed until here
         copy = arcs.origin[before[at]]
-        nth = arcs.index[copies.expert[copy]]
+        nth = arcs.nth[copies.expert[copy]]
         _price_arcs(arcs, arcs.first[nth], arcs.first[nth + 1], cost, copies, share)
         at = copies.bin[copy]
     return amount

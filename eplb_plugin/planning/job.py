@@ -26,7 +26,7 @@ from .price import skip_unpaid
 from .ranks import count_held
 from .relabel import keep_slots, relabel
 from .repair import NO_LIMIT, repair
-from .search import REPAIR_ROWS, SEARCHES, Search
+from .search import SEARCHES, Search
 from .tokens import Tokens, layer_tokens, no_tokens
 from .weighing import WEIGHED, Weigher
 
@@ -211,7 +211,7 @@ class Job:
     def _repair_layer(self, layer: int, old: Array, budget: int) -> tuple[Array, bool]:
         """-> phy2log of a layer, and whether it was solved afresh."""
         peak_ratio, load = 1.0 + self.options.balance_tolerance, self.load[layer]
-        tokens, _ = self._tokens(layer, min(self._search.rows, REPAIR_ROWS))
+        tokens, _ = self._tokens(layer, self._search.repair_rows)
         repaired = repair_layer(load, old, self.cluster, tokens, peak_ratio, budget)
         if self.options.is_bounded or (not self.keeps_locality and self._is_balanced(load, repaired)):
             return repaired, False

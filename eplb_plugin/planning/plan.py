@@ -27,9 +27,10 @@ def plan(
     """A placement for the next window, and the shares its copies will serve under `dispatch`.
 
     policy: deepseek = the engines' own; balanced = even ranks only; affinity = even ranks and few nodes per token.
-    previous: the placement to start from, or the plan that made it: its weights are then taken over too. balanced and affinity then repair it with few moves; only where a full
-    solve is clearly better, and the options set no bound on moves, a layer is solved afresh (`resolved_layers`). If
-    the options name prices, a layer moves only if that saves more time than it costs (`skipped_layers`).
+    previous: the placement to start from, or the plan that made it, whose weights are then where the new ones start.
+    balanced and affinity then repair it with few moves; only where a full solve is clearly better, and the options set
+    no bound on moves, a layer is solved afresh (`resolved_layers`). If the options name prices, a layer moves only if
+    that saves more time than it costs (`skipped_layers`).
     num_groups: the model's expert groups (group-limited routing); contiguous in the expert ids.
 
     Deterministic. Raises PluginError on input that does not fit together, before computing anything.

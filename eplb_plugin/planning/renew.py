@@ -1,4 +1,4 @@
-"""New weights for new loads on a placement that stays: from the loads and the old weights alone, all layers in one call.
+"""New weights for new loads on a placement that stays: from loads and old weights alone, all layers in one call.
 
 Which nodes tokens need was learnt when the placement was made, and the old weights tell: a share that a source gave to
 a copy elsewhere was cheap, and a copy that serves more than its weight says is reached more often. Kept, this loses

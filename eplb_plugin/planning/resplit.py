@@ -31,7 +31,7 @@ def resplit(plan: Plan, statistics: RoutingStatistics) -> Plan:
         made = Job(statistics, topology, "balanced", rule, 1, PlanOptions()).used(plan.placement.phy2log)
     else:
         made = renewed(plan, above_zero(statistics.load))
-    return replace(made, seconds=time.perf_counter() - began)
+    return replace(made, resolved_layers=0, skipped_layers=0, seconds=time.perf_counter() - began)
 
 
 def renewed(plan: Plan, load: NDArray[np.float64]) -> Plan:
@@ -40,5 +40,6 @@ def renewed(plan: Plan, load: NDArray[np.float64]) -> Plan:
     if plan.source_weights is not None:
         by_source = renew_weighted(load, phy2log, plan.source_weights, topology.node_of_slot, topology.slots_per_rank)
         return replace(plan, source_weights=by_source, replica_weights=by_source.mean(axis=0))
+    assert plan.cover_weights is not None
     weights, shares = renew_cover(load, phy2log, plan.cover_weights, plan.replica_weights, topology.slots_per_rank)
     return replace(plan, cover_weights=weights, replica_weights=shares)

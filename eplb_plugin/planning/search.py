@@ -8,12 +8,15 @@ from ..plan_types import Effort
 
 
 class Search(NamedTuple):
-    """rows: most sampled tokens that a layer is planned on, the others thinned out evenly; starts: of the homes;
-    turns: further ones from the best start; sweeps: of swaps between nodes, each over all experts; rounds: in which
-    replicas are placed; exchanges: rounds of replicas changing places with redundant ones; tries: of packing ranks.
+    """rows, repair_rows: most sampled tokens that a layer is planned or repaired on, the others thinned out evenly;
+    guides: of these, those that costs are estimated from on the way; starts: of the homes; turns: of homes, replicas
+    and weights; sweeps: of swaps between nodes, each over all experts; rounds: in which replicas are placed;
+    exchanges: rounds of replicas changing places with redundant ones; tries: of packing ranks.
     """
 
     rows: int
+    repair_rows: int
+    guides: int
     starts: int
     turns: int
     sweeps: int
@@ -23,7 +26,10 @@ class Search(NamedTuple):
 
 
 SEARCHES: dict[Effort, Search] = {
-    "thorough": Search(rows=8192, starts=4, turns=1, sweeps=12, rounds=4, exchanges=12, tries=4),
-    "fast": Search(rows=1024, starts=1, turns=0, sweeps=1, rounds=1, exchanges=0, tries=1),
+    "thorough": Search(
+        rows=8192, repair_rows=8192, guides=4096, starts=4, turns=2, sweeps=12, rounds=4, exchanges=12, tries=4
+    ),
+    "fast": Search(
+        rows=1640, repair_rows=2048, guides=820, starts=1, turns=1, sweeps=1, rounds=1, exchanges=0, tries=1
+    ),
 }
-REPAIR_ROWS = 2048  # of a repair: swaps that do not beat noise are left out anyway

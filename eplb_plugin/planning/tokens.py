@@ -28,10 +28,9 @@ class Tokens(NamedTuple):
     key: Array
 
 
-def thinned(tokens: Tokens, most: int) -> Tokens:
-    """At most `most` of the tokens, evenly spread."""
-    step = max(-(-len(tokens.rows) // most), 1)
-    return Tokens(*(np.ascontiguousarray(part[::step]) for part in tokens))
+def every(tokens: Tokens, step: int, first: int = 0) -> Tokens:
+    """Every `step`-th of the tokens, from `first` on."""
+    return Tokens(*(np.ascontiguousarray(part[first::step]) for part in tokens))
 
 
 def no_tokens() -> Tokens:
@@ -46,7 +45,7 @@ def knows_tokens(statistics: RoutingStatistics) -> bool:
 def layer_tokens(
     statistics: RoutingStatistics, layer: int, topology: Topology, rule: Dispatch, max_rows: int = MAX_ROWS
 ) -> tuple[Tokens, Array]:
-    """At most `max_rows` tokens, and co-activation [E, E] float64 with zero diagonal, from statistics with at least one of the two."""
+    """At most `max_rows` tokens, and co-activation [E, E] float64, its diagonal zero; statistics must have either."""
     experts = statistics.num_experts
     pairs: Array | None = None
     if statistics.coactivation is not None:

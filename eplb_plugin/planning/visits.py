@@ -69,7 +69,7 @@ def list_tokens(rows: Array, experts: int) -> tuple[Array, Array]:
 
 @kernel
 def swap_changes(visits: Visits, mine: int, other: int) -> tuple[int, int]:
-    """Change of the visits of both experts' nodes if they are swapped, by the tables: too low where tokens select both."""
+    """Change of the visits of both experts' nodes by a swap, by the tables: too low where tokens select both."""
     a, b = visits.node_of[mine], visits.node_of[other]
     return visits.absent[a, other] - visits.sole[mine], visits.absent[b, mine] - visits.sole[other]
 

@@ -22,8 +22,8 @@ from .joint import Rule, as_used, mend, solve_layer
 from .joint_types import Layer, Use, reordered
 from .ranks import count_held
 from .relabel import keep_slots, relabel
-from .search import REPAIR_ROWS, SEARCHES
-from .tokens import MAX_ROWS, knows_tokens, layer_tokens, no_tokens
+from .search import SEARCHES, Search
+from .tokens import knows_tokens, layer_tokens, no_tokens
 from .weighted import WeightedRule
 
 WEIGHED: tuple[Dispatch, ...] = ("weighted", "cover")
@@ -41,6 +41,10 @@ class Weigher:
     dispatch: Dispatch
     num_groups: int
     options: PlanOptions
+
+    @property
+    def _search(self) -> Search:
+        return SEARCHES[self.options.effort]
 
     @cached_property
     def cluster(self) -> Cluster:
@@ -66,7 +70,7 @@ class Weigher:
         Returns the layers, and how many of them were solved afresh.
         """
         layers = range(self.statistics.num_layers)
-        rules = [self._rule(layer, REPAIR_ROWS)[0] for layer in layers]
+        rules = [self._rule(layer, self._search.repair_rows)[0] for layer in layers]
         made = [self._weigh(layer, rules[layer], previous) for layer in layers]
         resolved = 0
         for layer, budget in allowed.in_turn(np.array([old.peak - 1.0 for old in made])):
@@ -87,15 +91,16 @@ class Weigher:
         cover_weights = np.stack([use.weights for use in uses]) if self.dispatch == "cover" else None
         return Plan(placement, self.topology, self.dispatch, shares, 0.0, source_weights, cover_weights)
 
-    def _rule(self, layer: int, most_rows: int = MAX_ROWS) -> tuple[Rule, Array]:
-        statistics, search = self.statistics, SEARCHES[self.options.effort]
+    def _rule(self, layer: int, most_rows: int | None = None) -> tuple[Rule, Array]:
+        statistics, search = self.statistics, self._search
         tokens, pairs = no_tokens(), np.zeros((1, 1))
         if self.topology.num_nodes > 1 and knows_tokens(statistics):
-            rows = min(search.rows, most_rows)
+            rows = most_rows or search.rows
             tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch, rows)
         load = above_zero(statistics.load[layer])
         kind = WeightedRule if self.dispatch == "weighted" else CoverRule
-        return kind(load, self.cluster, tokens, self.topology.node_of_slot, search), pairs
+        ingress = self.options.ingress_tolerance
+        return kind(load, self.cluster, tokens, self.topology.node_of_slot, ingress, search), pairs
 
     def _weigh(self, layer: int, rule: Rule, start: Plan | Placement) -> Layer:
         if isinstance(start, Placement):

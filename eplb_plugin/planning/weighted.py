@@ -6,7 +6,7 @@ to nodes around what the replicas serve, replicas where they save most under the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,9 +20,8 @@ from .joint_types import Use, node_shares
 from .replication import best_copy, copy_limit
 from .search import Search
 from .sources import arrival_cost, arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
-from .tokens import Tokens, thinned
+from .tokens import Tokens, every
 
-GUIDES = 4096  # tokens that costs are estimated from on the way
 EXCHANGES = 8  # tried together at first
 
 
@@ -34,7 +33,11 @@ class WeightedRule:
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
+    ingress_tolerance: float
     search: Search
+
+    def with_tokens(self, tokens: Tokens) -> WeightedRule:
+        return replace(self, tokens=tokens)
 
     def settle(self, copies: Array, use: Array) -> Array:
         """copies: [E, nodes] -> [sources, E, nodes] shares by the flow, nodes costing what `use` implies."""
@@ -59,7 +62,7 @@ class WeightedRule:
 
     def _exchanged(self, copies: Array, use: Array, mean_rank: float) -> Array:
         """Let experts change places with redundant copies, in place, a few at once, while fewer tokens cross."""
-        at_once, lowest, barred = EXCHANGES, arrival_cost(self.arrivals(use), 0.02), np.zeros(copies.shape, np.bool_)
+        at_once, lowest, barred = EXCHANGES, self._arrival_cost(use), np.zeros(copies.shape, np.bool_)
         cost = self._cost(use)
         for _ in range(self.search.exchanges):
             tried = copies.copy()
@@ -68,7 +71,7 @@ class WeightedRule:
             if changed == 0:
                 break
             again = flow_to_nodes(self.load, cost, tried)
-            now = arrival_cost(self.arrivals(again), 0.02)
+            now = self._arrival_cost(again)
             if now < lowest:
                 lowest, use, cost = now, again, self._cost(again)
                 copies[:] = tried
@@ -104,9 +107,12 @@ class WeightedRule:
         """[sources, E, nodes] of a selection sent to a node, dearer where much arrives."""
         return visit_cost(self._guides, node_rows(use), self.cluster.num_nodes) * arrival_prices(self.arrivals(use))
 
+    def _arrival_cost(self, use: Array) -> float:
+        return arrival_cost(self.arrivals(use), self.ingress_tolerance)
+
     @cached_property
     def _guides(self) -> Tokens:
-        return thinned(self.tokens, GUIDES)
+        return every(self.tokens, max(-(-len(self.tokens.rows) // self.search.guides), 1))
 
     def arrivals(self, use: Array) -> Array:
         return count_arrivals(self.tokens, node_rows(use), self.cluster.node_of_rank, self.cluster.num_nodes)
@@ -153,8 +159,8 @@ def lost_copies(load: Array, cost: Array, use: Array, copies: Array) -> Array:
                 for candidate in range(nodes):
                     if candidate != node and copies[expert, candidate] > 0:
                         other = min(other, cost[source, expert, candidate])
-                lost[expert, node] += load[expert] / sources * use[source, expert, node] * (
-                    other - cost[source, expert, node]
+                lost[expert, node] += (
+                    load[expert] / sources * use[source, expert, node] * (other - cost[source, expert, node])
                 )
     return lost
 
