@@ -41,7 +41,7 @@ class Seen(NamedTuple):
     last: Plan | None
 
 
-Arm = Callable[[Seen, str], Plan]
+Arm = Callable[..., Plan]
 
 
 def solve(statistics: RoutingStatistics, rule: str, previous: Plan | None = None, **options) -> Plan:
@@ -51,10 +51,10 @@ def solve(statistics: RoutingStatistics, rule: str, previous: Plan | None = None
 def warm(share: float) -> Arm:
     """Never more than `share` of all slots."""
 
-    def planned(seen: Seen, rule: str) -> Plan:
+    def planned(seen: Seen, rule: str, **options) -> Plan:
         window = seen.windows[-1]
         total = int(share * TOPOLOGY.num_slots * window.num_layers)
-        return solve(window, rule, seen.last, max_moved_slots_total=total)
+        return solve(window, rule, seen.last, max_moved_slots_total=total, **options)
 
     return planned
 
@@ -81,6 +81,7 @@ ARMS: dict[str, Arm] = {
     ),
     "warm, 5 %": warm(0.05),
     "warm, 10 %": warm(0.1),
+    "warm, 10 %, fast": lambda seen, rule: warm(0.1)(seen, rule, effort="fast"),
     "warm, no bound": lambda seen, rule: solve(seen.windows[-1], rule, seen.last),
     "warm, 10 %, forecast": with_forecast,
     "warm, 10 %, each 3rd; re-split": now_and_then,
@@ -200,6 +201,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--drift", type=float, default=0.5, help="of the topic mixture, from first to last window")
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES)
+    parser.add_argument("--noise-layers", type=int, default=58)
     parser.add_argument("--seeds", type=int, default=2, help="random loads of the noise study")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench_drift.json")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of the tables")
@@ -208,7 +210,7 @@ def main() -> int:
         "layers": options.layers,
         "drift": options.drift,
         "chains": chains(options.layers, options.windows, options.drift, options.rules),
-        "noise": noise(58, options.seeds),
+        "noise": noise(options.noise_layers, options.seeds),
     }
     text = json.dumps(results, indent=2)
     options.out.parent.mkdir(parents=True, exist_ok=True)
