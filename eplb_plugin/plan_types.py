@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,14 @@ from .topology import Topology
 
 Policy = Literal["deepseek", "balanced", "affinity"]
 Dispatch = Literal["hash", "nearest", "weighted", "cover"]
+Effort = Literal["fast", "thorough"]
 PRICES = ("expert_bytes", "link_gbps", "token_bytes", "seconds_per_selection", "window_steps", "horizon_steps")
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """balance_tolerance: share by which a node's planned load may exceed the mean (affinity policy).
+    """effort: how long policy affinity searches; fast finds most of the gain in a small part of the time.
+    balance_tolerance: share by which a node's planned load may exceed the mean (affinity policy).
     ingress_tolerance: share by which the copies that arrive at a node from others may exceed the mean before every
         further one has a price (affinity policy, solved afresh); 1.0 = they may arrive anywhere.
     max_moved_slots: slots per layer that may get another expert when `previous` is given; None = no bound.
@@ -36,6 +38,7 @@ class PlanOptions:
     load_error: relative error of an expert's load as a forecast of the next window, as `forecast_error` measures it.
     """
 
+    effort: Effort = "thorough"
     balance_tolerance: float = 0.02
     ingress_tolerance: float = 0.02
     max_moved_slots: int | None = None
@@ -49,6 +52,8 @@ class PlanOptions:
     load_error: float = 0.15
 
     def __post_init__(self) -> None:
+        if self.effort not in get_args(Effort):
+            raise mismatch("effort", found=repr(self.effort), expected="fast or thorough", fix="name one of them")
         for name in ("balance_tolerance", "ingress_tolerance"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise mismatch(name, found=getattr(self, name), expected="0.0..1.0", fix="pass a share")
@@ -57,6 +62,11 @@ class PlanOptions:
             if bound is not None and bound < 0:
                 raise mismatch(name, found=bound, expected=">= 0 or None", fix="raise it")
         self._check_prices()
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the number of moved slots is."""
+        return self.max_moved_slots is not None or self.max_moved_slots_total is not None
 
     @property
     def is_priced(self) -> bool:

@@ -52,7 +52,9 @@ def test_prices_are_finite_and_not_negative(name, value):
         PlanOptions(**{**PRICED, "window_steps": 1, "horizon_steps": 1, name: value})
 
 
-@pytest.mark.parametrize("bad", [{"balance_tolerance": -0.1}, {"balance_tolerance": 1.1}, {"max_moved_slots": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"effort": "quick"}, {"balance_tolerance": -0.1}, {"balance_tolerance": 1.1}, {"max_moved_slots": -1}]
+)
 def test_options_are_checked(bad):
     with pytest.raises(PluginError, match=next(iter(bad))):
         PlanOptions(**bad)

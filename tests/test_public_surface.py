@@ -38,8 +38,8 @@ PARAMETERS = {
         "resolved_layers", "skipped_layers",
     ],
     "PlanOptions": [
-        "balance_tolerance", "max_moved_slots", "max_moved_slots_total", "expert_bytes", "link_gbps", "token_bytes",
-        "seconds_per_selection", "window_steps", "horizon_steps", "load_error",
+        "effort", "balance_tolerance", "ingress_tolerance", "max_moved_slots", "max_moved_slots_total", "expert_bytes",
+        "link_gbps", "token_bytes", "seconds_per_selection", "window_steps", "horizon_steps", "load_error",
     ],
     "forecast": ["history"],
     "plan": ["statistics", "topology", "*policy", "*previous", "*dispatch", "*num_groups", "*options"],
@@ -50,6 +50,7 @@ DEFAULTS = {
     "plan": {"policy": "affinity", "previous": None, "dispatch": "weighted", "num_groups": 1, "options": None},
     "route": {"rule": None, "token_index": None},
     "PlanOptions": {
+        "effort": "thorough",
         "balance_tolerance": 0.02,
         "max_moved_slots": None,
         "max_moved_slots_total": None,

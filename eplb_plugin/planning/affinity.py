@@ -9,11 +9,14 @@ from .crossings import Cluster, copy_shares, count_sources, fixed_pins
 from .packing import pack
 from .partition import Limits, grow_groups, grow_nodes, refine_nodes
 from .replication import list_copies, place_copies
+from .search import Search
 from .tokens import Tokens
 
 
 @kernel
-def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, slack: float, ingress: float) -> Array:
+def home_nodes(
+    load: Array, pairs: Array, rows: Array, nodes: int, groups: int, slack: float, ingress: float, sweeps: int
+) -> Array:
     """[E] int32: the better of the starts by co-activation and by expert group, refined."""
     movable, limits = (
         np.ones(load.shape[0], np.bool_),
@@ -26,7 +29,7 @@ def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, 
         else:
             node_of = grow_groups(load, pairs, nodes, groups, slack)
         pins = np.zeros((rows.shape[0], nodes), np.int16)
-        refine_nodes(load, node_of, movable, rows, pins, limits)
+        refine_nodes(load, node_of, movable, rows, pins, limits, sweeps)
         visited = np.int64(np.count_nonzero(pins))
         if start == 0 or visited < fewest:
             best, fewest = node_of, visited
@@ -34,7 +37,9 @@ def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, 
 
 
 @kernel
-def refine_singles(load: Array, copies: Array, cluster: Cluster, tokens: Tokens, slack: float, ingress: float) -> None:
+def refine_singles(
+    load: Array, copies: Array, cluster: Cluster, tokens: Tokens, slack: float, ingress: float, sweeps: int
+) -> None:
     """Swap the single-copy experts between nodes, in place, around the replicated ones. copies: [E, nodes]."""
     experts = load.shape[0]
     shares = copy_shares(copies, cluster)
@@ -49,7 +54,7 @@ def refine_singles(load: Array, copies: Array, cluster: Cluster, tokens: Tokens,
     own = np.zeros(cluster.num_nodes, np.int64)
     if cluster.nearest:
         own += count_sources(tokens.source, cluster)
-    refine_nodes(load, node_of, movable, singles, pins, Limits(slack, ingress, fixed_load, own))
+    refine_nodes(load, node_of, movable, singles, pins, Limits(slack, ingress, fixed_load, own), sweeps)
     for expert in range(experts):
         if movable[expert]:
             copies[expert] = 0
@@ -75,11 +80,12 @@ def pack_nodes(load: Array, copies: Array, cluster: Cluster) -> Array:
 
 @kernel
 def solve_affinity(
-    load: Array, pairs: Array, cluster: Cluster, tokens: Tokens, groups: int, slack: float, ingress: float
-) -> Array:
+    load: Array, pairs: Array, cluster: Cluster, tokens: Tokens, groups: int, slack: float, ingress: float,
+    search: Search,
+) -> Array:  # fmt: skip
     """One layer, from scratch -> phy2log [P] int32. load: [E] float64; pairs: [E, E]."""
-    home = home_nodes(load, pairs, tokens.rows, cluster.num_nodes, groups, slack, ingress)
-    copies = place_copies(load, home, cluster, tokens)
+    home = home_nodes(load, pairs, tokens.rows, cluster.num_nodes, groups, slack, ingress, search.sweeps)
+    copies = place_copies(load, home, cluster, tokens, search.rounds)
     if copies.sum() > load.shape[0]:  # replicas changed what the others are worth where
-        refine_singles(load, copies, cluster, tokens, slack, ingress)
+        refine_singles(load, copies, cluster, tokens, slack, ingress, search.sweeps)
     return pack_nodes(load, copies, cluster)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from ..jit import Array, kernel
+from ..topology import Topology
+from .repair import NO_LIMIT
 
 
 @kernel
@@ -23,6 +27,35 @@ def count_moved(phy2log: Array, previous: Array, ranks: int, experts: int) -> Ar
             for slot in range(first, first + slots):
                 missing[previous[layer, slot]] = 0
     return moved
+
+
+class Allowed:
+    """Moved slots that the layers of one plan may have: at most `cap` each, and `total` together; None = no bound.
+
+    Layers come one after another, the neediest first, so that none has to be repaired twice: each may have its share,
+    by need, of what is left, and what it does not use is left for those that follow.
+    """
+
+    def __init__(self, cap: int | None, total: int | None, topology: Topology, experts: int) -> None:
+        self._cap = NO_LIMIT if cap is None else cap
+        self._left = total
+        self._ranks, self._experts = topology.num_ranks, experts
+
+    def in_turn(self, need: Array) -> Iterator[tuple[int, int]]:
+        """need: [L] >= 0 -> (layer, its budget), each once; `spend` has to follow each."""
+        waiting = float(need.sum())
+        for layer in np.argsort(-need, kind="stable"):
+            budget = self._cap
+            if self._left is not None:
+                share = need[layer] / waiting if waiting > 0.0 else 1.0
+                budget = min(budget, int(np.ceil(min(share, 1.0) * self._left)))
+            waiting -= float(need[layer])
+            yield int(layer), budget
+
+    def spend(self, phy2log: Array, old: Array) -> None:
+        """A layer, [P], went from `old` to `phy2log`."""
+        if self._left is not None:
+            self._left -= int(count_moved(phy2log[None], old[None], self._ranks, self._experts)[0])
 
 
 def share_out(wanted: Array, total: int) -> Array:

@@ -18,6 +18,7 @@ from .crossings import Cluster
 from .flow import Copies, list_by_expert
 from .joint_types import Use, node_shares
 from .replication import copy_limit
+from .search import Search
 from .tokens import Tokens
 
 STEPS = 60
@@ -36,7 +37,7 @@ class CoverRule:
     tokens: Tokens
     node_of_slot: Array
     ingress_tolerance: float
-    turns: int = 2
+    search: Search
 
     def with_tokens(self, tokens: Tokens) -> CoverRule:
         return replace(self, tokens=tokens)
@@ -48,7 +49,8 @@ class CoverRule:
         return self.exchange_replicas(copies)
 
     def exchange_replicas(self, copies: Array) -> Array:
-        exchange_cover(self.load, copies, self.tokens, node_masks(copies), self.cluster, self.ingress_tolerance)
+        if self.search.exchanges > 0:
+            exchange_cover(self.load, copies, self.tokens, node_masks(copies), self.cluster, self.ingress_tolerance)
         weights = copies.astype(np.float64)
         return np.stack([weights, weights / weights.sum(axis=1, keepdims=True)])
 
@@ -96,14 +98,29 @@ class CoverRule:
         masks = node_masks(copies)
         choices = count_choices(self.tokens, masks, self.cluster.node_of_rank, self.cluster.num_nodes, sources)
         listed = list_by_expert(expert, bin_of, len(self.load))
-        return fit_weights(self.load, choices, listed, node.astype(np.int64), weights, bins)
+        return fit_weights(self.load, choices, listed, node.astype(np.int64), weights, np.ones(len(node)), bins)
 
 
 @kernel
-def choice_shares(choices: Choices, copies: Copies, node: Array, weights: Array) -> Array:
-    """[C] share of its expert's tokens that a copy serves. node, weights: [C] of every copy."""
-    shares = np.zeros(weights.shape[0])
+def _certain_shares(choices: Choices, copies: Copies, node: Array) -> tuple[Array, Array]:
+    """[C] shares that no weight changes, because only one copy is in reach; and which choices do have a choice."""
+    shares, free = np.zeros(node.shape[0]), np.zeros(choices.expert.shape[0], np.bool_)
     for choice in range(choices.expert.shape[0]):
+        expert, allowed, only, reached = choices.expert[choice], choices.nodes[choice], 0, 0
+        for copy in copies.listed[copies.start[expert] : copies.start[expert + 1]]:
+            if (allowed >> node[copy]) & 1:
+                only = copy
+                reached += 1
+        free[choice] = reached > 1
+        if reached == 1:
+            shares[only] += choices.share[choice]
+    return shares, np.flatnonzero(free)
+
+
+@kernel
+def _add_choices(free: Array, choices: Choices, copies: Copies, node: Array, weights: Array, shares: Array) -> None:
+    """Add to shares: [C] what the choices `free` make of the weights: [C]."""
+    for choice in free:
         expert, allowed = choices.expert[choice], choices.nodes[choice]
         members = copies.listed[copies.start[expert] : copies.start[expert + 1]]
         total = 0.0
@@ -113,19 +130,23 @@ def choice_shares(choices: Choices, copies: Copies, node: Array, weights: Array)
         for copy in members:
             if (allowed >> node[copy]) & 1:
                 shares[copy] += choices.share[choice] * weights[copy] / total
-    return shares
 
 
 @kernel
 def fit_weights(
-    load: Array, choices: Choices, copies: Copies, node: Array, weights: Array, bins: int
+    load: Array, choices: Choices, copies: Copies, node: Array, weights: Array, reach: Array, bins: int
 ) -> tuple[Array, Array]:
-    """Weights and shares [C] of every copy that make bins even; weights as integers would express them."""
+    """Weights and shares [C] of every copy that make bins even; weights as integers would express them.
+
+    reach: [C] by how much more often than its weight says a copy is taken; 1 where the choices tell all.
+    """
     expert, bin_of = copies.expert, copies.bin
+    certain, free = _certain_shares(choices, copies, node)
     best, best_shares, lowest, power = weights, weights, np.inf, STEP_POWER
     for _ in range(STEPS):
         whole = integer_weights(weights, expert).astype(np.float64)
-        shares = choice_shares(choices, copies, node, whole)
+        shares = certain.copy()
+        _add_choices(free, choices, copies, node, whole * reach, shares)
         bin_load = np.zeros(bins)
         for copy in range(weights.shape[0]):
             bin_load[bin_of[copy]] += shares[copy] * load[expert[copy]]
@@ -136,9 +157,8 @@ def fit_weights(
             power = max(0.97 * power, 0.2)
         if lowest <= mean * FLAT:
             break
-        changed = np.empty(weights.shape[0])
-        for copy in range(weights.shape[0]):
-            changed[copy] = weights[copy] * (mean / max(bin_load[bin_of[copy]], 1e-3 * mean)) ** power
+        factor = (mean / np.maximum(bin_load, 1e-3 * mean)) ** power
+        changed = weights * factor[bin_of]
         largest = np.zeros(load.shape[0])
         for copy in range(weights.shape[0]):
             largest[expert[copy]] = max(largest[expert[copy]], changed[copy])

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..dispatch.cover import allowed_nodes, needed_nodes
 from ..jit import Array, kernel
-from .sources import FEW_NODES
+from .crossings import FEW_NODES
 from .tokens import Tokens
 
 

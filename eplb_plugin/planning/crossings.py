@@ -13,6 +13,8 @@ import numpy as np
 from ..jit import Array, kernel
 from .tokens import Tokens
 
+FEW_NODES = 8  # up to here tokens are counted per set of nodes that they lack, and valued together
+
 
 class Cluster(NamedTuple):
     """What the kernels need to know of topology and rule. node_of_rank: [ranks] int32; nearest: the rule, else hash."""
@@ -143,6 +145,9 @@ def copy_values(copies: Array, cluster: Cluster, tokens: Tokens) -> tuple[Array,
     destination, width = list_destinations(copies, cluster)
     nodes, total = cluster.num_nodes, copies.sum(axis=1)
     saved, lost = np.zeros(copies.shape), np.zeros(copies.shape)
+    if not cluster.nearest and nodes <= FEW_NODES:
+        _value_sets(_count_unvisited(destination, width, cluster, tokens), copies, saved, lost)
+        return saved, lost
     pins, target, price = np.zeros(nodes, np.int32), np.empty(tokens.rows.shape[1], np.int32), np.empty(nodes)
     for token in range(tokens.rows.shape[0]):
         own = cluster.node_of_rank[tokens.source[token]]
@@ -168,8 +173,41 @@ def copy_values(copies: Array, cluster: Cluster, tokens: Tokens) -> tuple[Array,
 
 
 @kernel
+def _count_unvisited(destination: Array, width: Array, cluster: Cluster, tokens: Tokens) -> Array:
+    """[E, sets of nodes] of an expert's tokens, those that would visit just these nodes for this expert alone."""
+    every, bits = (1 << cluster.num_nodes) - 1, np.empty(tokens.rows.shape[1], np.int64)
+    count = np.zeros((width.shape[0], every + 1), np.int64)
+    for token in range(tokens.rows.shape[0]):
+        once, twice = np.int64(0), np.int64(0)
+        for k in range(bits.shape[0]):
+            expert, bits[k] = tokens.rows[token, k], 0
+            if expert >= 0:
+                bits[k] = 1 << destination[expert, tokens.key[token] % width[expert]]
+                twice |= once & bits[k]
+                once |= bits[k]
+        own = 1 << cluster.node_of_rank[tokens.source[token]]
+        for k in range(bits.shape[0]):
+            if bits[k]:
+                count[tokens.rows[token, k], every & ~(own | (once & ~bits[k]) | (twice & bits[k]))] += 1
+    return count
+
+
+@kernel
+def _value_sets(count: Array, copies: Array, saved: Array, lost: Array) -> None:
+    """count: [E, sets of nodes]; adds every token's part to saved and lost, as `_value_hash` does, a set at a time."""
+    nodes, total = copies.shape[1], copies.sum(axis=1)
+    price = np.empty(nodes)
+    for expert in range(count.shape[0]):
+        for unvisited in range(1, count.shape[1]):
+            if count[expert, unvisited]:
+                for node in range(nodes):
+                    price[node] = count[expert, unvisited] * ((unvisited >> node) & 1)
+                _value_hash(copies[expert], total[expert], price, saved[expert], lost[expert])
+
+
+@kernel
 def _value_hash(copies: Array, total: int, price: Array, saved: Array, lost: Array) -> None:
-    """A token picks evenly among all copies; price: [nodes] what it costs this token to visit a node."""
+    """A token picks evenly among all copies; price: [nodes] what it costs this token (or all these) to visit a node."""
     together = 0.0
     for node in range(price.shape[0]):
         together += copies[node] * price[node]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,7 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from . import deepseek
 from .affinity import solve_affinity
-from .budget import count_moved, share_out
+from .budget import Allowed, count_moved, share_out
 from .crossings import Cluster
 from .evening import even_balance, even_layers
 from .incremental import expected_balance, expected_crossings, repair_layer
@@ -28,10 +26,10 @@ from .price import skip_unpaid
 from .ranks import count_held
 from .relabel import keep_slots, relabel
 from .repair import NO_LIMIT, repair
+from .search import SEARCHES, Search
 from .tokens import Tokens, layer_tokens, no_tokens
-from .weighing import WEIGHED, Weigher, stacked
+from .weighing import WEIGHED, Weigher
 
-Repaired = TypeVar("Repaired")
 NODE_SHARE = 0.25  # of the balance tolerance that nodes may use up, before their ranks are packed
 ROUNDING = 1e-9
 WORTH_BALANCE = 0.02  # a full solve must be better balanced by this much, or …
@@ -45,6 +43,14 @@ def plan_of(placement: Placement, topology: Topology, dispatch: Dispatch) -> Pla
         expected = f"{topology.num_slots} on {topology.num_ranks} ranks"
         raise mismatch("placement slots", found=found, expected=expected, fix="pass the topology it was made for")
     return Plan(placement, topology, dispatch, replica_weights(placement, topology, dispatch), 0.0)
+
+
+def placement_of(previous: Plan | Placement) -> Placement:
+    return previous.placement if isinstance(previous, Plan) else previous
+
+
+def _phy2log(previous: Plan | Placement | None) -> NDArray[np.int32] | None:
+    return None if previous is None else placement_of(previous).phy2log
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,10 @@ class Job:
         return Cluster(topology.node_of_rank, topology.num_nodes, topology.slots_per_rank, nearest)
 
     @property
+    def _search(self) -> Search:
+        return SEARCHES[self.options.effort]
+
+    @property
     def keeps_locality(self) -> bool:
         return self.policy == "affinity" and self.topology.num_nodes > 1
 
@@ -77,103 +87,103 @@ class Job:
         """Whether neither crossings nor a copy's load depend on where its expert's copies lie."""
         return not self.keeps_locality and self.dispatch == "hash"
 
-    @property
-    def is_bounded(self) -> bool:
-        return self.options.max_moved_slots is not None or self.options.max_moved_slots_total is not None
-
-    def made(self, previous: Placement | None) -> Plan:
+    def made(self, previous: Plan | Placement | None) -> Plan:
         if self.dispatch in WEIGHED:
             return self._weighed(previous)
-        phy2log, resolved = self._placed(previous)
+        phy2log, resolved = self._placed(_phy2log(previous))
         return replace(self.used(phy2log), resolved_layers=resolved)
 
-    def priced(self, previous: Placement) -> Plan:
+    def priced(self, previous: Plan | Placement) -> Plan:
         """Where the usual move does not pay, a repair alone may, if it was not one already."""
         candidates = [partial(self.made, previous)]
-        if self.policy != "deepseek" and not self.is_bounded:
+        if self.policy != "deepseek" and not self.options.is_bounded:
             repair_only = replace(self.options, max_moved_slots=self.topology.num_slots)
             candidates.append(partial(replace(self, options=repair_only).made, previous))
-        return skip_unpaid(self.used(previous.phy2log), candidates, self.statistics, self.options)
+        kept = self._weigher.as_plan(self._weigher.weigh(previous)) if self.dispatch in WEIGHED else None
+        kept = self.used(placement_of(previous).phy2log) if kept is None else kept
+        return skip_unpaid(kept, candidates, self.statistics, self.options)
 
     def used(self, phy2log: NDArray[np.int32]) -> Plan:
         """phy2log: [L, P] as it is, with the best use that the rule can make of it."""
+        placement = Placement(phy2log, self.statistics.layer_ids)
         if self.dispatch in WEIGHED:
-            return self._weigher.as_plan(self._weigher.weigh(phy2log))
-        return plan_of(Placement(phy2log, self.statistics.layer_ids), self.topology, self.dispatch)
+            return self._weigher.as_plan(self._weigher.weigh(placement))
+        return plan_of(placement, self.topology, self.dispatch)
 
     @property
     def _weigher(self) -> Weigher:
         return Weigher(self.statistics, self.topology, self.dispatch, self.num_groups, self.options)
 
-    def _weighed(self, previous: Placement | None) -> Plan:
+    @property
+    def _allowed(self) -> Allowed:
+        options = self.options
+        return Allowed(
+            options.max_moved_slots, options.max_moved_slots_total, self.topology, self.statistics.num_experts
+        )
+
+    def _weighed(self, previous: Plan | Placement | None) -> Plan:
         weigher = self._weigher
-        if self.keeps_locality and previous is None:
-            return replace(weigher.as_plan(weigher.solve()), resolved_layers=self.statistics.num_layers)
-        if self.keeps_locality and previous is not None:
-            old = previous.phy2log
-            repair = partial(weigher.repair, old, self.is_bounded)
-            layers, resolved = self._within_bounds(old, repair, stacked)
+        if self.keeps_locality:
+            if previous is None:
+                layers, resolved = weigher.solve(), self.statistics.num_layers
+            else:
+                layers, resolved = weigher.repair(previous, self._allowed)
             return replace(weigher.as_plan(layers), resolved_layers=resolved)
-        phy2log, resolved = self._placed(previous)
-        layers = weigher.weigh(phy2log)
+        phy2log, resolved = self._placed(_phy2log(previous))
+        layers = weigher.weigh(Placement(phy2log, self.statistics.layer_ids))
         if previous is not None and self.policy != "deepseek":
-            layers = weigher.prefer(previous.phy2log, layers)
+            layers = weigher.prefer(previous, layers)
         return replace(weigher.as_plan(layers), resolved_layers=resolved)
 
-    def _placed(self, previous: Placement | None) -> tuple[NDArray[np.int32], int]:
+    def _placed(self, previous: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], int]:
         """-> phy2log [L, P], and the number of layers that were solved afresh."""
         if self.policy == "deepseek":
             return self.vanilla(previous), self.statistics.num_layers
-        return (self.solve(), self.statistics.num_layers) if previous is None else self.repair(previous.phy2log)
+        return (self.solve(), self.statistics.num_layers) if previous is None else self.repair(previous)
 
-    def vanilla(self, previous: Placement | None) -> NDArray[np.int32]:
+    def vanilla(self, previous: NDArray[np.int32] | None) -> NDArray[np.int32]:
         topology = self.topology
         maps = deepseek.solve(self.load, topology.num_slots, self.num_groups, topology.num_nodes, topology.num_ranks)
         phy2log = maps[0].astype(np.int32)
         if previous is None:
             return phy2log
-        pairs = zip(phy2log, previous.phy2log, strict=True)
+        pairs = zip(phy2log, previous, strict=True)
         return np.stack([keep_slots(new, old, topology.slots_per_rank) for new, old in pairs])
 
     def solve(self) -> NDArray[np.int32]:
         if self.shares_evenly:  # all layers at once: a call from Python costs as much as a layer
             return solve_balanced(self.load, self.topology.num_slots, self.topology.num_ranks)
-        return np.stack([self._solve_layer(load, *self._tokens(layer)) for layer, load in enumerate(self.load)])
+        rows = self._search.rows
+        return np.stack([self._solve_layer(load, *self._tokens(layer, rows)) for layer, load in enumerate(self.load)])
 
     def repair(self, previous: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
         """-> phy2log, and the number of layers that were solved afresh."""
-        return self._within_bounds(previous, partial(self._repair_within, previous), lambda phy2log: phy2log)
-
-    def _within_bounds(
-        self,
-        previous: NDArray[np.int32],
-        repair: Callable[[Array], tuple[Repaired, int]],
-        phy2log_of: Callable[[Repaired], NDArray[np.int32]],
-    ) -> tuple[Repaired, int]:
-        """What `repair` makes of a budget per layer, [L], such that both bounds on moves are kept."""
-        cap, total = self.options.max_moved_slots, self.options.max_moved_slots_total
-        made, resolved = repair(np.full(len(previous), NO_LIMIT if cap is None else cap, np.int64))
-        if total is not None:
-            wanted = count_moved(phy2log_of(made), previous, self.topology.num_ranks, self.statistics.num_experts)
-            if wanted.sum() > total:  # again, every layer with its share
-                made, resolved = repair(share_out(wanted, total))
-        return made, resolved
-
-    def _repair_within(self, previous: NDArray[np.int32], budgets: Array) -> tuple[NDArray[np.int32], int]:
         if self.shares_evenly:
-            return self._even_out(previous, budgets)
-        layers = [
-            self._repair_layer(load, old, int(budget), *self._tokens(layer))
-            for layer, (load, old, budget) in enumerate(zip(self.load, previous, budgets, strict=True))
-        ]
-        return np.stack([slots for slots, _ in layers]), sum(fresh for _, fresh in layers)
+            return self._even_out_within_bounds(previous)
+        pairs = zip(self.load, previous, strict=True)
+        balance = np.array([expected_balance(load, old, self.cluster) for load, old in pairs])
+        phy2log, resolved, allowed = previous.copy(), 0, self._allowed
+        for layer, budget in allowed.in_turn(1.0 / balance - 1.0):
+            phy2log[layer], fresh = self._repair_layer(layer, previous[layer], budget)
+            resolved += fresh
+            allowed.spend(phy2log[layer], previous[layer])
+        return phy2log, resolved
+
+    def _even_out_within_bounds(self, previous: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
+        cap, total = self.options.max_moved_slots, self.options.max_moved_slots_total
+        made, resolved = self._even_out(previous, np.full(len(previous), NO_LIMIT if cap is None else cap, np.int64))
+        if total is not None:
+            wanted = count_moved(made, previous, self.topology.num_ranks, self.statistics.num_experts)
+            if wanted.sum() > total:  # again, every layer with its share: that is quick here
+                made, resolved = self._even_out(previous, share_out(wanted, total))
+        return made, resolved
 
     def _even_out(self, previous: NDArray[np.int32], budgets: Array) -> tuple[NDArray[np.int32], int]:
         slots, ratio = self.topology.slots_per_rank, 1.0 + self.options.balance_tolerance
         repaired = even_layers(self.load, previous, self.cluster.node_of_rank, slots, ratio, budgets)
         balance = even_balance(self.load, repaired, slots)
         poor = np.flatnonzero(balance * ratio < 1.0 - ROUNDING)
-        if self.is_bounded or not len(poor):
+        if self.options.is_bounded or not len(poor):
             return repaired, 0
         fresh = solve_balanced(self.load[poor], self.topology.num_slots, self.topology.num_ranks)
         worth = even_balance(self.load[poor], fresh, slots) - balance[poor] >= WORTH_BALANCE
@@ -181,16 +191,16 @@ class Job:
             repaired[layer] = relabel(slots_afresh, previous[layer], self.cluster, self.statistics.num_experts)
         return repaired, int(worth.sum())
 
-    def _tokens(self, layer: int) -> tuple[Tokens, Array]:
+    def _tokens(self, layer: int, most_rows: int) -> tuple[Tokens, Array]:
         if self.keeps_locality:
-            return layer_tokens(self.statistics, layer, self.topology, self.dispatch)
+            return layer_tokens(self.statistics, layer, self.topology, self.dispatch, most_rows)
         return no_tokens(), np.zeros((1, 1))
 
     def _solve_layer(self, load: Array, tokens: Tokens, pairs: Array) -> Array:
         tolerance = self.options.balance_tolerance
         if self.keeps_locality:
             slack, ingress = NODE_SHARE * tolerance, self.options.ingress_tolerance
-            phy2log = solve_affinity(load, pairs, self.cluster, tokens, self.num_groups, slack, ingress)
+            phy2log = solve_affinity(load, pairs, self.cluster, tokens, self.num_groups, slack, ingress, self._search)
         else:
             phy2log = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
         if self.keeps_locality or self.cluster.nearest:  # what packing could not see: other nodes, and shares there
@@ -202,12 +212,14 @@ class Job:
         balance = [expected_balance(load, slots, self.cluster) for slots in (phy2log, even)]
         return even if balance[1] > balance[0] + tolerance else phy2log
 
-    def _repair_layer(self, load: Array, old: Array, budget: int, tokens: Tokens, pairs: Array) -> tuple[Array, bool]:
+    def _repair_layer(self, layer: int, old: Array, budget: int) -> tuple[Array, bool]:
         """-> phy2log of a layer, and whether it was solved afresh."""
-        peak_ratio = 1.0 + self.options.balance_tolerance
+        peak_ratio, load = 1.0 + self.options.balance_tolerance, self.load[layer]
+        tokens, _ = self._tokens(layer, self._search.repair_rows)
         repaired = repair_layer(load, old, self.cluster, tokens, peak_ratio, budget)
-        if self.is_bounded or (not self.keeps_locality and self._is_balanced(load, repaired)):
+        if self.options.is_bounded or (not self.keeps_locality and self._is_balanced(load, repaired)):
             return repaired, False
+        tokens, pairs = self._tokens(layer, self._search.rows)
         fresh = self._solve_layer(load, tokens, pairs)
         if not self._is_worth_it(load, tokens, repaired, fresh):
             return repaired, False

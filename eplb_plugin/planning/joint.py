@@ -16,20 +16,20 @@ from ..jit import Array
 from .crossings import Cluster, count_sources
 from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak_ratio
 from .level import level_ranks, save_visits
+from .locality import improve_locality
 from .packing import pack
 from .partition import Limits, grow_groups, grow_nodes, refine_nodes
 from .ranks import count_held
 from .repair import NO_LIMIT
 from .replication import TOO_HEAVY, apportion, copy_limit, list_copies
+from .search import Search
 from .sources import arrival_cost
 from .tokens import Tokens, every
-from .visits import open_visits
+from .visits import Visits, open_visits
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
 NODE_TOLERANCE = 0.003  # … and around the replicas …
 SLACK = 0.3  # … or this part of what the heaviest copy exceeds a rank's mean by, however experts are placed
-STARTS = 4
-TRIES = 4
 AIM = 0.002  # overload of a rank that is left alone
 BETTER = 5e-4
 
@@ -48,7 +48,7 @@ class Rule(Protocol):
     @property
     def ingress_tolerance(self) -> float: ...
     @property
-    def turns(self) -> int: ...
+    def search(self) -> Search: ...
 
     def with_tokens(self, tokens: Tokens) -> Rule: ...
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array: ...
@@ -65,7 +65,7 @@ def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
     slack = SLACK * (_heaviest_copy(rule) - 1.0)
     home = _best_start(rule, pairs, groups, slack)
     lowest, best = np.inf, None
-    for _ in range(rule.turns if len(rule.node_of_slot) > len(rule.load) else 1):
+    for _ in range(rule.search.turns if len(rule.node_of_slot) > len(rule.load) else 1):
         copies, use = _one_turn(rule, home, slack)
         cost = _turn_cost(rule, use)
         if cost < lowest:
@@ -79,6 +79,8 @@ def _best_start(rule: Rule, pairs: Array, groups: int, slack: float) -> Array:
 
     Turns end in very different hollows, and the deepest on its own tokens is often just the best fitted one.
     """
+    if rule.search.starts == 1:
+        return _homes(rule, pairs, groups, max(HOME_TOLERANCE, slack))[0]
     known, unseen = (rule.with_tokens(every(rule.tokens, 2, first)) for first in (0, 1))
     starts = _homes(known, pairs, groups, max(HOME_TOLERANCE, slack))
     costs = [_turn_cost(unseen, _one_turn(known, home, slack)[1]) for home in starts]
@@ -107,7 +109,7 @@ def _one_turn(rule: Rule, home: Array, slack: float) -> tuple[Array, Array]:
     rows, pins = rule.pins(use, movable)
     own = count_sources(rule.tokens.source, cluster)
     limits = Limits(max(NODE_TOLERANCE, slack), rule.ingress_tolerance, fixed_load, own)
-    refine_nodes(load, home, movable, rows, pins, limits)
+    refine_nodes(load, home, movable, rows, pins, limits, rule.search.sweeps)
     copies[movable] = 0
     copies[movable, home[movable]] = 1
     keep_at_home(use, movable, home)
@@ -128,11 +130,11 @@ def _homes(rule: Rule, pairs: Array, groups: int, tolerance: float) -> list[Arra
     limits = Limits(tolerance, rule.ingress_tolerance, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
     pins = np.zeros((len(tokens.rows), nodes), np.int16)
     pins[np.arange(len(pins)), rule.cluster.node_of_rank[tokens.source]] = 1
-    starts = [grow_nodes(load, pairs, nodes, tolerance, start) for start in range(STARTS)]
+    starts = [grow_nodes(load, pairs, nodes, tolerance, start) for start in range(rule.search.starts)]
     if groups > 1:
         starts[-1] = grow_groups(load, pairs, nodes, groups, tolerance)
     for home in starts:
-        refine_nodes(load, home, movable, tokens.rows, pins.copy(), limits)
+        refine_nodes(load, home, movable, tokens.rows, pins.copy(), limits, rule.search.sweeps)
     return starts
 
 
@@ -142,13 +144,13 @@ def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:
     experts, nodes, ranks = len(load), cluster.num_nodes, len(cluster.node_of_rank)
     shares = rule.shares(node_use)
     best: Layer | None = None
-    for attempt in range(TRIES):
+    for attempt in range(rule.search.tries):
         cap_shares(shares, load, copies, TOO_HEAVY * load.sum() / ranks)
         phy2log = pack_nodes(load, copies, shares, cluster)
         made = level(rule, as_used(rule, phy2log, node_use), count_held(phy2log, cluster, experts))
         if best is None or made.peak < best.peak - BETTER:
             best = made
-        if made.peak <= 1.0 + 2.0 * AIM or attempt == TRIES - 1:
+        if made.peak <= 1.0 + 2.0 * AIM or attempt == rule.search.tries - 1:
             break
         node_use = rule.to_nodes(made.phy2log, made.use)
         copies = node_shares(made.phy2log, rule.node_of_slot, np.ones(len(phy2log)), experts, nodes).astype(np.int32)
@@ -163,15 +165,32 @@ def as_used(rule: Rule, phy2log: Array, before: Array | None = None) -> Layer:
     return Layer(phy2log, use, peak_ratio(use.shares * rule.load[phy2log], len(rule.cluster.node_of_rank)))
 
 
-def level(rule: Rule, made: Layer, before: Array, budget: int = NO_LIMIT, aim: float = AIM) -> Layer:
-    """Swap slots of a placement until its planned load is flat, within `budget` moves, and weigh it again.
+def level(rule: Rule, made: Layer, before: Array) -> Layer:
+    """Swap slots of a placement until its planned load is flat, and weigh it again.
 
-    before: [ranks, E] what every rank held when moves began to count; aim: overload that is left alone.
+    before: [ranks, E] what every rank held when moves began to count.
     """
-    if made.peak <= 1.0 + 2.0 * aim:
+    if made.peak <= 1.0 + 2.0 * AIM:
         return made
-    swapped = _swapped(rule, made, partial(level_ranks, before=before, budget=budget, aim=aim))
-    return swapped if swapped.peak < made.peak else made
+    again = _swapped(rule, made, partial(level_ranks, before=before, budget=NO_LIMIT, aim=AIM))
+    return again if again.peak < made.peak else made
+
+
+def mend(rule: Rule, old: Layer, before: Array, budget: int, good_enough: float) -> Layer:
+    """The same from a placement in use, within `budget` moves: as flat as is good enough, then fewer crossings."""
+    aim = (good_enough - 1.0) / 2.0
+
+    def swap(phy2log: Array, slot_load: Array, cluster: Cluster, movable: Array, visits: Visits) -> int:
+        swaps = 0
+        if old.peak > good_enough:
+            swaps += level_ranks(phy2log, slot_load, cluster, movable, visits, before, budget, aim)
+        if len(visits.rows):
+            bound = slot_load.sum() / len(before) * good_enough
+            swaps += improve_locality(phy2log, slot_load, cluster, movable, visits, before, budget, bound)
+        return swaps
+
+    again = _swapped(rule, old, swap)
+    return again if again.peak <= max(old.peak, good_enough) else old
 
 
 def _save_visits(rule: Rule, made: Layer) -> Layer:

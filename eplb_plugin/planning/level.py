@@ -19,7 +19,7 @@ SAVING_SWEEPS = 4
 
 
 @kernel
-def _receipt(held: Array, before: Array, rank: int, incoming: int, outgoing: int) -> int:
+def receipt(held: Array, before: Array, rank: int, incoming: int, outgoing: int) -> int:
     """Change of the moved slots if `rank` takes `incoming` in place of `outgoing`."""
     cost = 1 if held[rank, incoming] >= before[rank, incoming] else 0
     return cost - (1 if held[rank, outgoing] > before[rank, outgoing] else 0)
@@ -51,7 +51,7 @@ def _best_swap(
                 value += swap_gain(visits, mine, theirs)
             if value <= best or held[rank, mine] > 0 or held[busiest, theirs] > 0:
                 continue
-            cost = _receipt(held, before, busiest, theirs, mine) + _receipt(held, before, rank, mine, theirs)
+            cost = receipt(held, before, busiest, theirs, mine) + receipt(held, before, rank, mine, theirs)
             if cost <= left:
                 best, best_own, best_slot = value, own, slot
     return best_own, best_slot

@@ -14,7 +14,6 @@ from ..jit import Array, kernel
 from .sources import INGRESS_PRICE
 from .visits import Visits, open_visits, swap_changes, swap_experts
 
-SWEEPS = 12
 TRIES = 4  # candidates per expert and sweep; a gain from the tables is wrong where a token has both experts
 LEAST_GAIN = 1e-9
 NEVER = 1e300
@@ -58,6 +57,8 @@ def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float, start: i
         filled[best] += 1
         node_load[best] += load[item]
         for other in range(items):
+            if node_of[other] >= 0:
+                continue
             bond[best, other] += pairs[item, other] * scale[item]
             first, second = -np.inf, -np.inf
             for node in range(nodes):
@@ -130,9 +131,9 @@ def _best_partner(
             continue
         change_a, change_b = swap_changes(visits, mine, other)
         gain = -float(change_a + change_b)
+        if gain + excess[a] + excess[b] <= best_gain:
+            continue
         in_a, in_b = visits.visited[a] - limits.own[a], visits.visited[b] - limits.own[b]
-        if gain <= best_gain and max(node_load[a], node_load[b]) <= bound and max(in_a, in_b) <= most:
-            continue  # relief cannot be positive
         shift = load[other] - load[mine]
         gain += price * relief(node_load[a], node_load[b], shift, -shift, bound)
         gain += INGRESS_PRICE * relief(in_a, in_b, change_a, change_b, most)
@@ -162,8 +163,10 @@ def _bounds(visits: Visits, node_load: Array, limits: Limits) -> tuple[float, fl
 
 
 @kernel
-def refine_nodes(load: Array, node_of: Array, movable: Array, rows: Array, pins: Array, limits: Limits) -> None:
-    """Swap movable experts between nodes, in place, until no swap helps.
+def refine_nodes(
+    load: Array, node_of: Array, movable: Array, rows: Array, pins: Array, limits: Limits, sweeps: int
+) -> None:
+    """Swap movable experts between nodes, in place, until no swap helps or for `sweeps` looks at every expert.
 
     node_of: [E]; rows: [T, K] movable experts' ids only; pins: [T, nodes] all other reasons to visit (the movable
     experts' are added).
@@ -176,7 +179,7 @@ def refine_nodes(load: Array, node_of: Array, movable: Array, rows: Array, pins:
             node_load[node_of[expert]] += load[expert]
     rejected, offers = np.zeros(experts, np.bool_), np.empty((node_load.shape[0], node_load.shape[0]))
     _find_offers(visits, movable, offers)
-    for _ in range(SWEEPS):
+    for _ in range(sweeps):
         swapped = False
         for mine in range(experts):
             if not movable[mine]:

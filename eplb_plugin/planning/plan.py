@@ -11,7 +11,7 @@ from ..plan_types import Dispatch, Plan, PlanOptions, Policy
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .checks import check_input
-from .job import Job
+from .job import Job, placement_of
 
 
 def plan(
@@ -19,7 +19,7 @@ def plan(
     topology: Topology,
     *,
     policy: Policy = "affinity",
-    previous: Placement | None = None,
+    previous: Plan | Placement | None = None,
     dispatch: Dispatch = "weighted",
     num_groups: int = 1,
     options: PlanOptions | None = None,
@@ -27,16 +27,18 @@ def plan(
     """A placement for the next window, and the shares its copies will serve under `dispatch`.
 
     policy: deepseek = the engines' own; balanced = even ranks only; affinity = even ranks and few nodes per token.
-    previous: the placement to start from. balanced and affinity then repair it with few moves; only where a full
-    solve is clearly better, and the options set no bound on moves, a layer is solved afresh (`resolved_layers`). If
-    the options name prices, a layer moves only if that saves more time than it costs (`skipped_layers`).
+    previous: the placement to start from, or the plan that made it, whose weights are then where the new ones start.
+    balanced and affinity then repair it with few moves; only where a full solve is clearly better, and the options set
+    no bound on moves, a layer is solved afresh (`resolved_layers`). If the options name prices, a layer moves only if
+    that saves more time than it costs (`skipped_layers`).
     num_groups: the model's expert groups (group-limited routing); contiguous in the expert ids.
 
     Deterministic. Raises PluginError on input that does not fit together, before computing anything.
     """
     began = time.perf_counter()
     options = PlanOptions() if options is None else options
-    check_input(statistics, topology, policy, previous, checked_rule(dispatch), num_groups, options)
+    old = None if previous is None else placement_of(previous)
+    check_input(statistics, topology, policy, old, checked_rule(dispatch), num_groups, options)
     job = Job(statistics, topology, policy, dispatch, num_groups, options)
     made = job.made(previous) if previous is None or not options.is_priced else job.priced(previous)
     return replace(made, seconds=time.perf_counter() - began)

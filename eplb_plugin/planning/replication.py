@@ -8,7 +8,6 @@ from ..jit import Array, kernel
 from .crossings import Cluster, copy_shares, copy_values
 from .tokens import Tokens
 
-ROUNDS = 4
 HALVINGS = 7
 TOO_HEAVY = 0.8  # share of a rank's mean load above which a single copy stands in the way of packing
 TOO_HEAVY_PRICE = 1000.0  # saved crossings per token that a rank's mean load on a too heavy copy is worth …
@@ -117,10 +116,10 @@ def best_copy(
 
 
 @kernel
-def place_copies(load: Array, home: Array, cluster: Cluster, tokens: Tokens) -> Array:
+def place_copies(load: Array, home: Array, cluster: Cluster, tokens: Tokens, rounds: int) -> Array:
     """[E, nodes] int32 copies of every expert on every node: one at home, every other slot where it helps most.
 
-    In rounds, because every copy changes what the next would save.
+    In `rounds`, because every copy changes what the next would save.
     """
     experts, ranks, nodes = load.shape[0], cluster.node_of_rank.shape[0], cluster.num_nodes
     slots_per_node = ranks // nodes * cluster.slots_per_rank
@@ -129,13 +128,13 @@ def place_copies(load: Array, home: Array, cluster: Cluster, tokens: Tokens) -> 
     for expert in range(experts):
         copies[expert, home[expert]] = 1
         free[home[expert]] -= 1
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         saved = copy_values(copies, cluster, tokens)[0] / max(tokens.rows.shape[0], 1)
         shares = copy_shares(copies, cluster)
         node_load = np.zeros(nodes)
         for expert in range(experts):
             node_load += load[expert] * shares[expert] * copies[expert]
-        for _ in range(-(-free.sum() // (ROUNDS - turn))):
+        for _ in range(-(-free.sum() // (rounds - turn))):
             expert, node = best_copy(saved, load, copies, free, most_on_node, load.sum() / ranks, node_load)
             total = copies[expert].sum()
             node_load -= load[expert] / (total * (total + 1)) * copies[expert]

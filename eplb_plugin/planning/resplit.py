@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..plan_types import Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from .checks import check_input
 from .job import Job
+from .renew import renew_cover, renew_weighted
+from .weighing import above_zero
 
 
 def resplit(plan: Plan, statistics: RoutingStatistics) -> Plan:
-    """`plan` with the weights that suit `statistics`, of the same layers and experts; the placement stays.
+    """`plan` with the weights that suit the load of `statistics`, of the same layers and experts; the placement stays.
 
     Rules `hash` and `nearest` have no weights of their own to renew: their shares follow from the placement.
 
@@ -22,5 +27,19 @@ def resplit(plan: Plan, statistics: RoutingStatistics) -> Plan:
     began = time.perf_counter()
     topology, rule = plan.topology, plan.dispatch
     check_input(statistics, topology, "balanced", plan.placement, rule, 1, PlanOptions())
-    job = Job(statistics, topology, "balanced", rule, 1, PlanOptions())
-    return replace(job.used(plan.placement.phy2log), seconds=time.perf_counter() - began)
+    if plan.source_weights is None and plan.cover_weights is None:
+        made = Job(statistics, topology, "balanced", rule, 1, PlanOptions()).used(plan.placement.phy2log)
+    else:
+        made = renewed(plan, above_zero(statistics.load))
+    return replace(made, resolved_layers=0, skipped_layers=0, seconds=time.perf_counter() - began)
+
+
+def renewed(plan: Plan, load: NDArray[np.float64]) -> Plan:
+    """`plan`, which has weights of its own, with those that suit load: [L, E] > 0."""
+    phy2log, topology = plan.placement.phy2log, plan.topology
+    if plan.source_weights is not None:
+        by_source = renew_weighted(load, phy2log, plan.source_weights, topology.node_of_slot, topology.slots_per_rank)
+        return replace(plan, source_weights=by_source, replica_weights=by_source.mean(axis=0))
+    assert plan.cover_weights is not None
+    weights, shares = renew_cover(load, phy2log, plan.cover_weights, plan.replica_weights, topology.slots_per_rank)
+    return replace(plan, cover_weights=weights, replica_weights=shares)

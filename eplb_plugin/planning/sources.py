@@ -10,12 +10,12 @@ import numpy as np
 
 from ..dispatch.tables import TABLE_WIDTH, share_entries
 from ..jit import Array, kernel
+from .crossings import FEW_NODES
 from .tokens import Tokens
 
 INGRESS_PRICE = 4.0  # copies that one more than allowed at a node is worth
 PRICE_POWER = 3.0
 MOST_SOURCES = 8  # that a token is tried from: beyond, every source gets a part of the tokens
-FEW_NODES = 8  # up to here lone visits are counted per set of nodes: one increment instead of one per node
 
 
 @kernel

@@ -42,8 +42,10 @@ def knows_tokens(statistics: RoutingStatistics) -> bool:
     return statistics.sample is not None or statistics.coactivation is not None
 
 
-def layer_tokens(statistics: RoutingStatistics, layer: int, topology: Topology, rule: Dispatch) -> tuple[Tokens, Array]:
-    """Tokens and co-activation [E, E] float64 with zero diagonal, from statistics with at least one of the two."""
+def layer_tokens(
+    statistics: RoutingStatistics, layer: int, topology: Topology, rule: Dispatch, max_rows: int = MAX_ROWS
+) -> tuple[Tokens, Array]:
+    """At most `max_rows` tokens, and co-activation [E, E] float64, its diagonal zero; statistics must have either."""
     experts = statistics.num_experts
     pairs: Array | None = None
     if statistics.coactivation is not None:
@@ -51,10 +53,10 @@ def layer_tokens(statistics: RoutingStatistics, layer: int, topology: Topology, 
         np.fill_diagonal(pairs, 0.0)
     if statistics.sample is not None:
         sample = statistics.sample[layer]
-        rows = _without_repeats(np.ascontiguousarray(sample[:: max(-(-len(sample) // MAX_ROWS), 1)]))
+        rows = _without_repeats(np.ascontiguousarray(sample[:: max(-(-len(sample) // max_rows), 1)]))
     else:
         assert pairs is not None
-        rows = _draw_rows(pairs, statistics.load[layer].astype(np.float64))
+        rows = _draw_rows(pairs, statistics.load[layer].astype(np.float64), max_rows)
     source = _spread_sources(len(rows), topology.num_ranks)
     if rule == "nearest":
         key = source.astype(np.int64)
@@ -63,13 +65,13 @@ def layer_tokens(statistics: RoutingStatistics, layer: int, topology: Topology, 
     return Tokens(rows, source, key), _count_pairs(rows, experts) if pairs is None else pairs
 
 
-def _draw_rows(pairs: Array, load: Array) -> Array:
-    """[MAX_ROWS, k] rows that follow `pairs`; k from the counts themselves: every pick of a token makes k - 1 pairs."""
+def _draw_rows(pairs: Array, load: Array, count: int) -> Array:
+    """[count, k] rows that follow `pairs`; k from the counts themselves: every pick of a token makes k - 1 pairs."""
     total = float(load.sum())
     if total <= 0.0 or not pairs.any():
         return np.full((0, 1), -1, np.int16)
     top_k = min(max(round(1.0 + float(pairs.sum()) / total), 2), 16, len(load))
-    return _grow_rows(pairs, load, top_k, MAX_ROWS)
+    return _grow_rows(pairs, load, top_k, count)
 
 
 @kernel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +14,16 @@ from ..placement import Placement
 from ..plan_types import Dispatch, Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from ..topology import Topology
+from .budget import Allowed
 from .cover import CoverRule
 from .crossings import Cluster
 from .incremental import repair_layer
-from .joint import Rule, as_used, level, solve_layer
-from .joint_types import Layer, reordered
+from .joint import Rule, as_used, mend, solve_layer
+from .joint_types import Layer, Use, reordered
 from .packing import solve_balanced
 from .ranks import count_held
 from .relabel import keep_slots, relabel
+from .search import SEARCHES, Search
 from .tokens import knows_tokens, layer_tokens, no_tokens
 from .weighted import WeightedRule
 
@@ -40,17 +43,21 @@ class Weigher:
     num_groups: int
     options: PlanOptions
 
+    @property
+    def _search(self) -> Search:
+        return SEARCHES[self.options.effort]
+
     @cached_property
     def cluster(self) -> Cluster:
         topology = self.topology
         return Cluster(topology.node_of_rank, topology.num_nodes, topology.slots_per_rank, False)
 
-    def weigh(self, phy2log: NDArray[np.int32]) -> list[Layer]:
-        """phy2log: [L, P], taken as it is."""
-        return [as_used(self._rule(layer)[0], slots) for layer, slots in enumerate(phy2log)]
+    def weigh(self, start: Plan | Placement) -> list[Layer]:
+        """The placement as it is, its weights solved from those that it had, if any for this rule and topology."""
+        return [self._weigh(layer, self._rule(layer)[0], start) for layer in range(self.statistics.num_layers)]
 
-    def prefer(self, previous: NDArray[np.int32], layers: list[Layer]) -> list[Layer]:
-        """previous: [L, P] instead, where new weights alone make it even enough, or no worse."""
+    def prefer(self, previous: Plan | Placement, layers: list[Layer]) -> list[Layer]:
+        """The previous placement instead, where new weights alone make it even enough, or no worse."""
         enough = 1.0 + self.options.balance_tolerance
         pairs = zip(self.weigh(previous), layers, strict=True)
         return [old if old.peak <= max(enough, new.peak) else new for old, new in pairs]
@@ -58,14 +65,23 @@ class Weigher:
     def solve(self) -> list[Layer]:
         return [self._solve(*self._rule(layer)) for layer in range(self.statistics.num_layers)]
 
-    def repair(self, previous: NDArray[np.int32], is_bounded: bool, budgets: Array) -> tuple[list[Layer], int]:
-        """previous: [L, P]; few moves, as far as that is good enough; budgets: [L] most moved slots, strict if bounded.
+    def repair(self, previous: Plan | Placement, allowed: Allowed) -> tuple[list[Layer], int]:
+        """Few moves from the previous placement, as far as that is good enough, within what is allowed.
 
         Returns the layers, and how many of them were solved afresh.
         """
-        pairs = enumerate(zip(previous, budgets, strict=True))
-        made = [self._repair(*self._rule(layer), old, int(budget), is_bounded) for layer, (old, budget) in pairs]
-        return [layer for layer, _ in made], sum(fresh for _, fresh in made)
+        layers = range(self.statistics.num_layers)
+        rules = [self._rule(layer, self._search.repair_rows)[0] for layer in layers]
+        made = [self._weigh(layer, rules[layer], previous) for layer in layers]
+        resolved = 0
+        for layer, budget in allowed.in_turn(np.array([old.peak - 1.0 for old in made])):
+            old = made[layer].phy2log
+            made[layer] = self._repair(rules[layer], made[layer], budget)
+            if not self.options.is_bounded:
+                made[layer], fresh = self._or_afresh(layer, made[layer], old)
+                resolved += fresh
+            allowed.spend(made[layer].phy2log, old)
+        return made, resolved
 
     def as_plan(self, layers: list[Layer]) -> Plan:
         """`layers` in one plan; how long it took is not known here."""
@@ -76,15 +92,27 @@ class Weigher:
         cover_weights = np.stack([use.weights for use in uses]) if self.dispatch == "cover" else None
         return Plan(placement, self.topology, self.dispatch, shares, 0.0, source_weights, cover_weights)
 
-    def _rule(self, layer: int) -> tuple[Rule, Array]:
-        statistics = self.statistics
+    def _rule(self, layer: int, most_rows: int | None = None) -> tuple[Rule, Array]:
+        statistics, search = self.statistics, self._search
         tokens, pairs = no_tokens(), np.zeros((1, 1))
         if self.topology.num_nodes > 1 and knows_tokens(statistics):
-            tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch)
-        load = statistics.load[layer].astype(np.float64)
-        load = np.maximum(load, LEAST_LOAD * load.mean() if load.any() else 1.0)
+            rows = most_rows or search.rows
+            tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch, rows)
+        load = above_zero(statistics.load[layer])
         kind = WeightedRule if self.dispatch == "weighted" else CoverRule
-        return kind(load, self.cluster, tokens, self.topology.node_of_slot, self.options.ingress_tolerance), pairs
+        ingress = self.options.ingress_tolerance
+        return kind(load, self.cluster, tokens, self.topology.node_of_slot, ingress, search), pairs
+
+    def _weigh(self, layer: int, rule: Rule, start: Plan | Placement) -> Layer:
+        if isinstance(start, Placement):
+            return as_used(rule, start.phy2log[layer])
+        phy2log, use = start.placement.phy2log[layer], None
+        known = start.source_weights if self.dispatch == "weighted" else start.cover_weights
+        if known is not None and start.topology == self.topology:
+            by_source = known[:, layer] if self.dispatch == "weighted" else np.empty((0, len(phy2log)))
+            weights = known[layer] if self.dispatch == "cover" else np.empty(0, np.int32)
+            use = rule.to_nodes(phy2log, Use(start.replica_weights[layer], by_source, weights))
+        return as_used(rule, phy2log, use)
 
     def _solve(self, rule: Rule, pairs: Array) -> Layer:
         made, tolerance = solve_layer(rule, pairs, self.num_groups), self.options.balance_tolerance
@@ -94,31 +122,33 @@ class Weigher:
         even = as_used(rule, solve_balanced(rule.load[None], topology.num_slots, topology.num_ranks)[0])
         return even if 1.0 / even.peak > 1.0 / made.peak + tolerance else made
 
-    def _repair(self, rule: Rule, pairs: Array, old: Array, budget: int, is_bounded: bool) -> tuple[Layer, bool]:
-        """-> the layer, and whether it was solved afresh."""
-        good_enough = 1.0 + self.options.balance_tolerance
-        experts, per_rank = len(rule.load), self.cluster.slots_per_rank
-        repaired = as_used(rule, old)
+    def _repair(self, rule: Rule, old: Layer, budget: int) -> Layer:
+        good_enough, per_rank = 1.0 + self.options.balance_tolerance, self.cluster.slots_per_rank
+        repaired = mend(rule, old, count_held(old.phy2log, self.cluster, len(rule.load)), budget, good_enough)
         if repaired.peak > good_enough:
-            before = count_held(old, self.cluster, experts)
-            swapped = level(rule, repaired, before, budget, self.options.balance_tolerance / 2.0)
-            if swapped.peak > good_enough:
-                copied = as_used(rule, self._repair_nearest(rule, old, good_enough, budget))
-                swapped = copied if copied.peak < swapped.peak - WORTH_BALANCE else swapped
-            repaired = min((repaired, swapped), key=lambda made: made.peak)
-            repaired = reordered(repaired, keep_slots(repaired.phy2log, old, per_rank), per_rank)
-        if is_bounded:
-            return repaired, False
+            copied = as_used(rule, self._repair_nearest(rule, old.phy2log, good_enough, budget))
+            repaired = copied if copied.peak < repaired.peak - WORTH_BALANCE else repaired
+        return reordered(repaired, keep_slots(repaired.phy2log, old.phy2log, per_rank), per_rank)
+
+    def _or_afresh(self, layer: int, repaired: Layer, old: Array) -> tuple[Layer, bool]:
+        """-> the layer, and whether it was solved afresh."""
+        rule, pairs = self._rule(layer)
         fresh = self._solve(rule, pairs)
-        if not _is_worth_it(rule, repaired, fresh, good_enough):
+        if not _is_worth_it(rule, repaired, fresh, 1.0 + self.options.balance_tolerance):
             return repaired, False
-        return as_used(rule, relabel(fresh.phy2log, old, self.cluster, experts)), True
+        return as_used(rule, relabel(fresh.phy2log, old, self.cluster, len(rule.load))), True
 
     def _repair_nearest(self, rule: Rule, old: Array, good_enough: float, budget: int) -> Array:
         """phy2log [P] by the repair that also moves copies; it takes every source to use its nearest copy."""
         cluster, tokens = self.cluster._replace(nearest=True), rule.tokens
         tokens = tokens._replace(key=tokens.source.astype(np.int64))
         return repair_layer(rule.load, old, cluster, tokens, good_enough, budget)
+
+
+def above_zero(load: NDArray[Any]) -> NDArray[np.float64]:
+    """load: [..., E] with idle experts as nearly idle ones; a layer without any load counts as even."""
+    mean = load.mean(axis=-1, keepdims=True, dtype=np.float64)
+    return np.maximum(load.astype(np.float64), np.where(mean > 0.0, LEAST_LOAD * mean, 1.0))
 
 
 def stacked(layers: list[Layer]) -> NDArray[np.int32]:

@@ -18,13 +18,11 @@ from .exchange import best_exchange
 from .flow import list_by_expert, split_flow
 from .joint_types import Use, node_shares
 from .replication import best_copy, copy_limit
+from .search import Search
 from .sources import arrival_cost, arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
 from .tokens import Tokens, every
 
-GUIDES = 4096  # tokens that costs are estimated from on the way
 EXCHANGES = 8  # tried together at first
-EXCHANGE_ROUNDS = 12
-ROUNDS = 4  # of replicas; every copy changes what the next would save
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class WeightedRule:
     tokens: Tokens
     node_of_slot: Array
     ingress_tolerance: float
-    turns: int = 2
+    search: Search
 
     def with_tokens(self, tokens: Tokens) -> WeightedRule:
         return replace(self, tokens=tokens)
@@ -52,19 +50,21 @@ class WeightedRule:
         """Fill every free slot, in place; copies: [E, nodes]; free: [nodes] -> shares [sources, E, nodes]."""
         nodes = len(free)
         use = np.repeat((copies > 0)[None].astype(np.float64), nodes, axis=0)
-        for turn in range(ROUNDS):
+        for turn in range(self.search.rounds):  # every copy changes what the next would save
             cost = self._cost(use)
             saved = saved_by_copies(self.load, cost, use) / max(self.load.sum(), 1e-9) * selections(self.tokens)
             node_load = np.einsum("sen,e->n", use, self.load) / nodes
-            place_round(saved, self.load, copies, free, -(-int(free.sum()) // (ROUNDS - turn)), mean_rank, node_load)
+            place_round(
+                saved, self.load, copies, free, -(-int(free.sum()) // (self.search.rounds - turn)), mean_rank, node_load
+            )
             use = flow_to_nodes(self.load, cost, copies)
-        return self._exchanged(copies, use, mean_rank)
+        return self._exchanged(copies, use, mean_rank) if self.search.exchanges > 0 else use
 
     def _exchanged(self, copies: Array, use: Array, mean_rank: float) -> Array:
         """Let experts change places with redundant copies, in place, a few at once, while fewer tokens cross."""
         at_once, lowest, barred = EXCHANGES, self._arrival_cost(use), np.zeros(copies.shape, np.bool_)
         cost = self._cost(use)
-        for _ in range(EXCHANGE_ROUNDS):
+        for _ in range(self.search.exchanges):
             tried = copies.copy()
             saved, lost = saved_by_copies(self.load, cost, use), lost_copies(self.load, cost, use, copies)
             changed = exchange_some(saved, lost, self.load, tried, barred, mean_rank, at_once)
@@ -112,7 +112,7 @@ class WeightedRule:
 
     @cached_property
     def _guides(self) -> Tokens:
-        return every(self.tokens, max(-(-len(self.tokens.rows) // GUIDES), 1))
+        return every(self.tokens, max(-(-len(self.tokens.rows) // self.search.guides), 1))
 
     def arrivals(self, use: Array) -> Array:
         return count_arrivals(self.tokens, node_rows(use), self.cluster.node_of_rank, self.cluster.num_nodes)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, RoutingStatistics, Topology, plan, resplit
+from eplb_plugin.planning.job import plan_of
 from eplb_plugin.planning.score import balancedness, expected_rank_load, judge
 from eplb_plugin.workloads.routing import ClusteredRouter
 from generators import RULES
@@ -42,6 +43,35 @@ def test_weights_follow_the_load(rule: str):
     sources = np.arange(4096) % TOPOLOGY.num_ranks
     judged = [judge(tokens, sources, one).balancedness for one in (made, again)]
     assert judged[1] > judged[0] + 0.01
+
+
+@pytest.mark.parametrize("rule", ["weighted", "cover"])
+def test_loads_alone_are_enough(rule: str):
+    """What tokens need was learnt with the plan: the load that routing brings about is the one that was promised."""
+    tokens = ROUTER.window(8192, seed=1)
+    made = plan(RoutingStatistics.from_topk(tokens, 32), TOPOLOGY, dispatch=rule)
+    newer = ROUTER.drifted(0.5).window(8192, seed=2)
+    statistics = RoutingStatistics.from_topk(newer, 32)
+    by_load = resplit(made, RoutingStatistics(statistics.load))
+    assert by_load.digest == resplit(made, statistics).digest
+    assert by_load.resolved_layers == 0
+    found = judge(newer, np.arange(8192) % TOPOLOGY.num_ranks, by_load).balancedness
+    assert found > balancedness(expected_rank_load(statistics.load, by_load)) - 0.03
+    kept = resplit(made, RoutingStatistics.from_topk(tokens, 32))
+    copies = [judge(tokens, np.arange(8192) % 8, one).cross_node_copies for one in (made, kept)]
+    assert copies[1] < 1.02 * copies[0]
+
+
+@pytest.mark.parametrize("rule", ["weighted", "cover"])
+def test_a_placement_without_weights_gets_some(rule: str):
+    """A plan made of a placement file has shares only; they are solved as if it was new."""
+    statistics = RoutingStatistics.from_topk(ROUTER.window(4096, seed=1), 32)
+    made = plan_of(plan(statistics, TOPOLOGY, policy="deepseek", dispatch="hash").placement, TOPOLOGY, rule)
+    again = resplit(made, statistics)
+    before, after = (balancedness(expected_rank_load(statistics.load, one)) for one in (made, again))
+    assert after >= before
+    assert (again.source_weights is None) == (rule == "cover")
+    assert (again.cover_weights is None) == (rule == "weighted")
 
 
 def test_statistics_of_another_model_are_refused():
