@@ -206,5 +206,5 @@ def solve_balanced(load: Array, num_slots: int, num_ranks: int) -> Array:
         phy2log[layer] = pack(items, weight, num_ranks).ravel()
         peak = rank_peak(load[layer], copies, phy2log[layer], slots)
         if peak > max(weight.sum() / num_ranks * POOR, weight.max() * POOR):
-            even_out(load[layer], phy2log[layer], one_node, slots, 1.0 + STOP, 1 << 30)
+            even_out(load[layer], phy2log[layer], one_node, slots, 1.0 + STOP, 1 << 30, True)
     return phy2log
