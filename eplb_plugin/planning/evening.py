@@ -201,8 +201,13 @@ def even_out(
             budget -= swap_cost(even, own, other)
             swap(even, own, other)
         elif slot >= 0:
-            budget -= weights_received(even, even.rank_of[slot], expert, phy2log[slot])
+            top, victim = even.rank_load[busiest], phy2log[slot]
+            cost = weights_received(even, even.rank_of[slot], expert, victim)
             overwrite(even, slot, expert)
+            if even.rank_load.max() > top:  # several copies on one rank: more than was reckoned with
+                overwrite(even, slot, victim)
+                may_overwrite, cost = False, 0
+            budget -= cost
         else:
             break
     return budget
