@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import mismatch
 from ..jit import Array, kernel
+from .order import heaviest_first
 
 Maps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
@@ -80,7 +81,7 @@ def _pack_heaviest_first(weight: Array, packs: int) -> tuple[Array, Array]:
         pack_of[:] = np.arange(items)
         return pack_of, position
     total, filled = np.zeros(packs), np.zeros(packs, np.int64)
-    for item in np.argsort(-weight, kind="mergesort"):
+    for item in heaviest_first(weight):
         lightest = -1
         for pack in range(packs):
             if filled[pack] < size and (lightest < 0 or total[pack] < total[lightest]):
@@ -102,6 +103,18 @@ def _replicate(weight: Array, num_replicas: int) -> tuple[Array, Array, Array]:
         expert_of[replica], number[replica] = heaviest, copies[heaviest]
         copies[heaviest] += 1
     return expert_of, number, copies
+
+
+@kernel
+def solve_global(load: Array, num_slots: int, num_gpus: int) -> Array:
+    """load: [E] -> [P] int32: the global policy, for one layer."""
+    weight = load.astype(np.float32).astype(np.float64)  # as the engines see it
+    expert_of, _, copies = _replicate(weight, num_slots)
+    gpu, position = _pack_heaviest_first((weight / copies)[expert_of], num_gpus)
+    phy2log = np.empty(num_slots, np.int32)
+    for replica in range(num_slots):
+        phy2log[gpu[replica] * (num_slots // num_gpus) + position[replica]] = expert_of[replica]
+    return phy2log
 
 
 @kernel

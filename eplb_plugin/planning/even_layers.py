@@ -18,7 +18,7 @@ from .replication import apportion, copy_limit
 
 FEW_SLOTS = 2  # on a rank: what can be reached is not known without a full solve
 SLACK = 0.005  # a busiest rank this close to the full solve's is as good
-CLEARLY = 0.02  # a full solve whose busiest rank is lighter by more than this is worth moving nearly everything
+CLEARLY = 0.01  # a full solve whose busiest rank is lighter by more than this is worth moving nearly everything
 
 
 @kernel
