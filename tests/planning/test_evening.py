@@ -159,7 +159,7 @@ def test_only_hopeless_layers_are_solved_afresh():
 @QUICK
 @given(st.lists(st.integers(0, 60000), min_size=1, max_size=40))
 def test_order_is_descending_and_stable(weights: list[int]):
-    order = heaviest_first(np.array(weights, np.int64))
+    order = heaviest_first(np.array(weights, float))
     assert order.tolist() == sorted(range(len(weights)), key=lambda item: (-weights[item], item))
 
 
