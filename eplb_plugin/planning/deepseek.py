@@ -78,7 +78,8 @@ def _pack_heaviest_first(weight: Array, packs: int) -> tuple[Array, Array]:
     pack_of, position = np.empty(items, np.int64), np.zeros(items, np.int64)
     size = items // packs
     if size == 1:
-        pack_of[:] = np.arange(items)
+        for item in range(items):
+            pack_of[item] = item
         return pack_of, position
     total, filled = np.zeros(packs), np.zeros(packs, np.int64)
     for item in heaviest_first(weight):
@@ -98,19 +99,25 @@ def _replicate(weight: Array, num_replicas: int) -> tuple[Array, Array, Array]:
     experts = weight.shape[0]
     expert_of, number = np.arange(num_replicas), np.zeros(num_replicas, np.int64)
     copies = np.ones(experts, np.int64)
+    per_copy = weight.copy()
     for replica in range(experts, num_replicas):
-        heaviest = np.argmax(weight / copies)
+        heaviest = int(np.argmax(per_copy))
         expert_of[replica], number[replica] = heaviest, copies[heaviest]
         copies[heaviest] += 1
+        per_copy[heaviest] = weight[heaviest] / copies[heaviest]
     return expert_of, number, copies
 
 
 @kernel
 def solve_global(load: Array, num_slots: int, num_gpus: int) -> Array:
     """load: [E] -> [P] int32: the global policy, for one layer."""
-    weight = load.astype(np.float32).astype(np.float64)  # as the engines see it
+    weight, share = np.empty(load.shape[0]), np.empty(num_slots)
+    for expert in range(load.shape[0]):
+        weight[expert] = np.float32(load[expert])  # as the engines see it
     expert_of, _, copies = _replicate(weight, num_slots)
-    gpu, position = _pack_heaviest_first((weight / copies)[expert_of], num_gpus)
+    for replica in range(num_slots):
+        share[replica] = weight[expert_of[replica]] / copies[expert_of[replica]]
+    gpu, position = _pack_heaviest_first(share, num_gpus)
     phy2log = np.empty(num_slots, np.int32)
     for replica in range(num_slots):
         phy2log[gpu[replica] * (num_slots // num_gpus) + position[replica]] = expert_of[replica]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import Array, kernel
-from .even_ranks import may_hold, open_even, overwrite, weights_received
-from .evening import even_out
-from .packing import solve_balanced
+from .even_ranks import EvenRanks, may_hold, open_even, overwrite, weights_received
+from .evening import even_out, swap_out
+from .packing import rank_peak, solve_balanced, write_row
 from .relabel import keep_slots
 from .replication import apportion, copy_limit
 
@@ -24,8 +24,8 @@ CLEARLY = 0.01  # a full solve whose busiest rank is lighter by more than this i
 @kernel
 def peak_of(load: Array, phy2log: Array, slots: int) -> float:
     """Load of the busiest rank, relative to the mean; 1.0 without load."""
-    rank_load = open_even(load, phy2log, slots).rank_load
-    return rank_load.max() / rank_load.mean() if rank_load.max() > 0.0 else 1.0
+    total = load.sum()
+    return rank_peak(load, phy2log, slots) * (phy2log.shape[0] // slots) / total if total > 0.0 else 1.0
 
 
 @kernel
@@ -38,67 +38,67 @@ def even_balance(load: Array, phy2log: Array, slots: int) -> Array:
 
 
 @kernel
-def recount(load: Array, phy2log: Array, slots: int, budget: int) -> int:
-    """Change `phy2log: [P]`, in place, to the copy counts of a full solve: experts with most load per copy first, each
-    into the slot that can be spared on the lightest rank. -> budget left.
-    """
-    size = phy2log.shape[0]
-    even, wanted = open_even(load, phy2log, slots), apportion(load, size, copy_limit(load.shape[0], size, size // slots))
-    while budget > 0:
-        expert, heaviest = -1, -1.0
-        for other in range(load.shape[0]):
-            if even.copies[other] < wanted[other] and even.part[other] > heaviest:
-                expert, heaviest = other, even.part[other]
-        if expert < 0:
-            break
-        chosen, lightest = -1, np.inf
-        for slot in range(size):
-            victim, rank = phy2log[slot], even.rank_of[slot]
-            if even.copies[victim] > wanted[victim] and may_hold(even, rank, expert):
-                left = even.rank_load[rank] - even.weight[slot]
-                if left < lightest:
-                    chosen, lightest = slot, left
-        if chosen < 0:
-            break
-        budget -= weights_received(even, even.rank_of[chosen], expert, phy2log[chosen])
-        overwrite(even, chosen, expert)
-    return budget
+def _missing(even: EvenRanks, wanted: Array) -> int:
+    """Expert with most load per copy of those that have fewer copies than `wanted: [E]`; -1 if none."""
+    chosen, heaviest = -1, -1.0
+    for expert in range(wanted.shape[0]):
+        if even.copies[expert] < wanted[expert] and even.part[expert] > heaviest:
+            chosen, heaviest = expert, even.part[expert]
+    return chosen
 
 
 @kernel
-def _approach(load: Array, old: Array, node_of_rank: Array, slots: int, peak_ratio: float, budget: int) -> Array:
-    """`old: [P]` with the copy counts of a full solve, evened out as far as `peak_ratio`."""
-    phy2log = old.copy()
-    left = recount(load, phy2log, slots, budget)
-    left = even_out(load, phy2log, node_of_rank, slots, peak_ratio, left, False)
-    even_out(load, phy2log, node_of_rank, slots, peak_ratio, left, True)
-    return phy2log
+def _spared(even: EvenRanks, wanted: Array, expert: int) -> int:
+    """Slot for a copy of `expert`, on the lightest rank, of one with more copies than `wanted: [E]`; -1 if none."""
+    chosen, lightest = -1, np.inf
+    for slot in range(even.expert.shape[0]):
+        victim, rank = even.expert[slot], even.rank_of[slot]
+        left = even.rank_load[rank] - even.weight[slot]
+        if left < lightest and even.copies[victim] > wanted[victim] and may_hold(even, rank, expert):
+            chosen, lightest = slot, left
+    return chosen
+
+
+@kernel
+def recount(load: Array, phy2log: Array, slots: int, budget: int) -> int:
+    """Change `phy2log: [P]`, in place, to the copy counts of a full solve. -> budget left."""
+    size, experts = phy2log.shape[0], load.shape[0]
+    even, wanted = open_even(load, phy2log, slots), apportion(load, size, copy_limit(experts, size, size // slots))
+    while budget > 0:
+        expert = _missing(even, wanted)
+        slot = _spared(even, wanted, expert)
+        if expert < 0 or slot < 0:
+            break
+        budget -= weights_received(even, even.rank_of[slot], expert, even.expert[slot])
+        overwrite(even, slot, expert)
+    return budget
 
 
 @kernel
 def even_layers(
     load: Array, previous: Array, node_of_rank: Array, slots: int, peak_ratio: float, budget: Array
 ) -> tuple[Array, Array]:
-    """load: [L, E]; previous: [L, P]; budget: [L] most moved slots -> phy2log [L, P] int32, unmoved experts in their old
-    slots; [L] bool: whether the target was missed and a full solve would be clearly better.
+    """load: [L, E]; previous: [L, P]; budget: [L] most moved slots -> phy2log [L, P] int32, unmoved experts in their
+    old slots; [L] bool: whether the target was missed and a full solve would be clearly better.
     """
-    phy2log, is_poor = previous.copy(), np.zeros(load.shape[0], np.bool_)
+    ranks, is_poor = node_of_rank.shape[0], np.zeros(load.shape[0], np.bool_)
+    phy2log = previous.copy()
     for layer in range(load.shape[0]):
-        mine, reachable = load[layer : layer + 1], 0.0
-        if slots <= FEW_SLOTS:
-            reachable = peak_of(load[layer], solve_balanced(mine, previous.shape[1], len(node_of_rank))[0], slots)
-        if reachable <= peak_ratio:
-            even_out(load[layer], phy2log[layer], node_of_rank, slots, peak_ratio, budget[layer], True)
-        peak = peak_of(load[layer], phy2log[layer], slots)
+        new = phy2log[layer]
+        if slots > FEW_SLOTS:
+            even_out(load[layer], new, node_of_rank, slots, peak_ratio, budget[layer])
+        peak = peak_of(load[layer], new, slots)
         if peak > peak_ratio * (1.0 + SLACK):
-            if reachable == 0.0:
-                reachable = peak_of(load[layer], solve_balanced(mine, previous.shape[1], len(node_of_rank))[0], slots)
+            fresh = solve_balanced(load[layer : layer + 1], new.shape[0], ranks)[0]
+            reachable = peak_of(load[layer], fresh, slots)
             goal = max(reachable * (1.0 + SLACK), peak_ratio)
             if peak > goal:
-                second = _approach(load[layer], previous[layer], node_of_rank, slots, goal, budget[layer])
+                second = previous[layer].copy()
+                left = recount(load[layer], second, slots, budget[layer])
+                swap_out(load[layer], second, node_of_rank, slots, goal, left)
                 second_peak = peak_of(load[layer], second, slots)
                 if second_peak < peak:
-                    phy2log[layer], peak = second, second_peak
+                    new, peak = second, second_peak
             is_poor[layer] = peak > max(reachable * (1.0 + CLEARLY), peak_ratio)
-        phy2log[layer] = keep_slots(phy2log[layer], previous[layer], slots)
+        write_row(phy2log, layer, keep_slots(new, previous[layer], slots))
     return phy2log, is_poor

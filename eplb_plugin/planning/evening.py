@@ -29,13 +29,17 @@ def _swap_value(shift: float, wanted: float, room: float, gap: float) -> float:
 
 
 @kernel
-def _best_swap(busiest: int, budget: int, even: EvenRanks, node_of_rank: Array, bound: float) -> tuple[float, int, int]:
-    """(value, slot of the busiest rank, other slot); value 0.0 if no swap helps.
+def _best_swap(
+    busiest: int, budget: int, even: EvenRanks, node_of_rank: Array, bound: float, least: float
+) -> tuple[float, int, int]:
+    """(value, slot of the busiest rank, other slot); value 0.0 if no swap helps, or none can be worth `least`.
 
     All pairs of slots in plain loops over arrays, which compilers turn into vector code.
     """
     size, slots, top = even.phy2log.shape[0], even.slots, even.rank_load[busiest]
     first, wanted = busiest * slots, top - bound
+    if slots == 1 or least >= 0.5 * NEAR * wanted:
+        return 0.0, -1, -1
     room, gap, open_, best = np.empty(size), np.empty(size), even.worth.copy(), np.zeros(size)
     for slot in range(size):
         load = even.rank_load[even.rank_of[slot]]
@@ -43,12 +47,12 @@ def _best_swap(busiest: int, budget: int, even: EvenRanks, node_of_rank: Array, 
         room[slot] = bound - load if bound > load else 0.0
     for own in range(first, first + slots):
         open_[own] = 0.0
-        twin = even.head[even.phy2log[own]]
+        twin = even.head[even.expert[own]]
         while twin >= 0 and not even.twins_allowed:
             open_[twin] = 0.0
             twin = even.following[twin]
     for own in range(first, first + slots):
-        mine, weight, worth = even.phy2log[own], even.weight[own], even.worth[own]
+        mine, weight, worth = even.expert[own], even.weight[own], even.worth[own]
         fits = open_
         if (even.copies[mine] > 1 and not even.twins_allowed) or budget < 2:
             fits = _fitting(own, budget, even, open_)
@@ -66,9 +70,9 @@ def _best_swap(busiest: int, budget: int, even: EvenRanks, node_of_rank: Array, 
         return 0.0, -1, -1
     for own in range(first, first + slots):
         value = _swap_value(even.weight[own] - even.weight[other], wanted, room[other], gap[other])
-        if value * open_[other] * even.worth[own] == best[other] and may_hold(even, even.rank_of[other], even.phy2log[own]):
-            if swap_cost(even, own, other) <= budget:
-                return 0.5 * most, own, other
+        is_best = value * open_[other] * even.worth[own] == best[other]
+        if is_best and may_hold(even, even.rank_of[other], even.expert[own]) and swap_cost(even, own, other) <= budget:
+            return 0.5 * most, own, other
     return 0.0, -1, -1
 
 
@@ -79,7 +83,7 @@ def _fitting(own: int, budget: int, even: EvenRanks, open_: Array) -> Array:
     for slot in range(fits.shape[0]):
         if 4.0 - even.worth[own] - even.worth[slot] > budget:
             fits[slot] = 0.0
-    twin = even.head[even.phy2log[own]]
+    twin = even.head[even.expert[own]]
     while twin >= 0 and not even.twins_allowed:
         rank = even.rank_of[twin]
         fits[rank * even.slots : (rank + 1) * even.slots] = 0.0
@@ -111,7 +115,7 @@ def _best_overwrite(
     slots, top, home = even.slots, even.rank_load[busiest], node_of_rank[busiest]
     wanted, least = top - bound, LEAST * bound
     best, best_expert, best_slot = 0.0, -1, -1
-    mine = even.phy2log[busiest * slots : (busiest + 1) * slots]
+    mine = even.expert[busiest * slots : (busiest + 1) * slots]
     reach, less, most = np.empty(slots), np.empty(slots), 0.0
     for place in range(slots):
         reach[place] = _reach(mine[place], busiest, even, bound)
@@ -159,7 +163,9 @@ def _best_overwrite(
 
 
 @kernel
-def _lighter(slot: int, least_value: float, busiest: int, even: EvenRanks, bound: float, ceiling: float) -> tuple[float, int]:
+def _lighter(
+    slot: int, least_value: float, busiest: int, even: EvenRanks, bound: float, ceiling: float
+) -> tuple[float, int]:
     """(overload taken, expert) of an expert for a slot of the busiest rank, if it takes more than `least_value`: the
     first that brings the rank below the bound, else the best.
     """
@@ -169,7 +175,7 @@ def _lighter(slot: int, least_value: float, busiest: int, even: EvenRanks, bound
         if best >= wanted:
             break
         after = freed + even.load[expert] / (even.copies[expert] + 1)
-        if after > ceiling or expert == even.phy2log[slot] or not may_hold(even, busiest, expert):
+        if after > ceiling or expert == even.expert[slot] or not may_hold(even, busiest, expert):
             continue
         value = wanted - max(after - bound, 0.0) + _reach(expert, busiest, even, bound)
         if value > best:
@@ -178,36 +184,45 @@ def _lighter(slot: int, least_value: float, busiest: int, even: EvenRanks, bound
 
 
 @kernel
-def even_out(
-    load: Array, phy2log: Array, node_of_rank: Array, slots: int, peak_ratio: float, budget: int, may_overwrite: bool
-) -> int:
+def even_out(load: Array, phy2log: Array, node_of_rank: Array, slots: int, peak_ratio: float, budget: int) -> None:
     """Change `phy2log: [P]`, in place, until no rank exceeds the mean by more than `peak_ratio` or no move helps.
 
-    No move makes the busiest rank heavier. budget: most moved slots -> what is left of it.
+    No move makes the busiest rank heavier. budget: most moved slots.
     """
     even = open_even(load, phy2log, slots)
-    bound = even.rank_load.mean() * peak_ratio
+    bound = load.sum() / even.rank_load.shape[0] * peak_ratio
+    for _ in range(4 * phy2log.shape[0]):
+        busiest = int(np.argmax(even.rank_load))
+        top = even.rank_load[busiest]
+        if top <= bound:
+            break
+        value, expert, slot = _best_overwrite(busiest, budget, even, node_of_rank, bound)
+        swap_value, own, other = _best_swap(busiest, budget, even, node_of_rank, bound, value)
+        if swap_value > value:
+            budget -= swap_cost(even, own, other)
+            swap(even, own, other)
+            continue
+        if slot < 0:
+            break
+        victim = even.expert[slot]
+        budget -= weights_received(even, even.rank_of[slot], expert, victim)
+        overwrite(even, slot, expert)
+        if even.rank_load.max() > top:  # several copies on one rank: more than was reckoned with
+            overwrite(even, slot, victim)
+            break
+
+
+@kernel
+def swap_out(load: Array, phy2log: Array, node_of_rank: Array, slots: int, peak_ratio: float, budget: int) -> None:
+    """As `even_out`, with the copy counts as they are."""
+    even = open_even(load, phy2log, slots)
+    bound = load.sum() / even.rank_load.shape[0] * peak_ratio
     for _ in range(4 * phy2log.shape[0]):
         busiest = int(np.argmax(even.rank_load))
         if even.rank_load[busiest] <= bound:
             break
-        value, expert, slot = 0.0, -1, -1
-        if may_overwrite:
-            value, expert, slot = _best_overwrite(busiest, budget, even, node_of_rank, bound)
-        swap_value, own, other = 0.0, -1, -1
-        if slots > 1 and value < 0.5 * NEAR * (even.rank_load[busiest] - bound):
-            swap_value, own, other = _best_swap(busiest, budget, even, node_of_rank, bound)
-        if swap_value > value:
-            budget -= swap_cost(even, own, other)
-            swap(even, own, other)
-        elif slot >= 0:
-            top, victim = even.rank_load[busiest], phy2log[slot]
-            cost = weights_received(even, even.rank_of[slot], expert, victim)
-            overwrite(even, slot, expert)
-            if even.rank_load.max() > top:  # several copies on one rank: more than was reckoned with
-                overwrite(even, slot, victim)
-                may_overwrite, cost = False, 0
-            budget -= cost
-        else:
+        _, own, other = _best_swap(busiest, budget, even, node_of_rank, bound, 0.0)
+        if other < 0:
             break
-    return budget
+        budget -= swap_cost(even, own, other)
+        swap(even, own, other)

@@ -200,6 +200,13 @@ def pack(expert: Array, weight: Array, num_ranks: int) -> Array:
 
 
 @kernel
+def write_row(target: Array, row: int, source: Array) -> None:
+    """target[row] = source; slices bring in code that formats error messages, which takes seconds to compile."""
+    for column in range(source.shape[0]):
+        target[row, column] = source[column]
+
+
+@kernel
 def rank_peak(load: Array, phy2log: Array, slots: int) -> float:
     """Load of the busiest rank."""
     copies, peak, here = np.zeros(load.shape[0], np.int64), 0.0, 0.0
@@ -235,19 +242,21 @@ def _least_peak(load: Array, copies: Array, weight: Array, slots: int, limit: in
 
 
 @kernel
-def _improve(load: Array, phy2log: Array, copies: Array, weight: Array, num_ranks: int, peak: float) -> None:
+def _improve(load: Array, phy2log: Array, copies: Array, weight: Array, num_ranks: int, peak: float) -> Array:
     """Where packing leaves ranks uneven: with other copy counts (few experts, or few slots on a rank), and by vanilla's
-    packing, which may put two copies on one rank. copies: [E], weight: [P] of what was packed; peak: what came of it.
+    packing, which may put two copies on one rank. phy2log: [P], what was packed, of copies: [E] and weight: [P]; peak:
+    what came of it.
     """
     num_slots, slots = phy2log.shape[0], phy2log.shape[0] // num_ranks
     if peak > max(weight.sum() / num_ranks * POOR, weight.max() * POOR):
-        even_out(load, phy2log, np.zeros(num_ranks, np.int32), slots, 1.0 + STOP, 1 << 30, True)
+        even_out(load, phy2log, np.zeros(num_ranks, np.int32), slots, 1.0 + STOP, num_slots * num_slots)
         peak = rank_peak(load, phy2log, slots)
     limit = copy_limit(load.shape[0], num_slots, num_ranks)
     if peak > _least_peak(load, copies, weight, slots, limit) * (1.0 + ROUNDING):
         vanilla = solve_global(load, num_slots, num_ranks)
         if rank_peak(load, vanilla, slots) < peak:
-            phy2log[:] = vanilla
+            return vanilla
+    return phy2log
 
 
 @kernel
@@ -261,9 +270,12 @@ def solve_balanced(load: Array, num_slots: int, num_ranks: int) -> Array:
     for layer in range(layers):
         copies = apportion(load[layer], num_slots, limit)
         items = list_copies(copies)
-        weight = (load[layer] / copies)[items]
-        phy2log[layer] = pack(items, weight, num_ranks).ravel()
-        peak = rank_peak(load[layer], phy2log[layer], num_slots // num_ranks)
+        weight = np.empty(num_slots)
+        for slot in range(num_slots):
+            weight[slot] = load[layer, items[slot]] / copies[items[slot]]
+        packed = pack(items, weight, num_ranks).ravel()
+        peak = rank_peak(load[layer], packed, num_slots // num_ranks)
         if peak > weight.sum() / num_ranks * (1.0 + STOP):
-            _improve(load[layer], phy2log[layer], copies, weight, num_ranks, peak)
+            packed = _improve(load[layer], packed, copies, weight, num_ranks, peak)
+        write_row(phy2log, layer, packed)
     return phy2log

@@ -31,7 +31,7 @@ def test_evening_obeys_its_budget_and_never_loads_the_busiest_rank(case: Case, b
     slots, experts = case.topology.slots_per_rank, case.statistics.num_experts
     for load, old in zip(case.statistics.load.astype(float), case.previous.phy2log, strict=True):
         new = old.copy()
-        even_out(load, new, case.topology.node_of_rank, slots, 1.0, budget, True)
+        even_out(load, new, case.topology.node_of_rank, slots, 1.0, budget)
         assert count_moved(new[None], old[None], case.topology.num_ranks, experts)[0] <= budget
         assert set(new) == set(old)
         assert rank_loads(load, new, slots).max() <= rank_loads(load, old, slots).max() * (1 + 1e-9) + 1e-9
@@ -70,7 +70,7 @@ def test_no_relief_is_overlooked(seed: int):
         return
     load, new = rng.random(6) + 0.2, old.copy()
     before, possible = rank_loads(load, old, 2).max(), best_single_move(load, old, 2)
-    even_out(load, new, np.zeros(4, np.int32), 2, 1.0, NO_LIMIT, True)
+    even_out(load, new, np.zeros(4, np.int32), 2, 1.0, NO_LIMIT)
     assert possible > 0.995 * before or rank_loads(load, new, 2).max() < before
 
 
