@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Array: TypeAlias = NDArray[Any]
+logger = logging.getLogger("eplb_plugin")
 
 
 @cache
@@ -49,4 +51,16 @@ def kernel(function: Function) -> Function:
     so the digest of all files which the kernel can reach is part of the name that the cache goes by.
     """
     function.__qualname__ += f"_{_digest(Path(function.__code__.co_filename))}"
-    return njit(cache=True, nogil=True)(function)
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written to
+        _warn_uncached()
+        return njit(nogil=True)(function)
+
+
+@cache
+def _warn_uncached() -> None:
+    logger.warning(
+        "compiled kernels: found no folder to cache them in, expected a writable one; every start compiles them again, "
+        "for up to a minute; fix: set NUMBA_CACHE_DIR"
+    )

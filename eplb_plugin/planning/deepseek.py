@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import mismatch
 from ..jit import Array, kernel
+from .order import heaviest_first
 
 Maps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
@@ -77,10 +78,11 @@ def _pack_heaviest_first(weight: Array, packs: int) -> tuple[Array, Array]:
     pack_of, position = np.empty(items, np.int64), np.zeros(items, np.int64)
     size = items // packs
     if size == 1:
-        pack_of[:] = np.arange(items)
+        for item in range(items):
+            pack_of[item] = item
         return pack_of, position
     total, filled = np.zeros(packs), np.zeros(packs, np.int64)
-    for item in np.argsort(-weight, kind="mergesort"):
+    for item in heaviest_first(weight):
         lightest = -1
         for pack in range(packs):
             if filled[pack] < size and (lightest < 0 or total[pack] < total[lightest]):
@@ -97,11 +99,29 @@ def _replicate(weight: Array, num_replicas: int) -> tuple[Array, Array, Array]:
     experts = weight.shape[0]
     expert_of, number = np.arange(num_replicas), np.zeros(num_replicas, np.int64)
     copies = np.ones(experts, np.int64)
+    per_copy = weight.copy()
     for replica in range(experts, num_replicas):
-        heaviest = np.argmax(weight / copies)
+        heaviest = int(np.argmax(per_copy))
         expert_of[replica], number[replica] = heaviest, copies[heaviest]
         copies[heaviest] += 1
+        per_copy[heaviest] = weight[heaviest] / copies[heaviest]
     return expert_of, number, copies
+
+
+@kernel
+def solve_global(load: Array, num_slots: int, num_gpus: int) -> Array:
+    """load: [E] -> [P] int32: the global policy, for one layer."""
+    weight, share = np.empty(load.shape[0]), np.empty(num_slots)
+    for expert in range(load.shape[0]):
+        weight[expert] = np.float32(load[expert])  # as the engines see it
+    expert_of, _, copies = _replicate(weight, num_slots)
+    for replica in range(num_slots):
+        share[replica] = weight[expert_of[replica]] / copies[expert_of[replica]]
+    gpu, position = _pack_heaviest_first(share, num_gpus)
+    phy2log = np.empty(num_slots, np.int32)
+    for replica in range(num_slots):
+        phy2log[gpu[replica] * (num_slots // num_gpus) + position[replica]] = expert_of[replica]
+    return phy2log
 
 
 @kernel

@@ -19,7 +19,7 @@ from . import deepseek
 from .affinity import solve_affinity
 from .budget import Allowed, count_moved, share_out
 from .crossings import Cluster
-from .evening import even_balance, even_layers
+from .even_layers import even_layers
 from .incremental import expected_balance, expected_crossings, repair_layer
 from .packing import solve_balanced
 from .price import skip_unpaid
@@ -31,7 +31,6 @@ from .tokens import Tokens, layer_tokens, no_tokens
 from .weighing import WEIGHED, Weigher
 
 NODE_SHARE = 0.25  # of the balance tolerance that nodes may use up, before their ranks are packed
-ROUNDING = 1e-9
 WORTH_BALANCE = 0.02  # a full solve must be better balanced by this much, or …
 WORTH_CROSSINGS = 0.05  # … send this share fewer copies to other nodes, to be worth moving nearly everything
 
@@ -180,16 +179,14 @@ class Job:
 
     def _even_out(self, previous: NDArray[np.int32], budgets: Array) -> tuple[NDArray[np.int32], int]:
         slots, ratio = self.topology.slots_per_rank, 1.0 + self.options.balance_tolerance
-        repaired = even_layers(self.load, previous, self.cluster.node_of_rank, slots, ratio, budgets)
-        balance = even_balance(self.load, repaired, slots)
-        poor = np.flatnonzero(balance * ratio < 1.0 - ROUNDING)
+        repaired, is_poor = even_layers(self.load, previous, self.cluster.node_of_rank, slots, ratio, budgets)
+        poor = np.flatnonzero(is_poor)
         if self.options.is_bounded or not len(poor):
             return repaired, 0
         fresh = solve_balanced(self.load[poor], self.topology.num_slots, self.topology.num_ranks)
-        worth = even_balance(self.load[poor], fresh, slots) - balance[poor] >= WORTH_BALANCE
-        for layer, slots_afresh in zip(poor[worth], fresh[worth], strict=True):
+        for layer, slots_afresh in zip(poor, fresh, strict=True):
             repaired[layer] = relabel(slots_afresh, previous[layer], self.cluster, self.statistics.num_experts)
-        return repaired, int(worth.sum())
+        return repaired, len(poor)
 
     def _tokens(self, layer: int, most_rows: int) -> tuple[Tokens, Array]:
         if self.keeps_locality:

@@ -1,4 +1,4 @@
-"""Items by descending weight, in linear time: what a packing heuristic needs, where the last digits do not matter."""
+"""Items by descending weight, in linear time for weights that are not nearly all equal."""
 
 from __future__ import annotations
 
@@ -25,13 +25,19 @@ def _pass(keys: Array, shift: int, order: Array, result: Array) -> None:
 
 @kernel
 def heaviest_first(weight: Array) -> Array:
-    """weight: [items] int64 >= 0 -> [items] int64 order, exact to 1/65536 of the heaviest; ties: the lower number."""
+    """weight: [items] float64 -> [items] int64 order; ties: the lower number."""
     items, heaviest = weight.shape[0], weight.max()
-    shift = 0
-    while heaviest >> shift >= DIGIT * DIGIT:
-        shift += 1
-    keys = weight >> shift
+    scale = (DIGIT * DIGIT - 1) / heaviest if heaviest > 0.0 else 0.0
+    keys = np.empty(items, np.int64)
+    for item in range(items):
+        keys[item] = int(weight[item] * scale)
     order, result = np.arange(items), np.empty(items, np.int64)
     _pass(keys, 0, order, result)
     _pass(keys, 8, result, order)
+    for place in range(1, items):  # what differs in later digits only: hardly anything is left to do
+        item, at = order[place], place
+        while at > 0 and weight[order[at - 1]] < weight[item]:
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = item
     return order

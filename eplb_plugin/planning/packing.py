@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import Array, kernel
+from .deepseek import solve_global
 from .evening import even_out
 from .order import heaviest_first
 from .replication import apportion, copy_limit, list_copies
@@ -16,6 +17,7 @@ from .replication import apportion, copy_limit, list_copies
 STOP = 0.001  # a busiest rank this close to the mean is left alone
 POOR = 1.02  # a peak this far above the mean, and above the heaviest copy, is worth another search
 LEAST = 1e-5  # of the mean rank load: a swap that lowers the busiest rank by less is not worth the search
+ROUNDING = 1e-9
 WHOLE = 2.0**40  # the load of all ranks together, in whole numbers
 RANK_BITS = 16  # of a key: load and rank in one number, so that equal loads go by rank
 CLOSED = 1 << 60  # on a rank's key: it takes nothing (more)
@@ -36,6 +38,15 @@ def _lightest(key: Array) -> int:
     for rank in range(1, key.shape[0]):
         least = min(least, key[rank])
     return least
+
+
+@kernel
+def _heaviest(key: Array) -> int:
+    """Rank with the largest key."""
+    largest = key[0]
+    for rank in range(1, key.shape[0]):
+        largest = max(largest, key[rank])
+    return largest & ((1 << RANK_BITS) - 1)
 
 
 @kernel
@@ -78,8 +89,12 @@ def _make_way(rank: int, expert: int, who: Array, filled: Array) -> tuple[int, i
 def _greedy(expert: Array, weight: Array, order: Array, who: Array, part: Array, load: Array) -> None:
     """Fill `who` (experts) and `part` (their weights), both [ranks, slots], and `load` [ranks]."""
     ranks, slots = who.shape
-    filled, key = np.zeros(ranks, np.int64), np.arange(ranks)
-    for item in order:
+    filled, key = np.ones(ranks, np.int64), np.arange(ranks)
+    for rank in range(ranks):  # as long as there are empty ranks
+        who[rank, 0], part[rank, 0] = expert[order[rank]], weight[order[rank]]
+        load[rank] = part[rank, 0]
+        key[rank] += (load[rank] << RANK_BITS) + (CLOSED if slots == 1 else 0)
+    for item in order[ranks:]:
         rank, mine, heavy = _open_rank(key, who, filled, expert[item]), expert[item], weight[item]
         if rank < 0:  # only ranks that hold this expert have room: let another rank's item go there
             rank = -1 - rank
@@ -109,8 +124,9 @@ def _fitting_swap(busiest: int, who: Array, part: Array, load: Array, bound: int
     """(rank, own position, its position) of the first swap that leaves both ranks within the bound; -1 if none."""
     ranks, slots = who.shape
     least = load[busiest] - bound
-    for step in range(1, ranks):
-        rank = (busiest + step) % ranks
+    for rank in range(ranks):
+        if rank == busiest:
+            continue
         most = bound - load[rank]
         if most < least:
             continue
@@ -145,8 +161,11 @@ def _best_swap(busiest: int, who: Array, part: Array, load: Array, least: int) -
 def _descend(who: Array, part: Array, load: Array) -> None:
     mean = load.sum() / load.shape[0]
     bound, least = int(mean * (1.0 + STOP)), int(mean * LEAST) + 1
+    key = np.empty(load.shape[0], np.int64)
+    for rank in range(load.shape[0]):
+        key[rank] = (load[rank] << RANK_BITS) + rank
     for _ in range(64 * load.shape[0]):
-        busiest = int(np.argmax(load))
+        busiest = _heaviest(key)
         if load[busiest] <= bound:
             break
         rank, own, position = _fitting_swap(busiest, who, part, load, bound)
@@ -159,6 +178,8 @@ def _descend(who: Array, part: Array, load: Array) -> None:
         part[busiest, own], part[rank, position] = part[rank, position], part[busiest, own]
         load[busiest] -= shift
         load[rank] += shift
+        key[busiest] -= shift << RANK_BITS
+        key[rank] += shift << RANK_BITS
 
 
 @kernel
@@ -172,16 +193,25 @@ def pack(expert: Array, weight: Array, num_ranks: int) -> Array:
         whole[item] = int(weight[item] * scale + 0.5)
     who, part = np.empty((num_ranks, slots), np.int32), np.zeros((num_ranks, slots), np.int64)
     load = np.zeros(num_ranks, np.int64)
-    _greedy(expert, whole, heaviest_first(whole), who, part, load)
+    _greedy(expert, whole, heaviest_first(weight), who, part, load)
     if slots > 1:
         _descend(who, part, load)
     return who
 
 
 @kernel
-def rank_peak(load: Array, copies: Array, phy2log: Array, slots: int) -> float:
+def write_row(target: Array, row: int, source: Array) -> None:
+    """target[row] = source; slices bring in code that formats error messages, which takes seconds to compile."""
+    for column in range(source.shape[0]):
+        target[row, column] = source[column]
+
+
+@kernel
+def rank_peak(load: Array, phy2log: Array, slots: int) -> float:
     """Load of the busiest rank."""
-    peak, here = 0.0, 0.0
+    copies, peak, here = np.zeros(load.shape[0], np.int64), 0.0, 0.0
+    for expert in phy2log:
+        copies[expert] += 1
     for slot in range(phy2log.shape[0]):
         here += load[phy2log[slot]] / copies[phy2log[slot]]
         if slot % slots == slots - 1:
@@ -190,21 +220,62 @@ def rank_peak(load: Array, copies: Array, phy2log: Array, slots: int) -> float:
 
 
 @kernel
-def solve_balanced(load: Array, num_slots: int, num_ranks: int) -> Array:
-    """load: [L, E] float64 -> phy2log [L, P] int32 for the best balance under an even split over copies.
+def _least_peak(load: Array, copies: Array, weight: Array, slots: int, limit: int) -> float:
+    """A busiest rank that vanilla cannot get below; 0.0 if its copy counts may differ. weight: [P] of all copies."""
+    last = np.inf  # load per copy at which the last copy was given
+    for expert in range(load.shape[0]):
+        if copies[expert] >= limit:
+            return 0.0
+        if copies[expert] > 1:
+            last = min(last, load[expert] / (copies[expert] - 1))
+    for expert in range(load.shape[0]):
+        if load[expert] / copies[expert] == last:
+            return 0.0
+    order, items, peak = heaviest_first(weight), weight.shape[0], 0.0
+    if slots == 2:  # the heaviest with the lightest, the second with the second …
+        for item in range(items // 2):
+            peak = max(peak, weight[order[item]] + weight[order[items - 1 - item]])
+        return peak
+    for item in range(items - slots + 1, items):
+        peak += weight[order[item]]
+    return peak + weight[order[0]]
 
-    Where copy counts stand in the way of packing (few experts, or few slots on a rank), they are changed afterwards.
+
+@kernel
+def _improve(load: Array, phy2log: Array, copies: Array, weight: Array, num_ranks: int, peak: float) -> Array:
+    """Where packing leaves ranks uneven: with other copy counts (few experts, or few slots on a rank), and by vanilla's
+    packing, which may put two copies on one rank. phy2log: [P], what was packed, of copies: [E] and weight: [P]; peak:
+    what came of it.
+    """
+    num_slots, slots = phy2log.shape[0], phy2log.shape[0] // num_ranks
+    if peak > max(weight.sum() / num_ranks * POOR, weight.max() * POOR):
+        even_out(load, phy2log, np.zeros(num_ranks, np.int32), slots, 1.0 + STOP, num_slots * num_slots)
+        peak = rank_peak(load, phy2log, slots)
+    limit = copy_limit(load.shape[0], num_slots, num_ranks)
+    if peak > _least_peak(load, copies, weight, slots, limit) * (1.0 + ROUNDING):
+        vanilla = solve_global(load, num_slots, num_ranks)
+        if rank_peak(load, vanilla, slots) < peak:
+            return vanilla
+    return phy2log
+
+
+@kernel
+def solve_balanced(load: Array, num_slots: int, num_ranks: int) -> Array:
+    """load: [L, E] float64 -> phy2log [L, P] int32 for the best balance under an even split over copies; never a
+    busier rank than vanilla's global policy, unless both are within `STOP` of even.
     """
     layers, experts = load.shape
-    slots, one_node = num_slots // num_ranks, np.zeros(num_ranks, np.int32)
     phy2log = np.empty((layers, num_slots), np.int32)
     limit = copy_limit(experts, num_slots, num_ranks)
     for layer in range(layers):
         copies = apportion(load[layer], num_slots, limit)
         items = list_copies(copies)
-        weight = (load[layer] / copies)[items]
-        phy2log[layer] = pack(items, weight, num_ranks).ravel()
-        peak = rank_peak(load[layer], copies, phy2log[layer], slots)
-        if peak > max(weight.sum() / num_ranks * POOR, weight.max() * POOR):
-            even_out(load[layer], phy2log[layer], one_node, slots, 1.0 + STOP, 1 << 30)
+        weight = np.empty(num_slots)
+        for slot in range(num_slots):
+            weight[slot] = load[layer, items[slot]] / copies[items[slot]]
+        packed = pack(items, weight, num_ranks).ravel()
+        peak = rank_peak(load[layer], packed, num_slots // num_ranks)
+        if peak > weight.sum() / num_ranks * (1.0 + STOP):
+            packed = _improve(load[layer], packed, copies, weight, num_ranks, peak)
+        write_row(phy2log, layer, packed)
     return phy2log

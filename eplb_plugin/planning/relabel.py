@@ -12,13 +12,13 @@ from .crossings import Cluster
 def assign(overlap: Array) -> Array:
     """overlap: [n, n] -> [n] column of every row: largest overlaps first, then exchanges while they help."""
     size = overlap.shape[0]
-    column = np.full(size, -1, np.int64)
-    taken = np.zeros(size, np.bool_)
-    for entry in np.argsort(-overlap.ravel(), kind="mergesort"):
-        row, col = entry // size, entry % size
-        if column[row] < 0 and not taken[col]:
-            column[row] = col
-            taken[col] = True
+    column, taken = np.full(size, -1, np.int64), np.zeros(size, np.bool_)
+    for value in range(overlap.max(), -1, -1):
+        for row in range(size):
+            for col in range(size):
+                if column[row] < 0 and not taken[col] and overlap[row, col] == value:
+                    column[row] = col
+                    taken[col] = True
     improved = True
     while improved:
         improved = False

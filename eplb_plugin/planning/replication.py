@@ -29,7 +29,9 @@ def apportion(load: Array, num_slots: int, limit: int) -> Array:
     """
     experts = load.shape[0]
     copies = _first_copies(load, num_slots, limit)
-    per_copy = load / copies
+    per_copy = np.empty(experts)
+    for expert in range(experts):
+        per_copy[expert] = load[expert] / copies[expert]
     # while no limit binds, the largest load per copy is above the mean slot: the others need not be looked at
     mean_slot = load.sum() / num_slots
     listed = np.flatnonzero(load > mean_slot)

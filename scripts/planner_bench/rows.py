@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,10 @@ FULL = (
     Row("Mixtral", 32, 8, 1, 8, 2),
 )
 DRIFT = tuple(
-    Row(f"DeepSeek-V3, drift {sigma}", 58, 256, 4, 32, 9, groups=8, drift=sigma, kind="drift") for sigma in (0.15, 0.30)
+    replace(row, name=f"{row.name}, drift {sigma}", drift=sigma, kind="drift")
+    for row in FULL
+    if row.imbalance == V3.imbalance
+    for sigma in (0.15, 0.30)
 )
 SCALE = tuple(
     Row("scale", 61, experts, nodes, ranks, slots, kind="scale")

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_plugin.planning.packing import pack, solve_balanced
+from eplb_plugin.planning import deepseek
+from eplb_plugin.planning.even_layers import even_balance
+from eplb_plugin.planning.packing import STOP, pack, solve_balanced
 from eplb_plugin.planning.replication import apportion, copy_limit, list_copies
 from eplb_plugin.planning.score import layer_balancedness
 from strategies import QUICK
@@ -106,6 +108,25 @@ def test_more_slots_than_one_copy_per_rank_can_fill():
     assert copy_limit(4, 16, 4) == 4
     assert copy_limit(4, 24, 4) == 6
     assert np.bincount(solve_balanced(np.arange(4.0)[None], 24, 4)[0]).sum() == 24
+
+
+@QUICK
+@given(
+    st.integers(1, 16), st.integers(1, 6), st.integers(1, 96), st.integers(0, 2**32 - 1),
+    st.sampled_from(["uniform", "log-normal", "power law", "ties"]),
+)  # fmt: skip
+def test_never_below_vanilla(ranks: int, slots: int, experts: int, seed: int, kind: str):
+    """In no layer; both within STOP of even count as equal. Vanilla may put two copies of an expert on one rank."""
+    experts, rng = min(experts, ranks * slots), np.random.default_rng(seed)
+    load = {
+        "uniform": rng.integers(0, 10**6, (6, experts)),
+        "log-normal": np.rint(1e4 * np.exp(rng.normal(0, rng.choice([0.1, 0.5, 1.5]), (6, experts)))),
+        "power law": np.rint(1e3 * rng.pareto(1.2, (6, experts))),
+        "ties": rng.integers(0, 5, (6, experts)),
+    }[kind].astype(float)
+    vanilla = deepseek.solve(load, ranks * slots, 1, 1, ranks)[0].astype(np.int32)
+    ours, theirs = (even_balance(load, one, slots) for one in (solve_balanced(load, ranks * slots, ranks), vanilla))
+    assert (ours >= np.minimum(theirs, 1 / (1 + STOP)) - 1e-9).all()
 
 
 @pytest.mark.parametrize(
