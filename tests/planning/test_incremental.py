@@ -61,13 +61,13 @@ def test_a_small_drift_needs_few_moves(policy: str, rule: str):
     old = plan(old_statistics, SHAPE.topology, policy=policy, dispatch=rule)
     statistics = drifted(old_statistics, 0.15)
     repair = PlanOptions(max_moved_slots=SHAPE.topology.num_slots)
-    made = plan(statistics, SHAPE.topology, policy=policy, dispatch=rule, previous=old.placement, options=repair)
+    made = plan(statistics, SHAPE.topology, policy=policy, dispatch=rule, previous=old, options=repair)
     assert balance(made, statistics) > 0.96
     # cover has less to gain from weights alone, so that swaps have more to do
     moved, part = moved_slots(made.placement, old.placement, SHAPE.topology).sum(), 0.3 if rule == "cover" else 0.25
     settled = 0.06 * made.placement.phy2log.size if rule == "cover" else 8
     assert moved < part * made.placement.phy2log.size
-    again = plan(statistics, SHAPE.topology, policy=policy, dispatch=rule, previous=made.placement, options=repair)
+    again = plan(statistics, SHAPE.topology, policy=policy, dispatch=rule, previous=made, options=repair)
     assert moved_slots(again.placement, made.placement, SHAPE.topology).sum() <= settled
 
 
