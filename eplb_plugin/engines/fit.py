@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import PackageNotFoundError, version
 
 from ..config import PluginConfig
 from ..errors import mismatch
@@ -31,16 +30,6 @@ def slots_for(num_experts: int, redundant: int, ep_size: int, config: PluginConf
     return slots // ep_size
 
 
-def installed_version(*names: str) -> str:
-    """Release without a local part, of the first of these distributions that is installed."""
-    for name in names:
-        try:
-            return version(name).split("+")[0]
-        except PackageNotFoundError:
-            continue
-    return "unknown"
-
-
 def log_through(engine: logging.Logger, level: str) -> logging.Logger:
     """Our lines appear where the engine's do and in its format; without handlers of its own, where the root's do."""
     logger = logging.getLogger("eplb_plugin")
@@ -48,8 +37,3 @@ def log_through(engine: logging.Logger, level: str) -> logging.Logger:
     logger.propagate = not logger.handlers
     logger.setLevel(level.upper())
     return logger
-
-
-def warn_untested(logger: logging.Logger, engine: str, found: str, tested: str) -> None:
-    if found != tested:
-        logger.warning("%s %s is untested (tested: %s); all hooked signatures are checked", engine, found, tested)

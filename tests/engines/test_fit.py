@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin.config import PluginConfig
-from eplb_plugin.engines.fit import installed_version, slots_for
+from eplb_plugin.engines.fit import slots_for
 from eplb_plugin.errors import PluginError
 
 FLAG = "--redundant"
@@ -50,9 +50,3 @@ def test_another_number_than_the_settings_is_refused() -> None:
     """The settings may say how many redundant experts the engine must have been started with."""
     with pytest.raises(PluginError, match="found 4 in the engine, expected 8; fix: start the server with --redu"):
         slots_for(60, 4, 4, PluginConfig(num_redundant_experts=8), FLAG)
-
-
-def test_installed_version() -> None:
-    """The first distribution that is installed counts, without the local part of its version."""
-    assert installed_version("no-such-distribution", "numpy").count(".") >= 1
-    assert installed_version("no-such-distribution") == "unknown"

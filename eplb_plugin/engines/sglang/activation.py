@@ -11,7 +11,8 @@ from sglang.srt.runtime_context import get_exec
 
 from ...errors import mismatch
 from ..agreement import agree
-from ..fit import installed_version, log_through, slots_for, warn_untested
+from ..fit import log_through, slots_for
+from ..releases import SGLANG
 from ..settings import from_environment
 from . import registry
 from .adapter import Adapter
@@ -19,8 +20,6 @@ from .layout import Layout, refuse_unsuited
 from .runtime import RUNTIME
 from .state import set_adapter
 
-TESTED = "0.5.23"
-DISTRIBUTIONS = ("sglang",)
 REDUNDANT = "--ep-num-redundant-experts"
 
 
@@ -43,6 +42,6 @@ def activate(model_config: Any) -> None:
     topology = config.topology_for(layout.ep_size, slots_per_rank, hosts)
     logger = log_through(logging.getLogger("sglang"), config.logging.level)
     if group.rank_in_group == 0:
-        warn_untested(logger, "SGLang", installed_version(*DISTRIBUTIONS), TESTED)
+        SGLANG.warn_untested(logger)
     registry.apply(RUNTIME)
     set_adapter(Adapter(config, layout, topology, experts, model_config.model_path))

@@ -139,7 +139,7 @@ class Adapter:
         placed = old.copy()
         if layer_ids:
             own = None if counts is None else counts[layer_ids]
-            placed[layer_ids] = self.rebalancer.decide(key, old[layer_ids], group, own)
+            placed[layer_ids] = self.rebalancer.decide(key, old[layer_ids], group, own).placement.phy2log
         return Placement(placed)
 
 

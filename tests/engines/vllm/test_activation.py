@@ -13,9 +13,9 @@ from vllm.distributed.eplb.eplb_state import EplbState
 
 from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.engines import hooks
-from eplb_plugin.engines.fit import installed_version
-from eplb_plugin.engines.vllm import activation, state
-from eplb_plugin.engines.vllm.activation import DISTRIBUTIONS, TESTED, activate
+from eplb_plugin.engines.releases import VLLM, Engine
+from eplb_plugin.engines.vllm import state
+from eplb_plugin.engines.vllm.activation import activate
 from eplb_plugin.engines.vllm.runtime import RUNTIME
 from eplb_plugin.errors import PluginError
 
@@ -113,22 +113,22 @@ def test_moved_engine_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(applied())
 
 
-@pytest.mark.parametrize(("version", "rank"), [(TESTED, 0), ("0.33.1", 0), ("0.33.1", 1)])
+@pytest.mark.parametrize(("version", "rank"), [(VLLM.tested, 0), ("0.33.1", 0), ("0.33.1", 1)])
 def test_untested_version_warns(monkeypatch: pytest.MonkeyPatch, version: str, rank: int) -> None:
     """A version that was not tested but whose signatures all match starts with one warning, of one rank."""
-    monkeypatch.setattr(activation, "installed_version", lambda *_: version)
+    monkeypatch.setattr(Engine, "installed", version)
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(logging.getLogger("vllm"), "handlers", [handler])
     activate(PluginConfig(), engine(data_parallel_rank=rank))
-    expected = f"vLLM {version} is untested (tested: {TESTED}); all hooked signatures are checked"
-    assert lines == ([] if version == TESTED or rank else [expected])
+    expected = f"vLLM {version} is untested (tested: {VLLM.tested}); all hooked signatures are checked"
+    assert lines == ([] if version == VLLM.tested or rank else [expected])
 
 
 def test_tested_version_is_the_installed_one() -> None:
     """These tests run against the version that the plugin says it was tested with."""
-    assert installed_version(*DISTRIBUTIONS) == TESTED
+    assert VLLM.installed == VLLM.tested
 
 
 @pytest.mark.parametrize("level", ["debug", "warning"])
@@ -142,5 +142,5 @@ def test_log_level(level: str) -> None:
 
 def test_another_rule_than_the_engines_is_refused() -> None:
     """A plan made for a replica choice that vLLM does not make would be balanced for nobody."""
-    with pytest.raises(PluginError, match=r"dispatch: found nearest, expected hash.*fix: leave it out"):
+    with pytest.raises(PluginError, match=r"found nearest, expected auto or one of weighted, hash"):
         activate(PluginConfig(dispatch="nearest"), engine())
