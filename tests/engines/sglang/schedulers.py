@@ -1,7 +1,7 @@
 """One SGLang scheduler's life in every process of a group, as `ModelRunner` leads it, with SGLang's own classes.
 
-What stands in: the model (its routers are SGLang's, its expert weights tensors that hold their logical number) and, with
-an all-to-all backend, the dispatcher, which needs a GPU and here only reports the counts that it would receive.
+What stands in: the model (its routers are SGLang's, its expert weights hold their logical number) and, with an
+all-to-all backend, the dispatcher, which needs a GPU and here only reports counts to SGLang's recorder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 LAYERS, EXPERTS, TOP_K, REDUNDANT, PADDING = 4, 16, 3, 4, 5
+ON_CPU = {"SGLANG_USE_CPU_ENGINE": "1", "SGLANG_PLUGINS": "eplb_plugin"}  # read when SGLang is imported
 MOE_LAYERS = [1, 2, 3]  # the first decoder layer is dense
 MODEL = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "vocab_size": 64, "hidden_size": 32,
@@ -50,7 +51,7 @@ class Scheduler:
 
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         settings = start.settings[self.rank]
-        os.environ |= {"SGLANG_USE_CPU_ENGINE": "1", "SGLANG_PLUGINS": "eplb_plugin"}
+        os.environ |= ON_CPU
         if settings is not None:
             os.environ["EPLB_PLUGIN_CONFIG"] = json.dumps(settings)
         from eplb_cpu_engines.sglang import device
@@ -65,14 +66,20 @@ class Scheduler:
         init_distributed_environment(self.ranks, self.rank, local_rank=self.rank, backend="gloo")
         initialize_model_parallel(backend="gloo")
         from sglang.srt.configs.model_config import ModelConfig
-        from sglang.srt.eplb.eplb_manager import EPLBManager
-        from sglang.srt.eplb.expert_distribution import ExpertDistributionRecorder
-        from sglang.srt.eplb.expert_distribution import set_global_expert_distribution_recorder
-        from sglang.srt.eplb.expert_location_updater import ExpertLocationUpdater
         from sglang.srt.eplb import expert_location
+        from sglang.srt.eplb.eplb_manager import EPLBManager
+        from sglang.srt.eplb.expert_distribution import (
+            ExpertDistributionRecorder,
+            set_global_expert_distribution_recorder,
+        )
+        from sglang.srt.eplb.expert_location_updater import ExpertLocationUpdater
         from sglang.srt.model_executor.model_runner_components import moe_ep_setup
 
         config = ModelConfig(start.folder)
+        # SGLang would import every model that it has, to ask the class of this one
+        expert_location.ModelConfigForExpertLocation.from_model_config = staticmethod(
+            lambda config: expert_location.ModelConfigForExpertLocation(LAYERS, EXPERTS)
+        )
         self.metadata = expert_location.compute_initial_expert_location_metadata(config, self.rank)
         expert_location.set_global_expert_location_metadata(self.metadata)
         self.recorder = ExpertDistributionRecorder.init_new(self.metadata, self.rank)
@@ -148,9 +155,24 @@ class Scheduler:
     def route(self, ids: np.ndarray) -> None:
         """SGLang's routers choose these experts, and others for the padding."""
         torch = self._torch
-        rows = np.random.default_rng(self._passes).permuted(np.tile(np.arange(EXPERTS), (PADDING, 1)), axis=1)[:, :TOP_K]
+        random = np.random.default_rng(self._passes)
+        rows = random.permuted(np.tile(np.arange(EXPERTS), (PADDING, 1)), axis=1)[:, :TOP_K]
         for router, chosen in zip(self.model.routers, ids, strict=True):
             logits = torch.zeros(len(chosen) + PADDING, EXPERTS)
             logits.scatter_(1, torch.from_numpy(np.concatenate([chosen, rows])).long(), 5.0)
             with self.recorder.with_current_layer(router.layer_id):
-                router(hidden_states=torch.zeros(len(logits), 32), router_logits=logits)
+                output = router(hidden_states=torch.zeros(len(logits), 32), router_logits=logits)
+                self._report_dispatch(output.topk_ids)
+
+    def _report_dispatch(self, physical_ids: Any) -> None:
+        """What DeepEP tells SGLang's recorder: how many tokens came for each slot of this rank (here: of its own)."""
+        from sglang.srt.runtime_context import get_exec
+
+        slots = (EXPERTS + REDUNDANT) // self.ranks
+        counts = physical_ids[physical_ids >= 0].bincount(minlength=slots * self.ranks)[slots * self.rank :][:slots]
+        if get_exec().moe.moe_a2a_backend == "none":
+            return
+        if get_exec().moe.deepep_mode == "normal":
+            self.recorder.on_deepep_dispatch_normal(counts.tolist(), None, None, None)
+        else:
+            self.recorder.on_deepep_dispatch_low_latency(counts.int())
