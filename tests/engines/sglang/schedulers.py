@@ -133,10 +133,14 @@ class Scheduler:
             for layer, weights in self.model.routed_experts_weights_of_layer.items()
         )
 
-    def forward(self, ids: np.ndarray) -> None:
-        """A pass of the target model. ids: [MoE layers, T, K] logical experts; rows of padding follow them."""
-        with self.running(ids.shape[1]):
-            self.route(ids)
+    def forward(self, ids: np.ndarray, batches: int = 1) -> None:
+        """A pass of the target model. ids: [MoE layers, T, K] logical experts; rows of padding follow them.
+
+        batches: micro-batches, equal in size, that the layers route one after the other.
+        """
+        with self.running(ids.shape[1] // batches):
+            for part in np.split(ids, batches, axis=1):
+                self.route(part)
         self.manager.on_forward_pass_end()
 
     @contextmanager
@@ -145,7 +149,8 @@ class Scheduler:
 
         self._passes += 1
         bound = self._torch.tensor(tokens, dtype=self._torch.int32)
-        batch = SimpleNamespace(global_num_token_non_padded_cpu=tokens)
+        # of the whole batch: attention on several ranks leaves each a part of its tokens
+        batch = SimpleNamespace(global_num_token_non_padded_cpu=3 * tokens)
         with (
             self.recorder.with_forward_pass(self._passes, batch),
             forward_context(ForwardContext(attn_backend=None, moe_num_token_non_padded=lambda: bound)),
