@@ -70,8 +70,8 @@ def live(start: Start, shared: bool) -> Seen:
     seen = Seen(first, [], [], True, True, {}, type(gatherer).__name__, None)
     scheduler.route(np.tile(routed(scheduler.rank, 2000, shared), (1, 3, 1)))  # a warm-up, outside any pass
     for step in range(PASSES):
-        with scheduler.running(TOKENS), scheduler.recorder.disable_this_region():
-            scheduler.route(routed(scheduler.rank, 1000 + step, shared))
+        with scheduler.running(2 * TOKENS), scheduler.recorder.disable_this_region():
+            scheduler.route(np.tile(routed(scheduler.rank, 1000 + step, shared), (1, 2, 1)))
         if step == 2:
             scheduler.recorder.dump_record()  # what HTTP asks for: a file, and a window of SGLang's that starts anew
         scheduler.forward(routed(scheduler.rank, step, shared), batches=1 + step % len(entry.recorder.stage))
