@@ -146,7 +146,7 @@ def test_the_gatherer_is_the_one_meant(case: Case, seen: list[Seen]) -> None:
 
 
 def test_statistics_are_what_was_routed(case: Case, seen: list[Seen]) -> None:
-    """Logical ids, no padding, no draft, no warm-up, all micro-batches, every token once, the layers' own numbers, on the planning rank only."""
+    """Logical ids, every token once, on the planning rank only; no padding, draft or warm-up, all micro-batches."""
     assert seen[1].statistics == {}
     assert len(seen[0].statistics) >= 3
     counts = seen[0].rebalances
