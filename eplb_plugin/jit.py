@@ -6,8 +6,10 @@ from two threads at once.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,20 +20,33 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Array: TypeAlias = NDArray[Any]
 
 
-def _source_digest() -> str:
-    package = Path(__file__).parent
-    sources = [*sorted(package.glob("planning/*.py")), *sorted(package.glob("dispatch/*.py"))]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
+@cache
+def _imported(source: Path) -> list[Path]:
+    """Files of this package that a file imports from."""
+    files = []
+    for node in ast.walk(ast.parse(source.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = source.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            files += [folder.with_suffix(".py"), *(folder / f"{name.name}.py" for name in node.names)]
+    return [file for file in files if file.is_file()]
 
 
-_DIGEST = _source_digest()
+@cache
+def _digest(source: Path) -> str:
+    """Of a file and of all that it imports, directly or not."""
+    reached, ahead = {source}, [source]
+    while ahead:
+        new = set(_imported(ahead.pop())) - reached
+        reached |= new
+        ahead += new
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(reached))).hexdigest()[:8]
 
 
 def kernel(function: Function) -> Function:
     """Compile on first call.
 
     numba renews a cached kernel when its own file changes, but not when a kernel that it calls changes in another file;
-    so the digest of all of them is part of the name that the cache goes by.
+    so the digest of all files which the kernel can reach is part of the name that the cache goes by.
     """
-    function.__qualname__ += f"_{_DIGEST}"
+    function.__qualname__ += f"_{_digest(Path(function.__code__.co_filename))}"
     return njit(cache=True, nogil=True)(function)

@@ -60,6 +60,7 @@ class Adapter:
         )
         entry = self._entry(layers.layer_ids)
         entry.recorder, entry.owner_group_size = self._recorder, self.layout.owner_group_size
+        entry.window_steps, entry.step_interval = self._window(), self._manager._rebalance_num_iterations
         self.rebalancer.add(KEY, entry, planning_rank=get_world_group().rank_in_group == 0)
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
@@ -135,11 +136,14 @@ class Adapter:
             self.rebalancer.entries[key] = entry
         else:
             old, key, counts = metadata.physical_to_logical_map_cpu.numpy(), KEY, None
-            layer_ids = self.rebalancer.entries[KEY].layer_ids
+            entry = self.rebalancer.entries[KEY]
+            layer_ids = entry.layer_ids
+            weights = self._manager._get_model().routed_experts_weights_of_layer[layer_ids[0]]
+            entry.expert_bytes = sum(one[0].nbytes for one in weights)
         placed = old.copy()
         if layer_ids:
             own = None if counts is None else counts[layer_ids]
-            placed[layer_ids] = self.rebalancer.decide(key, old[layer_ids], group, own)
+            placed[layer_ids] = self.rebalancer.decide(key, old[layer_ids], group, own).placement.phy2log
         return Placement(placed)
 
 

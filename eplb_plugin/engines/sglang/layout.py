@@ -120,8 +120,7 @@ def refuse_unsuited(config: PluginConfig | None, layout: Layout) -> None:
             raise mismatch(what, found=found, expected=expected, fix=fix)
     if config is None:
         return
-    if layout.dispatch and config.dispatch not in (None, layout.rule):
-        expected = f"{layout.rule}, which --ep-dispatch-algorithm {layout.dispatch} does"
-        raise mismatch("dispatch", found=config.dispatch, expected=expected, fix="leave it out")
+    if layout.dispatch:  # else SGLang has not chosen yet
+        config.dispatch_among((layout.rule,))
     if layout.ep_size is not None:
         config.topology_for(layout.ep_size, slots_per_rank=1, hosts=["not known yet"] * layout.ep_size)

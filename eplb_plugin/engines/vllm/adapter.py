@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.config.utils import compute_hash_cached
 from vllm.distributed.parallel_state import get_ep_group, get_eplb_group
 from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
 from ...controller import ModelEntry, Rebalancer
+from ...placement import Placement
 from ...recording.recorder import Recorder
 from ..agreement import agree
 from .entrance import DISPATCH
 from .layers import inspect_layers
 from .state import get_active
+from .tables import Tables
 
 LAYER = "_eplb_plugin_layer"  # on an EplbLayerState: how its router stages ids
+TABLES = "_eplb_plugin_tables"  # on an EplbModelState
 
 
 class Adapter:
@@ -27,9 +31,11 @@ class Adapter:
         self.vllm_config = active.vllm_config
         self.config, self._hosts = agree(active.config, get_eplb_group().cpu_group)
         self.rebalancer = Rebalancer(self.config)
+        self._tables: dict[str, Tables] = {}
 
-    def add(self, model: Any, model_config: Any, draft: bool) -> None:
+    def add(self, model_state: Any, model_config: Any, draft: bool) -> None:
         """Register a model that vLLM has just registered. Raises PluginError if its layers cannot be served."""
+        model = model_state.model
         group = get_ep_group()
         slots_per_rank = model.num_physical_experts // group.world_size
         topology = self.config.topology_for(group.world_size, slots_per_rank, self._hosts)
@@ -38,16 +44,26 @@ class Adapter:
             name=f"{model_config.model}{' (draft)' if draft else ''}",
             topology=topology,
             policy="balanced" if draft else self.config.policy,
-            dispatch=DISPATCH,
+            dispatch=self.config.dispatch_among(DISPATCH),
             num_experts=model.num_logical_experts,
             num_groups=max(1, model.num_expert_groups),
             layer_ids=layers.layer_ids,
             owner_group_size=layers.owner_group_size,
+            expert_bytes=sum(weights[0].nbytes for weights in model.expert_weights[0]),
+            window_steps=self.vllm_config.parallel_config.eplb_config.window_size,
+            step_interval=self.vllm_config.parallel_config.eplb_config.step_interval,
         )
         if not draft:  # drafts run several passes a step and are planned by vLLM's own load counts
             entry.recorder = self._recorder(model, layers.top_k)
             for index, router in enumerate(layers.routers):
                 setattr(router.eplb_state, LAYER, _Stage(entry.recorder, index, layers.chunk))
+        placed = Placement(model_state.physical_to_logical_map.cpu().numpy(), np.array(layers.layer_ids, np.int32))
+        first = group.rank_in_group - group.rank_in_group % layers.owner_group_size
+        owners = range(first, first + layers.owner_group_size)
+        tables = Tables(entry.in_force(placed), owners, model_state)
+        setattr(model_state, TABLES, tables)
+        self._tables[compute_hash_cached(model_config)] = tables
+        entry.table_bytes = tables.nbytes()
         self.rebalancer.add(compute_hash_cached(model_config), entry, planning_rank=group.rank_in_group == 0)
 
     def _recorder(self, model: Any, top_k: int) -> Recorder:
@@ -87,10 +103,11 @@ class Adapter:
     def decide(self, key: str, previous: torch.Tensor, load: torch.Tensor) -> torch.Tensor:
         """Collective over the EPLB CPU group: [L, P] int64 on CPU, as vLLM's policies return it."""
         recorded = self.rebalancer.entries[key].recorder is not None
-        placement = self.rebalancer.decide(
+        plan = self.rebalancer.decide(
             key, previous.numpy(), get_eplb_group().cpu_group, None if recorded else load.numpy()
         )
-        return torch.from_numpy(placement).long()
+        self._tables[key].plan = plan
+        return torch.from_numpy(plan.placement.phy2log).long()
 
 
 class _Stage:

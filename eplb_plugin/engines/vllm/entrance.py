@@ -19,7 +19,7 @@ from ..hooks import Hook
 from ..settings import ENVIRONMENT, FLAG, add_flag, from_environment
 
 KEY = "eplb_plugin"
-DISPATCH: Dispatch = "hash"
+DISPATCH: tuple[Dispatch, ...] = ("weighted", "hash")  # what tables that are looked up by a hash can do
 
 
 def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
@@ -84,9 +84,7 @@ def _no_object(found: object) -> PluginError:
 
 def refuse_unsuited(config: PluginConfig, *, enable_eplb: bool, elastic: bool) -> None:
     """Raises PluginError where the engine and the settings do not fit together."""
-    if config.dispatch not in (None, DISPATCH):
-        expected = f"{DISPATCH}, the rule by which vLLM chooses a replica"
-        raise mismatch("dispatch", found=config.dispatch, expected=expected, fix="leave it out")
+    config.dispatch_among(DISPATCH)
     if not enable_eplb:
         fix = f"add --enable-eplb, or remove {FLAG} / unset {ENVIRONMENT}"
         raise mismatch("enable_eplb", found=False, expected="--enable-eplb, which the plugin builds on", fix=fix)

@@ -118,7 +118,11 @@ REFUSED = [
     ("", [*AFFINITY, "--enable-lora"], "lora: found True, expected no LoRA: adapters of experts are not moved with"),
     ("", [*AFFINITY, "--ep-dispatch-algorithm", "lp"], "ep_dispatch_algorithm: found lp, expected static or dynamic, "),
     ("", [*AFFINITY, "--expert-distribution-recorder-mode", "per_token"], "recorder_mode: found per_token, expected "),
-    ("dispatch: hash", [*AFFINITY, "--ep-dispatch-algorithm", "static"], "dispatch: found hash, expected nearest, "),
+    (
+        "dispatch: hash",
+        [*AFFINITY, "--ep-dispatch-algorithm", "static"],
+        "dispatch: found hash, expected auto or one of nea",
+    ),
     ("topology: {nodes: 3}", AFFINITY, "topology: found nodes=3 × ranks_per_node=1, expected a product of 4 "),
     ("polcy: x", AFFINITY, "{path}: polcy: found unknown key, expected one of "),
     ("[", AFFINITY, "{path}: not valid YAML ("),

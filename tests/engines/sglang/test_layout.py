@@ -30,7 +30,7 @@ DEEPEP = replace(RESOLVED, all_to_all="deepep", dispatch="static")
 )
 def test_served(layout: Layout, rule: str, owners: int) -> None:
     """The plan assumes the rule by which SGLang chooses copies, and tokens are counted once."""
-    for given in (None, rule):
+    for given in ("auto", rule):
         refuse_unsuited(PluginConfig(dispatch=given), layout)
     assert (layout.rule, layout.owner_group_size) == (rule, owners)
 
@@ -63,8 +63,8 @@ def test_refused(changes: dict[str, Any], line: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"dispatch": "nearest"}, "dispatch: found nearest, expected hash, which --ep-dispatch-algorithm dynamic does"),
-        ({"dispatch": "weighted"}, "dispatch: found weighted, expected hash"),
+        ({"dispatch": "nearest"}, "dispatch: found nearest, expected auto or one of hash, which this engine can do"),
+        ({"dispatch": "weighted"}, "dispatch: found weighted, expected auto or one of hash"),
         ({"topology": {"nodes": 3}}, "topology: found nodes=3"),
         ({"topology": {"node_of_rank": [0, 1]}}, "topology.node_of_rank: found 2 ranks, expected 8"),
     ],

@@ -75,8 +75,8 @@ def live(start: Start, shared: bool) -> Seen:
         if step == 2:
             scheduler.recorder.dump_record()  # what HTTP asks for: a file, and a window of SGLang's that starts anew
         scheduler.forward(routed(scheduler.rank, step, shared), batches=1 + step % len(entry.recorder.stage))
-        if entry.statistics is not None and entry.rebalances not in seen.statistics:
-            seen.statistics[entry.rebalances] = dict(vars(entry.statistics))
+        if entry.history._windows and entry.rebalances not in seen.statistics:
+            seen.statistics[entry.rebalances] = dict(vars(entry.history._windows[-1]))
         seen.rebalances.append(entry.rebalances)
         seen.maps.append(metadata.physical_to_logical_map_cpu.numpy().copy())
         seen.weights_right &= scheduler.weights_are_right()

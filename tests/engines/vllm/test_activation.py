@@ -142,5 +142,5 @@ def test_log_level(level: str) -> None:
 
 def test_another_rule_than_the_engines_is_refused() -> None:
     """A plan made for a replica choice that vLLM does not make would be balanced for nobody."""
-    with pytest.raises(PluginError, match=r"dispatch: found nearest, expected hash.*fix: leave it out"):
+    with pytest.raises(PluginError, match=r"found nearest, expected auto or one of weighted, hash"):
         activate(PluginConfig(dispatch="nearest"), engine())
