@@ -47,7 +47,7 @@ class Adapter:
         """A model was loaded. Raises PluginError if its layers cannot be served; drafts are left alone."""
         if self._manager is None or self._manager._get_model() is not model:
             return
-        layers = inspect_layers(model)
+        layers = inspect_layers(model, self.topology.num_slots)
         self._row_of = {layer: row for row, layer in enumerate(layers.layer_ids)}
         self._recorder = Recorder(
             num_layers=len(layers.layer_ids),
