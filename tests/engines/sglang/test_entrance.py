@@ -94,6 +94,12 @@ def test_not_asked_for_changes_nothing(launch: Launch, hooked: Any, words: list[
     assert os.environ[ENVIRONMENT] == ""
 
 
+def test_a_tool_with_few_arguments_is_left_alone(launch: Launch, hooked: Any) -> None:
+    """Programs beside the server make server arguments from parsers of their own."""
+    args = hooked.ServerArgs.from_cli_args(argparse.Namespace(model_path="no/such-model"))
+    assert args.model_path == "no/such-model"
+
+
 def test_engine_config_file_may_name_ours(launch: Launch, write: Callable[..., str]) -> None:
     """SGLang's own --config FILE may carry our flag like any other."""
     ours = write("policy: balanced", "ours.yaml")
