@@ -6,6 +6,7 @@ everything else runs in any.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,6 +21,7 @@ from serving.engine import Engine, Eplb, Layout
 from serving.server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")  # SGLang asks when it is imported
 
 
 def installed(engine: str) -> bool:

@@ -72,13 +72,11 @@ def rebalance(
 ) -> Result:
     """On every rank: record, optionally spoil something, decide; the placement and what was logged."""
     rank, log = dist.get_rank(), Log()
+    rebalancer, entry = Rebalancer(config or PluginConfig()), new_entry(policy)
+    rebalancer.add("key", entry, planning_rank=rank == 0)
     logger = logging.getLogger("eplb_plugin")
     logger.addHandler(log)
     logger.setLevel("INFO")
-    rebalancer, entry = Rebalancer(config or PluginConfig()), new_entry(policy)
-    rebalancer.add("key", entry, planning_rank=rank == 0)
-    said = [text for _, text in log.lines]
-    assert len(said) == (2 if rank == 0 else 0), said  # the settings, and the model
     record(entry, tokens)
     if spoil is not None:
         spoil(rank)
@@ -133,6 +131,27 @@ def test_one_line_is_logged_by_the_planning_rank() -> None:
     assert "cross-node copies/token" in line
     assert f"of {LAYERS * SLOTS} slots move, planned in" in line
     assert results[1][1] == []
+
+
+def introduce() -> list[tuple[str, str]]:
+    log, rebalancer = Log(), Rebalancer(PluginConfig())
+    logger = logging.getLogger("eplb_plugin")
+    logger.addHandler(log)
+    logger.setLevel("INFO")
+    for key in ("target", "draft"):
+        rebalancer.add(key, new_entry("balanced"), planning_rank=dist.get_rank() == 0)
+    return log.lines
+
+
+def test_the_planning_rank_says_what_it_will_plan() -> None:
+    """The settings once, and a line for every model, with its layout and the rule that the plan assumes."""
+    lines, others = run_ranks(2, introduce, timeout=300)
+    assert others == []
+    settings, *models = [text for _, text in lines]
+    assert settings.startswith('settings: {"policy":"affinity"')
+    assert len(models) == 2
+    assert models[0].startswith(f"model: {LAYERS} MoE layers, {EXPERTS} experts in {SLOTS} slots on 2 nodes x 1")
+    assert "policy balanced, dispatch hash, token-owner groups of 1, " in models[0]
 
 
 def rebalance_quietly() -> Result:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -59,3 +62,31 @@ def test_bad_input_is_one_line(bad):
 def test_experts_must_be_in_every_layer():
     with pytest.raises(PluginError, match="layer 1"):
         Placement(np.array([[0, 1, 2], [0, 1, 1]]))
+
+
+def test_export_for_sglang(tmp_path: Path) -> None:
+    """SGLang counts dense layers too: they get its own start, the others our rows at their decoder-layer numbers."""
+    placed = Placement(np.array([[3, 2, 1, 0, 3], [0, 1, 2, 3, 0]]), np.array([1, 3]))
+    placed.export("sglang", tmp_path / "start.json")
+    (rows,) = json.loads((tmp_path / "start.json").read_text()).values()
+    assert rows == [[0, 1, 2, 3, 0], [3, 2, 1, 0, 3], [0, 1, 2, 3, 0], [0, 1, 2, 3, 0]]
+    placed.export("sglang", str(tmp_path / "start.json"), num_layers=6)
+    found = json.loads((tmp_path / "start.json").read_text())
+    assert list(found) == ["physical_to_logical_map"]  # SGLang passes every key on as an argument
+    assert len(found["physical_to_logical_map"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "layers", "line"),
+    [
+        ("vllm", "start.json", None, "engine: found vllm, expected sglang, which reads placements"),
+        ("sglang", "start.pt", None, "expected a name that ends in .json"),
+        ("sglang", "start.json", 3, "num_layers: found 3, expected at least 4"),
+    ],
+)
+def test_export_refused(tmp_path: Path, engine: str, name: str, layers: int | None, line: str) -> None:
+    """Nothing is written."""
+    placed = Placement(np.array([[0, 1], [1, 0]]), np.array([1, 3]))
+    with pytest.raises(PluginError, match=line):
+        placed.export(engine, tmp_path / name, layers)
+    assert list(tmp_path.iterdir()) == []

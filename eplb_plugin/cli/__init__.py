@@ -13,7 +13,7 @@ from .plan import plan
 from .replay import replay
 
 _app = typer.Typer(
-    help="Affinity-aware expert placement for vLLM.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Affinity-aware expert placement for vLLM and SGLang.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 _app.add_typer(config_app, name="config")
 _app.command()(doctor)

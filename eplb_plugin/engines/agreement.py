@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from ..config import PluginConfig, parse_config
 from ..errors import mismatch
+from .settings import FLAG
 
 
 def agree(config: PluginConfig | None, group: dist.ProcessGroup) -> tuple[PluginConfig, list[str]]:
@@ -23,6 +24,8 @@ def agree(config: PluginConfig | None, group: dist.ProcessGroup) -> tuple[Plugin
     gathered: list[tuple[Any, str]] = [(None, "")] * dist.get_world_size(group)
     dist.all_gather_object(gathered, (config and config.model_dump(mode="json"), host), group=group)
     given = [parse_config(values, "settings of another rank") for values, _ in gathered if values is not None]
+    if not given:
+        raise mismatch("settings", found="none", expected="those of at least one rank", fix=f"add {FLAG} FILE")
     if len({one.digest() for one in given}) != 1:
         raise mismatch(
             "settings",

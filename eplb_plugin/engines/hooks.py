@@ -135,7 +135,9 @@ def _layers(found: Any) -> list[Any]:
 
 def _calls(function: Any, wrapper: Wrapper) -> bool:
     """Whether `function` is a closure over `wrapper`: a mark on it would only say that it was meant to be."""
-    return inspect.isfunction(function) and wrapper in inspect.getclosurevars(function).nonlocals.values()
+    if not inspect.isfunction(function):
+        return False
+    return any(held is wrapper for held in inspect.getclosurevars(function).nonlocals.values())
 
 
 def _like(found: Any, function: Callable[..., Any]) -> Any:

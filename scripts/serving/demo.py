@@ -146,7 +146,7 @@ def _metered(folder: Path, first: int) -> dict[str, Any]:
 
 def show(run: Run, outcomes: list[Outcome], console: Console) -> None:
     ranks = f"DP{run.layout.data_parallel}" if run.layout.data_parallel > 1 else f"TP{run.layout.tensor_parallel}"
-    model = "4 MoE layers, 32 experts + 4 redundant, top-4, fp32"
+    model = "4 MoE layers, 32 + 4 experts, top-4, fp32"
     table = Table(title=f"{run.engine.title}: {model}, {ranks} + EP2 on 2 declared nodes, CPU")
     table.add_column("")
     for outcome in outcomes:

@@ -39,7 +39,7 @@ class Sglang(Engine):
         words = [
             "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch",
             "--grammar-backend", "none", "--disable-radix-cache", "--sleep-on-idle",
-            "--mem-fraction-static", "0.05", "--max-total-tokens", "32768", "--context-length", "1024",
+            "--mem-fraction-static", "0.8", "--max-total-tokens", "32768", "--context-length", "1024",
             "--max-running-requests", "32", "--dtype", "float32",
         ]  # fmt: skip
         if layout.data_parallel > 1:

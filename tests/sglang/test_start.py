@@ -12,16 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from serving.engine import Completion, Eplb, Layout
+from serving.engine import Completion
 from serving.greedy import PROMPTS, TOKENS, largest_difference
 from serving.server import Server
 from serving.sglang import SGLANG
+from sglang_servers import EPLB, LAYOUT, SETTINGS, TOLERANCE
 
 pytestmark = pytest.mark.server
-
-LAYOUT = Layout(tensor_parallel=2)
-EPLB = Eplb(16, window_size=8, step_interval=8)
-SETTINGS = "policy: affinity\ntopology: {nodes: 2, ranks_per_node: 1}\nsample_rows: 1024\n"
 
 PROGRAM = """
 import json, sys
@@ -40,7 +37,7 @@ def test_an_engine_in_python_takes_the_settings_from_the_environment(
     models: Callable[[str], Path], reference: Callable[[str], list[Completion]], tmp_path: Path
 ) -> None:
     """`Engine(...)` with EPLB_PLUGIN_CONFIG: equal output, and rebalances that the plugin planned."""
-    (tmp_path / "plugin.yaml").write_text(SETTINGS)
+    (tmp_path / "plugin.yaml").write_text(SETTINGS.format(policy="affinity"))
     (tmp_path / "program.py").write_text(PROGRAM)
     options = as_options([*SGLANG.arguments(LAYOUT, EPLB), "--eplb-algorithm", "affinity"])
     options |= {"model_path": str(models("qwen3_moe"))}
@@ -60,7 +57,7 @@ def test_an_engine_in_python_takes_the_settings_from_the_environment(
             os.killpg(process.pid, signal.SIGKILL)
     (answers,) = [line for line in output.splitlines() if line.startswith("answers:")] or [output]
     completions = [SGLANG.completion(answer) for answer in json.loads(answers.removeprefix("answers:"))]
-    assert largest_difference(reference("qwen3_moe"), completions) < 1e-4
+    assert largest_difference(reference("qwen3_moe"), completions) < TOLERANCE
     assert "slots move, planned in" in output
 
 

@@ -9,14 +9,12 @@ import pytest
 from eplb_cpu_engines.meter import read_meter
 
 from serving.bench import run_bench
-from serving.engine import Completion, Eplb, Layout, Load
+from serving.engine import Completion, Load
 from serving.greedy import complete_all, largest_difference
 from serving.server import Server
-from serving.sglang import Sglang
+from sglang_servers import CANARY, EPLB, LAYOUT, REBALANCES, TOLERANCE
 
 pytestmark = pytest.mark.server
-
-REBALANCES = 10
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +26,11 @@ def meter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(serve_shared: Callable[..., Server], meter: Path) -> Server:
     server = serve_shared(
         "qwen3_moe",
-        Layout(tensor_parallel=2),
-        Eplb(16, window_size=8, step_interval=8),
-        engine=Sglang(launcher=True),
+        LAYOUT,
+        EPLB,
         EPLB_METER_DIR=str(meter),
         EPLB_METER_WINDOW="4",
-        SGLANG_EXPERT_LOCATION_UPDATER_CANARY="1",
+        **CANARY,
     )
     server.wait_ready()
     return server
@@ -45,7 +42,7 @@ def test_the_test_bed_serves_the_models_output_while_experts_move(
     """Greedy output of 16 prompts equals the Hugging Face model's in every round, over at least 10 rebalances."""
     expected = reference("qwen3_moe")
     for _ in range(3):
-        assert largest_difference(expected, complete_all(server)) < 1e-4
+        assert largest_difference(expected, complete_all(server)) < TOLERANCE
     counted = read_meter(meter)
     assert counted["rebalances"] >= REBALANCES
     assert counted["slots_moved"] > 4 * 48, "too few moves to notice a wrong one"

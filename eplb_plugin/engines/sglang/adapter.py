@@ -47,7 +47,7 @@ class Adapter:
         """A model was loaded. Raises PluginError if its layers cannot be served; drafts are left alone."""
         if self._manager is None or self._manager._get_model() is not model:
             return
-        layers = inspect_layers(model)
+        layers = inspect_layers(model, self.topology.num_slots)
         self._row_of = {layer: row for row, layer in enumerate(layers.layer_ids)}
         self._recorder = Recorder(
             num_layers=len(layers.layer_ids),
@@ -60,6 +60,7 @@ class Adapter:
         )
         entry = self._entry(layers.layer_ids)
         entry.recorder, entry.owner_group_size = self._recorder, self.layout.owner_group_size
+        entry.window_steps, entry.step_interval = self._window(), self._manager._rebalance_num_iterations
         self.rebalancer.add(KEY, entry, planning_rank=get_world_group().rank_in_group == 0)
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
@@ -125,22 +126,35 @@ class Adapter:
 
         The placement of all decoder layers: SGLang also counts the dense ones, which keep the rows they have.
         """
-        group = get_world_group().cpu_group
         metadata = get_global_expert_location_metadata()
-        if metadata is None:  # SGLang solves its initial placement from a file of counts: no routing is recorded yet
-            old = linear_placement(len(load), self.num_experts, self.topology.num_slots).phy2log
-            key, layer_ids, counts = "start", np.flatnonzero(load.sum(1)).tolist(), load
-            entry = self._entry(layer_ids)
-            entry.policy = "deepseek" if self.config.policy == "deepseek" else "balanced"
-            self.rebalancer.entries[key] = entry
-        else:
-            old, key, counts = metadata.physical_to_logical_map_cpu.numpy(), KEY, None
-            layer_ids = self.rebalancer.entries[KEY].layer_ids
-        placed = old.copy()
-        if layer_ids:
-            own = None if counts is None else counts[layer_ids]
-            placed[layer_ids] = self.rebalancer.decide(key, old[layer_ids], group, own).placement.phy2log
-        return Placement(placed)
+        return self._plan_first(load) if metadata is None else self._plan_next(metadata)
+
+    def _plan_first(self, load: NDArray[np.int64]) -> Placement:
+        """SGLang solves its initial placement from a file of counts: no model is loaded, no routing recorded yet."""
+        rows = linear_placement(len(load), self.num_experts, self.topology.num_slots).phy2log
+        layer_ids = np.flatnonzero(load.any(1)).tolist()
+        if not layer_ids:
+            return Placement(rows)
+        entry = self._entry(layer_ids)
+        entry.policy = "deepseek" if self.config.policy == "deepseek" else "balanced"
+        first = Rebalancer(self.config)
+        first.entries[KEY] = entry
+        plan = first.decide(KEY, rows[layer_ids], get_world_group().cpu_group, load[layer_ids])
+        return _with_rows(rows, layer_ids, plan.placement)
+
+    def _plan_next(self, metadata: Any) -> Placement:
+        entry, rows = self.rebalancer.entries[KEY], metadata.physical_to_logical_map_cpu.numpy()
+        weights = self._manager._get_model().routed_experts_weights_of_layer[entry.layer_ids[0]]
+        entry.expert_bytes = sum(one[0].nbytes for one in weights)
+        plan = self.rebalancer.decide(KEY, rows[entry.layer_ids], get_world_group().cpu_group)
+        return _with_rows(rows, entry.layer_ids, plan.placement)
+
+
+def _with_rows(rows: NDArray[Any], layer_ids: list[int], placement: Placement) -> Placement:
+    """All decoder layers: those of `placement` at their numbers, the others as in `rows`."""
+    placed = rows.copy()
+    placed[layer_ids] = placement.phy2log
+    return Placement(placed)
 
 
 def logical_ids(topk_ids: torch.Tensor, phy2log: torch.Tensor) -> torch.Tensor:

@@ -47,10 +47,9 @@ def _read_settings(args: argparse.Namespace) -> None:
     """Check what the command line asks for, as far as it allows, and leave the settings to the schedulers."""
     path = getattr(args, "eplb_plugin_config", None)
     config = load_config(path) if path else from_environment()
-    layout = Layout.requested(args)
-    if config is None and layout.algorithm != AFFINITY:
-        return
-    refuse_unsuited(config, layout)
+    if config is None and getattr(args, "eplb_algorithm", None) != AFFINITY:
+        return  # tools of SGLang's come here with few of its arguments
+    refuse_unsuited(config, Layout.requested(args))
     if config is not None:
         to_environment(config)
     elif args.node_rank == 0:  # another node may wait for the settings of this one

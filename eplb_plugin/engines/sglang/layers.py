@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.hash_topk import HashTopK
 from sglang.srt.layers.moe.topk import TopK, TopKOutputFormat
 
@@ -22,10 +23,17 @@ class MoeLayers:
     top_k: int
 
 
-def inspect_layers(model: Any) -> MoeLayers:
-    """Read the routers of a loaded model. Raises PluginError for a layer whose routing the plugin cannot see."""
+def inspect_layers(model: Any, num_slots: int) -> MoeLayers:
+    """Read the routers of a loaded model.
+
+    Raises PluginError for a layer whose routing the plugin cannot see, or that has not the slots of the placement.
+    """
     top_k_of: dict[int, int] = {}
     for module in model.modules():
+        if isinstance(module, FusedMoE) and module.num_global_routed_experts != num_slots:
+            # some models of SGLang (GLM-4-MoE) ignore the flag, and fail in their first forward pass
+            found, fix = f"{module.num_global_routed_experts} slots", "--ep-num-redundant-experts 0"
+            raise mismatch(f"layer {module.layer_id}", found=found, expected=num_slots, fix=fix)
         if not isinstance(module, (TopK, HashTopK)) or module.is_draft:
             continue
         if isinstance(module, TopK):

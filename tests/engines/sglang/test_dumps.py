@@ -1,0 +1,139 @@
+"""SGLang's recordings as statistics: written by SGLang itself, and files that are none."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology, plan
+from eplb_plugin.engines.sglang.dumps import read_dump
+
+LAYERS, EXPERTS, SLOTS, TOP_K = 4, 8, 12, 3
+MOE_LAYERS = [1, 2, 3]
+
+
+def tokens(count: int = 40, seed: int = 0) -> np.ndarray:
+    """[MoE layers, T, K] logical ids."""
+    return np.argsort(np.random.default_rng(seed).random((len(MOE_LAYERS), count, EXPERTS)), axis=2)[:, :, :TOP_K]
+
+
+def write_stat(path: Path, owners: int = 1) -> RoutingStatistics:
+    """What _StatAccumulator.dump writes, and the statistics behind it."""
+    steps = [RoutingStatistics.from_topk(tokens(seed=seed), EXPERTS) for seed in range(3)]
+    counts = torch.zeros(5, LAYERS, EXPERTS, dtype=torch.int32)  # a ring of steps, not all of them used
+    for step, made in enumerate(steps):
+        counts[step, MOE_LAYERS] = torch.from_numpy(made.load * owners).int()
+    torch.save({"rank": 0, "logical_count": counts, "average_utilization_rate_over_window": None}, path)
+    return steps[0].merge(steps[1]).merge(steps[2])
+
+
+@pytest.mark.parametrize("owners", [1, 4])
+def test_counts(tmp_path: Path, owners: int) -> None:
+    """Mode `stat`: the load of every MoE layer by its decoder-layer number, every token counted once."""
+    expected = write_stat(tmp_path / "one.pt", owners)
+    found = read_dump(tmp_path / "one.pt", owners)
+    np.testing.assert_array_equal(found.load, expected.load)
+    np.testing.assert_array_equal(found.layer_ids, MOE_LAYERS)
+    assert found.coactivation is None
+
+
+def test_records(tmp_path: Path) -> None:
+    """Mode `per_token`: co-activation and rows too, mapped back from slots; spare columns are dropped."""
+    phy2log = np.random.default_rng(1).permuted(np.tile(np.arange(SLOTS) % EXPERTS, (LAYERS, 1)), axis=1)
+    log2phy = Placement(phy2log).log2phy
+    records = []
+    for seed in range(2):
+        ids = np.full((LAYERS, 40, 8), -1)
+        for row, layer in enumerate(MOE_LAYERS):
+            ids[layer, :, :TOP_K] = log2phy[layer, tokens(seed=seed)[row], 0]
+        records.append({"forward_pass_id": seed, "rank": 0, "gatherer_key": "primary", "forward_mode": 1,
+                        "topk_ids_of_layer": torch.from_numpy(ids).int()})  # fmt: skip
+    data = {"records": records, "last_physical_to_logical_map": torch.from_numpy(phy2log)}
+    torch.save(data, tmp_path / "one.pt")
+    expected = RoutingStatistics.from_topk(np.concatenate([tokens(seed=seed) for seed in range(2)], axis=1), EXPERTS)
+    found = read_dump(tmp_path / "one.pt")
+    np.testing.assert_array_equal(found.load, expected.load)
+    np.testing.assert_array_equal(found.coactivation, expected.coactivation)
+    np.testing.assert_array_equal(found.sample, expected.sample)
+    np.testing.assert_array_equal(found.layer_ids, MOE_LAYERS)
+
+
+def test_a_dump_of_sglang_becomes_a_plan_for_vllm_and_back(tmp_path: Path) -> None:
+    """SGLang counts dense layers, vLLM does not: files carry decoder-layer numbers, and are the same for both."""
+    write_stat(tmp_path / "dump.pt")
+    read_dump(tmp_path / "dump.pt").save(tmp_path / "trace.safetensors")
+    statistics = RoutingStatistics.load(tmp_path / "trace.safetensors")
+    made = plan(statistics, Topology(2, 2, 3), policy="balanced", dispatch="hash").placement
+    made.save(tmp_path / "placement.safetensors")
+    placed = Placement.load(tmp_path / "placement.safetensors")
+    assert placed.phy2log.shape == (len(MOE_LAYERS), SLOTS)  # vLLM's maps: MoE layers only
+    np.testing.assert_array_equal(placed.layer_ids, MOE_LAYERS)
+    with pytest.raises(PluginError, match="layer_ids"):
+        placed.moves_from(Placement(placed.phy2log, np.array([0, 1, 2])))
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("pwned"),))
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda path: None, "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: path.write_bytes(b"no file of torch's" * 100), "cannot be read"),
+        (lambda path: path.write_bytes(pickle.dumps({"logical_count": Evil()})), "cannot be read"),
+        (lambda path: torch.save({"logical_count": Evil()}, path), "cannot be read"),
+        (lambda path: torch.save([1, 2], path), "no recording of SGLang"),
+        (lambda path: torch.save({"weights": torch.zeros(2)}, path), "no recording of SGLang"),
+        (lambda path: torch.save({"logical_count": torch.zeros(2, 3)}, path), "expected counts [steps, layers, expert"),
+        (lambda path: torch.save({"logical_count": -torch.ones(1, 2, 3).int()}, path), "expected counts [steps, laye"),
+        (lambda path: torch.save({"logical_count": torch.zeros(1, 2, 3).int()}, path), "found no token"),
+        (lambda path: torch.save({"records": [], "last_physical_to_logical_map": torch.zeros(1, 2)}, path), "no recor"),
+        (lambda path: torch.save({"records": [{}], "last_physical_to_logical_map": torch.zeros(1, 2)}, path), "no rec"),
+        (
+            lambda path: torch.save(
+                {
+                    "records": [{"topk_ids_of_layer": torch.full((1, 2, 2), 9)}],
+                    "last_physical_to_logical_map": torch.zeros(1, 2).int(),
+                },
+                path,
+            ),
+            "expected physical ids",
+        ),
+    ],
+)
+def test_foreign_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any, reason: str) -> None:
+    """In one line that names the file, and without running what is in it."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "dump.pt"
+    write(path)
+    with pytest.raises(PluginError) as caught:
+        read_dump(path)
+    assert str(caught.value).startswith(str(path))
+    assert reason in str(caught.value)
+    assert "; fix: " in str(caught.value)
+    assert not Path("pwned").exists()
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    """Wherever a copy broke off."""
+    write_stat(tmp_path / "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    for size in range(0, len(whole), max(1, len(whole) // 40)):
+        (tmp_path / "part.pt").write_bytes(whole[:size])
+        with pytest.raises(PluginError, match="cannot be read as a dump of SGLang"):
+            read_dump(tmp_path / "part.pt")
+
+
+def test_another_number_of_owners_is_refused(tmp_path: Path) -> None:
+    """Counts that the given number does not divide were not counted so often."""
+    write_stat(tmp_path / "one.pt", 1)
+    with pytest.raises(PluginError, match="owner_group_size: found 64, expected a divisor of all counts"):
+        read_dump(tmp_path / "one.pt", 64)
