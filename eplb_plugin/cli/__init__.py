@@ -7,6 +7,7 @@ import sys
 import typer
 
 from ..errors import PluginError
+from .compare import compare
 from .config import app as config_app
 from .doctor import doctor
 from .plan import plan
@@ -21,6 +22,7 @@ _app.add_typer(workload_app, name="workload")
 _app.command()(doctor)
 _app.command()(plan)
 _app.command()(replay)
+_app.command()(compare)
 
 
 def app() -> None:

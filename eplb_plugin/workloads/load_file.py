@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import PluginError, mismatch
+from ..files import read_foreign
 from ..statistics import RoutingStatistics
 
-LARGEST = 256 * 2**20  # bytes; a file of pair counts for 58 layers is far below
 EXPECTED = '{"layers": [{"layer": 0, "heat": [selections per expert]}, …]}'
 
 
@@ -37,7 +36,7 @@ def read_load_file(path: str | os.PathLike[str]) -> RoutingStatistics:
         raise mismatch(f"{path}: layer", found="no number", expected="decoder-layer numbers", fix="number the layers")
     load = np.array(heats, np.float64)
     top_k = document.get("k")
-    tokens = None
+    tokens: Any = None
     if isinstance(top_k, int) and 1 <= top_k <= load.shape[1]:
         tokens = np.rint(load.sum(axis=1) / top_k).astype(np.int64)
     try:
@@ -47,15 +46,11 @@ def read_load_file(path: str | os.PathLike[str]) -> RoutingStatistics:
 
 
 def _parsed(path: str | os.PathLike[str]) -> Any:
+    data = read_foreign(path, "load file")
     try:
-        if os.path.getsize(path) > LARGEST:
-            raise mismatch(
-                str(path), found="a huge file", expected=f"<= {LARGEST >> 20} MiB", fix="keep the loads only"
-            )
-        return json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PluginError(f"{path}: cannot be read as a load file ({reason}); fix: pass JSON, {EXPECTED}") from None
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PluginError(f"{path}: cannot be read as a load file ({error}); fix: pass JSON, {EXPECTED}") from None
 
 
 def _is_count(value: Any) -> bool:
