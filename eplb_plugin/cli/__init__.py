@@ -7,6 +7,7 @@ import sys
 import typer
 
 from ..errors import PluginError
+from .advise import advise
 from .compare import compare
 from .config import app as config_app
 from .doctor import doctor
@@ -22,6 +23,7 @@ _app.add_typer(workload_app, name="workload")
 _app.command()(doctor)
 _app.command()(plan)
 _app.command()(replay)
+_app.command()(advise)
 _app.command()(compare)
 
 

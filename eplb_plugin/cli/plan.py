@@ -114,11 +114,12 @@ def _save(placement: Placement, out: Path) -> None:
 
 def _figures(made: Plan, window: RoutingStatistics, draws: int, seed: int) -> judged.Figures:
     """Of the window planned for; from its load alone if it has no tokens."""
+    from ..observe.judging import judge_draws
     from ..planning.score import balancedness, expected_rank_load
 
     if window.sample is None or not (window.sample >= 0).any():
         return {"balancedness": balancedness(expected_rank_load(window.load, made))}
-    return judged.figures(judged.judge_draws(window.sample, made, draws, seed))
+    return judged.figures(judge_draws(window.sample, made, draws, seed))
 
 
 def _print(answer: dict[str, Any]) -> None:

@@ -58,7 +58,9 @@ def replay(
             f"policy {policy}",
             *_judge_halves(trace, policy, topology, rule, num_groups, draws, seed),
         )
-    scores = judged.average([score for _, score in runs])
+    from ..observe.judging import average
+
+    scores = average([score for _, score in runs])
     answer: dict[str, Any] = {
         "trace": str(trace), "judged": what, "rule": rule, "held_out": placement is None, "draws": draws,
         "topology": {"nodes": nodes, "ranks_per_node": ranks_per_node, "slots_per_rank": slots_per_rank},
@@ -77,6 +79,7 @@ def _judge_file(
     trace: Path, file: Path, topology: Topology, rule: str, draws: int, seed: int
 ) -> tuple[list[Run], NDArray[Any]]:
     from ..dispatch.rules import checked_rule
+    from ..observe.judging import judge_draws
     from ..planning.job import plan_of
 
     placement = Placement.load(file)
@@ -86,13 +89,14 @@ def _judge_file(
     if found != expected:
         raise mismatch(str(trace), found=found, expected=expected, fix="pass trace and placement of one model")
     made = plan_of(placement, topology, checked_rule(rule))
-    return [("all tokens", judged.judge_draws(_sample(trace, window, 1), made, draws, seed))], window.layer_ids
+    return [("all tokens", judge_draws(_sample(trace, window, 1), made, draws, seed))], window.layer_ids
 
 
 def _judge_halves(
     trace: Path, policy: str, topology: Topology, rule: str, num_groups: int, draws: int, seed: int
 ) -> tuple[list[Run], NDArray[Any]]:
     from ..dispatch.rules import checked_rule
+    from ..observe.judging import judge_draws
     from ..planning.checks import checked_policy
     from ..planning.plan import plan
 
@@ -105,7 +109,7 @@ def _judge_halves(
         made = plan(
             statistics, topology, policy=checked_policy(policy), dispatch=checked_rule(rule), num_groups=num_groups
         )
-        score = judged.judge_draws(halves[unseen], made, draws, seed)
+        score = judge_draws(halves[unseen], made, draws, seed)
         runs.append((f"{known} half → {unseen}", score))
     return runs, window.layer_ids
 
