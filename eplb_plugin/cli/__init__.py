@@ -13,6 +13,7 @@ from .config import app as config_app
 from .doctor import doctor
 from .plan import plan
 from .replay import replay
+from .report import report
 from .workload import app as workload_app
 
 _app = typer.Typer(
@@ -25,6 +26,7 @@ _app.command()(plan)
 _app.command()(replay)
 _app.command()(advise)
 _app.command()(compare)
+_app.command()(report)
 
 
 def app() -> None:
