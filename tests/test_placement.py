@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -59,3 +61,14 @@ def test_bad_input_is_one_line(bad):
 def test_experts_must_be_in_every_layer():
     with pytest.raises(PluginError, match="layer 1"):
         Placement(np.array([[0, 1, 2], [0, 1, 1]]))
+
+
+def test_a_file_made_for_another_server_is_refused(tmp_path: Path) -> None:
+    """Header entries that contradict what is expected: one line. Entries that a file lacks are not held against it."""
+    path = tmp_path / "p.safetensors"
+    linear_placement(2, 4, 6).save(path, {"model": "a", "num_ranks": 2})
+    assert Placement.load(path, {"model": "a", "num_ranks": 2, "phase": "decode"}).num_slots == 6
+    with pytest.raises(PluginError, match=r"p\.safetensors: num_ranks: found 2, expected 4"):
+        Placement.load(path, {"model": "a", "num_ranks": 4})
+    with pytest.raises(PluginError, match="model: found a, expected b"):
+        Placement.load(path, {"model": "b"})

@@ -31,7 +31,7 @@ PARAMETERS = {
     "Placement": ["phy2log", "layer_ids"],
     "Placement.moves_from": ["self", "previous"],
     "Placement.save": ["self", "path", "header"],
-    "Placement.load": ["path"],
+    "Placement.load": ["path", "expected"],
     "Plan": [
         "placement", "topology", "dispatch", "replica_weights", "seconds", "source_weights", "cover_weights",
         "resolved_layers", "skipped_layers",

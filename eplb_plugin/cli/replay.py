@@ -19,7 +19,7 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from ..workloads.trace import read_window
 from . import judged
-from .options import Draws, Json, Nodes, NumGroups, RanksPerNode, Rule, Seed, SlotsPerRank, Trace
+from .options import Draws, Json, Nodes, NumGroups, RanksPerNode, Rule, Seed, SlotsPerRank, Trace, fingerprint
 
 if TYPE_CHECKING:
     from ..planning.score import LayerScores
@@ -82,7 +82,7 @@ def _judge_file(
     from ..observe.judging import judge_draws
     from ..planning.job import plan_of
 
-    placement = Placement.load(file)
+    placement = Placement.load(file, fingerprint(topology))
     window = read_window(trace, placement.num_experts, placement.layer_ids)
     found = f"layers {window.layer_ids.tolist()} × {window.num_experts} experts"
     expected = f"layers {placement.layer_ids.tolist()} × {placement.num_experts} experts"

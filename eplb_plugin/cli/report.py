@@ -43,7 +43,8 @@ def report(
     from ..dispatch.rules import checked_rule
     from ..observe.report import report as make_report
 
-    placed = _named({path: Placement.load(path) for path in placements or []})
+    layout = {"num_nodes": nodes, "num_ranks": nodes * ranks_per_node}
+    placed = _named({path: Placement.load(path, layout) for path in placements or []})
     shape = next(((one.num_experts, one.layer_ids) for one in placed.values()), (None, None))
     windows = _named({path: read_window(path, *shape) for path in traces or []})
     html = make_report(

@@ -192,8 +192,8 @@ def _refuse_other_models(
 ) -> None:
     newest = list(windows.values())[-1]
     expected = f"{newest.num_experts} experts in layers {newest.layer_ids.tolist()}"
-    files: dict[str, RoutingStatistics | Placement] = {**placements, **windows}
-    for name, one in files.items():
+    files: list[tuple[str, RoutingStatistics | Placement]] = [*windows.items(), *placements.items()]
+    for name, one in files:
         found = f"{one.num_experts} experts in layers {one.layer_ids.tolist()}"
         if found != expected:
             raise mismatch(name, found=found, expected=expected, fix="pass files of one model")
