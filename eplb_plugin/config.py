@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -110,8 +111,10 @@ class PluginConfig(_Section):
         description="Redundant expert slots per layer, over all ranks, that the engine must have been started with; "
         "left out: not checked. The engine's own flag sets it, because it sizes the weights.",
     )
-    dispatch: Dispatch = Field(
-        "hash", description="Replica choice that the plan assumes; must be the engine's. hash: vLLM; nearest: SGLang."
+    dispatch: Literal["auto", Dispatch] = Field(
+        "auto",
+        description="How a token's replica is chosen, and what the plan is made for; auto: the best that the engine "
+        "can do. hash: evenly; nearest: fixed per rank; weighted: tables per rank; cover: a kernel of its own.",
     )
     sample_rows: Annotated[int, Field(ge=256, le=65_536)] = Field(
         8192, description="Whole top-k rows kept per layer and window, summed over ranks, for the affinity policy."
@@ -148,6 +151,15 @@ class PluginConfig(_Section):
     def plan_options(self) -> PlanOptions:
         """Without prices: those need to know the engine's steps and weights."""
         return PlanOptions(balance_tolerance=self.balance_tolerance, **self.budget.model_dump())
+
+    def dispatch_among(self, possible: Sequence[Dispatch]) -> Dispatch:
+        """The rule that will run in an engine that can do `possible`, best first. Raises PluginError for another."""
+        if self.dispatch == "auto":
+            return possible[0]
+        if self.dispatch not in possible:
+            expected, fix = f"auto or one of {', '.join(possible)}, which this engine can do", "dispatch: auto"
+            raise mismatch("dispatch", found=self.dispatch, expected=expected, fix=fix)
+        return self.dispatch
 
     def topology_for(self, ep_size: int, slots_per_rank: int, hosts: list[str] | None = None) -> Topology:
         """Topology of an EP group of `ep_size` ranks; `hosts` names the host of every rank, for `auto`.

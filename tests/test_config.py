@@ -66,7 +66,7 @@ def configs(draw: st.DrawFn) -> PluginConfig:
         window_size=window,
         step_interval=interval,
         num_redundant_experts=draw(st.none() | st.integers(0, 100_000)),
-        dispatch=draw(st.sampled_from(["hash", "nearest"])),
+        dispatch=draw(st.sampled_from(["auto", "hash", "nearest", "weighted", "cover"])),
         sample_rows=draw(st.integers(256, 65_536)),
         balance_tolerance=draw(st.floats(0, 1)),
         forecast_windows=draw(st.integers(1, 64)),
@@ -95,6 +95,14 @@ def test_round_trip(config: PluginConfig) -> None:
 def test_digest_tells_settings_apart(one: PluginConfig, other: PluginConfig) -> None:
     """Different settings have different digests: ranks started with different files are found out."""
     assert (one == other) == (one.digest() == other.digest())
+
+
+def test_dispatch_among() -> None:
+    """auto is the first rule that the engine can do; another than those is refused with them."""
+    assert PluginConfig().dispatch_among(("weighted", "hash")) == "weighted"
+    assert PluginConfig(dispatch="hash").dispatch_among(("weighted", "hash")) == "hash"
+    with pytest.raises(PluginError, match="dispatch: found cover, expected auto or one of weighted, hash"):
+        PluginConfig(dispatch="cover").dispatch_among(("weighted", "hash"))
 
 
 def test_plan_options() -> None:

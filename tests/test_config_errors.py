@@ -67,7 +67,7 @@ RULES = {
 OUT_OF_RANGE = [
     ({"policy": "afinity"}, "policy", "'afinity'", "one of deepseek, balanced, affinity", "affinity"),
     ({"policy": "deepsek"}, "policy", "'deepsek'", "one of deepseek, balanced, affinity", "deepseek"),
-    ({"dispatch": "nearby"}, "dispatch", "'nearby'", "one of hash, nearest, weighted, cover", "nearest"),
+    ({"dispatch": "nearby"}, "dispatch", "'nearby'", "one of auto, hash, nearest, weighted, cover", "nearest"),
     ({"window_size": 0}, "window_size", "0", RULES["window_size"], "1"),
     ({"window_size": 1_000_001}, "window_size", "1000001", RULES["window_size"], "1000000"),
     ({"window_size": 12.6}, "window_size", "12.6", RULES["window_size"], "13"),

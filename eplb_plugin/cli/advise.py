@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from ..observe.recommendation import Recommendation
     from ..statistics import RoutingStatistics
 
-ENGINE_RULES = {"vllm": "hash", "sglang": "nearest"}
+# what each can do, first what `dispatch: auto` takes; SGLang's `static` is nearest, its `dynamic` is hash
+ENGINE_RULES = {"vllm": ("weighted", "hash"), "sglang": ("nearest", "hash")}
 BYTES_PER_VALUE = 3.0  # of a token's hidden state to another node and back: FP8 there, BF16 back
 
 Recording = Annotated[Path, typer.Argument(help="Statistics file, .npz of topk_ids, or .json of loads, without EPLB.")]
 Redundant = Annotated[list[int] | None, typer.Option(help="Redundant experts per layer; default: least, +1 per rank.")]
 Rules = Annotated[list[str] | None, typer.Option("--rule", help="Dispatch rules to try; default: all.")]
 Policies = Annotated[list[str] | None, typer.Option("--policy", help="Policies to try; default: all that can be.")]
-Engine = Annotated[str, typer.Option(help="vllm or sglang: whose dispatch rule is recommended for.")]
+Engine = Annotated[str, typer.Option(help="vllm or sglang: whose dispatch rules are recommended.")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="Settings file to write.")]
 PANEL = "Sizes and prices (for memory, bytes moved and the break-even)"
 Number = float | None
@@ -83,7 +84,7 @@ def advise(
     window = read_window(recording)
     prices = _prices(expert_bytes, token_bytes, link_gbps, seconds_per_selection)
     try:
-        tried = _candidates(window, nodes, ranks_per_node, policies, rules, redundant, ENGINE_RULES[engine])
+        tried = _candidates(window, nodes, ranks_per_node, policies, rules, redundant, ENGINE_RULES[engine][0])
         made = survey(
             window, nodes, ranks_per_node, tried, num_groups=num_groups, options=prices, expert_bytes=expert_bytes
         )

@@ -47,6 +47,8 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Judge a placement file, or plans made from one half of TRACE on its other half, under a dispatch rule."""
+    from ..observe.judging import average
+
     if placement is not None and policy is not None:
         raise PluginError("replay: found both --placement and --policy, expected one of them; fix: drop one")
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
@@ -58,8 +60,6 @@ def replay(
             f"policy {policy}",
             *_judge_halves(trace, policy, topology, rule, num_groups, draws, seed),
         )
-    from ..observe.judging import average
-
     scores = average([score for _, score in runs])
     answer: dict[str, Any] = {
         "trace": str(trace), "judged": what, "rule": rule, "held_out": placement is None, "draws": draws,

@@ -28,13 +28,17 @@ class Recommendation:
 
 
 def recommend(
-    made: Survey, rule: str, prices: PlanOptions | None = None, tokens_per_step: float | None = None, ranks: int = 1
+    made: Survey,
+    rules: Sequence[str],
+    prices: PlanOptions | None = None,
+    tokens_per_step: float | None = None,
+    ranks: int = 1,
 ) -> Recommendation:
-    """Choose among the outcomes under `rule`, the engine's own dispatch rule. Prices decide only if they are complete:
+    """Choose among the outcomes under `rules`, those that the engine can do. Prices decide only if they are complete:
     without the seconds of a selection, the time that balance saves is not in the break-even."""
-    able = [outcome for outcome in made.outcomes if outcome.candidate.rule == rule]
+    able = [outcome for outcome in made.outcomes if outcome.candidate.rule in rules]
     if not able:
-        return Recommendation(False, None, [f"nothing was tried under rule {rule}, the engine's"])
+        return Recommendation(False, None, [f"no rule was tried that the engine can do: {', '.join(rules)}"])
     best = _cheapest_good(able)
     work, copies = min(best.work_saved), _worse(best.copies_saved)
     reasons = [f"work of the busiest ranks {_change(best.work_saved)}; wanted: -{LEAST_WORK:.0%}"]

@@ -21,7 +21,7 @@ from eplb_plugin.workloads.families import FAMILIES
 from eplb_plugin.workloads.imbalance import fitted_router, loads_at
 from eplb_plugin.workloads.routing import ClusteredRouter
 
-EXPERTS, LAYERS = 32, 2
+EXPERTS, LAYERS, HASH = 32, 2, ("hash",)
 AFFINITY, BALANCED = Candidate("affinity", "hash", 4), Candidate("balanced", "hash", 0)
 
 
@@ -66,14 +66,14 @@ def test_figures_are_those_of_the_unseen_half(skewed: RoutingStatistics, surveye
 
 
 def test_it_says_yes_where_ranks_are_uneven(surveyed: Survey) -> None:
-    made = recommend(surveyed, "hash")
+    made = recommend(surveyed, HASH)
     assert made.enable
     assert min(made.best.work_saved) > 0.1
 
 
 def test_it_says_no_where_nothing_is_to_be_gained() -> None:
     """Even experts without clusters: no policy saves work or copies on unseen tokens."""
-    made = recommend(survey(recording(1.0, strength=0.0), 2, 2, [BALANCED, AFFINITY]), "hash")
+    made = recommend(survey(recording(1.0, strength=0.0), 2, 2, [BALANCED, AFFINITY]), HASH)
     assert not made.enable
     assert "NOT recommended" in settings_yaml(made, 2, 2).splitlines()[0]
 
@@ -83,23 +83,23 @@ def test_it_says_no_where_moves_never_pay(skewed: RoutingStatistics) -> None:
     options = PlanOptions(expert_bytes=1e9, link_gbps=1.0, token_bytes=1e6, seconds_per_selection=1e-12, load_error=0.0)
     made = survey(skewed, 2, 2, [BALANCED], options=options)
     breaks_even = made.outcomes[0].break_even_tokens
-    assert recommend(made, "hash", options).enable == (max(breaks_even) < float("inf"))
+    assert recommend(made, HASH, options).enable == (max(breaks_even) < float("inf"))
     cheap = PlanOptions(expert_bytes=1e3, link_gbps=1.0, seconds_per_selection=1e-3, load_error=0.0)
     paid = survey(skewed, 2, 2, [BALANCED], options=cheap)
-    assert recommend(paid, "hash", cheap).enable
+    assert recommend(paid, HASH, cheap).enable
     ten_times = PlanOptions(expert_bytes=1e4, link_gbps=1.0, seconds_per_selection=1e-3, load_error=0.0)
     dearer = survey(skewed, 2, 2, [BALANCED], options=ten_times).outcomes[0].break_even_tokens
     assert dearer == pytest.approx(tuple(10 * one for one in paid.outcomes[0].break_even_tokens))
 
 
 def test_only_the_engines_rule_is_recommended(surveyed: Survey) -> None:
-    made = recommend(surveyed, "nearest")
+    made = recommend(surveyed, ("nearest", "weighted"))
     assert (made.enable, made.best) == (False, None)
 
 
 def test_settings_are_what_the_server_accepts(surveyed: Survey) -> None:
     """Parsed as the server does; the interval is stretched where moves need long to pay."""
-    made = recommend(surveyed, "hash")
+    made = recommend(surveyed, HASH)
     options = PlanOptions(expert_bytes=1e6, link_gbps=50.0, token_bytes=1e3)
     config = parse_config(yaml.safe_load(settings_yaml(made, 2, 2, options)), "test")
     one = made.best.candidate
@@ -115,9 +115,9 @@ def test_few_redundant_experts_are_preferred_among_equals(surveyed: Survey) -> N
     small = surveyed.outcomes[0]
     large = replace(small, candidate=AFFINITY, work_saved=Both(*(one + 0.01 for one in small.work_saved)))
     equal = replace(surveyed, outcomes=[large, small])
-    assert recommend(equal, "hash").best is small
+    assert recommend(equal, HASH).best is small
     better = replace(large, work_saved=Both(*(one + 0.03 for one in small.work_saved)))
-    assert recommend(replace(surveyed, outcomes=[better, small]), "hash").best is better
+    assert recommend(replace(surveyed, outcomes=[better, small]), HASH).best is better
 
 
 def test_loads_alone_are_split_by_drawing() -> None:
@@ -127,7 +127,7 @@ def test_loads_alone_are_split_by_drawing() -> None:
     np.testing.assert_array_equal(first.load + second.load, window.load)
     made = survey(window, 2, 2, [BALANCED])
     assert (made.has_tokens, made.outcomes[0].copies_saved) == (False, None)
-    assert recommend(made, "hash").enable
+    assert recommend(made, HASH).enable
     with pytest.raises(PluginError, match="recording: found no selection"):
         survey(RoutingStatistics(np.zeros((1, 4))), 2, 2, [BALANCED])
 

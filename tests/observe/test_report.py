@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -131,22 +130,6 @@ def test_colours() -> None:
     assert sequential(np.zeros((1, 1))).tolist() == [[[255, 255, 255]]]
     assert "&lt;" in matrix(diverging(np.ones((1, 1)), 2.0), "<")
     assert lines({"a": [0.5]}, "flat").count("<polyline") == 1
-
-
-def test_the_command(call: Callable[..., Answer], tmp_path: Path, windows, placements) -> None:
-    for name, window in windows.items():
-        window.save(tmp_path / f"{name}.safetensors")
-    placements["planned"].save(tmp_path / "p.safetensors")
-    out = tmp_path / "report.html"
-    traces = [word for name in windows for word in ("--trace", tmp_path / f"{name}.safetensors")]
-    words = ("report", "--out", out, *traces, "--placement", tmp_path / "p.safetensors")
-    code, text, err = call(*words, "--nodes", 2, "--ranks-per-node", 2, "--json")
-    assert (code, err) == (0, "")
-    assert json.loads(text) == {"report": str(out), "bytes": len(out.read_bytes())}
-    assert call(*words, "--nodes", 7)[0] == 2
-    assert call("report", "--out", out)[::2] == (
-        2, "eplb-plugin: report: found nothing to show, expected traces or benchmark results; fix: pass some\n",
-    )  # fmt: skip
 
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
