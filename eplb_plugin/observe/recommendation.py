@@ -28,12 +28,9 @@ class Recommendation:
 
 
 def recommend(
-    made: Survey,
-    rules: Sequence[str],
-    prices: PlanOptions | None = None,
-    tokens_per_step: float | None = None,
-    ranks: int = 1,
-) -> Recommendation:
+    made: Survey, rules: Sequence[str], prices: PlanOptions | None = None,
+    tokens_per_step: float | None = None, ranks: int = 1,
+) -> Recommendation:  # fmt: skip
     """Choose among the outcomes under `rules`, those that the engine can do. Prices decide only if they are complete:
     without the seconds of a selection, the time that balance saves is not in the break-even."""
     able = [outcome for outcome in made.outcomes if outcome.candidate.rule in rules]
