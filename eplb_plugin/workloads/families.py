@@ -69,9 +69,7 @@ def _gamma(spread: float, experts: int) -> Floats:
     density = np.exp(shape * log_x - np.exp(log_x) - math.lgamma(shape))  # of log x
     below = math.exp(shape * log_x[0] - math.lgamma(shape + 1.0))  # the mass left of the grid, where exp(-x) is 1
     mass = below + np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2.0 * np.diff(log_x))])
-    inside = np.interp(wanted, mass, log_x)
-    left = (np.log(wanted) + math.lgamma(shape + 1.0)) / shape
-    return np.exp(np.where(wanted < below, left, inside))
+    return np.exp(np.interp(wanted, mass, log_x))  # what lies further left is 0 for all purposes
 
 
 FAMILIES = {

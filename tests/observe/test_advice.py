@@ -136,3 +136,20 @@ def test_slots_divide_onto_ranks() -> None:
     assert (slots_of(32, 4), slots_of(32, 4, 4), slots_of(30, 4)) == (8, 9, 8)
     with pytest.raises(PluginError, match=r"found 5, expected 0 or more by steps of 4.*the nearest is 4"):
         slots_of(32, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("work", "copies", "enable"),
+    [
+        ((0.5, 0.0), (0.0, 0.0), False),  # only one of the two directions saves work
+        ((0.02, 0.02), (-1.0, -1.0), True),
+        ((0.0, 0.0), (0.5, 0.04), False),
+        ((-0.01, 0.0), (0.05, 0.06), True),
+        ((-0.03, 0.0), (0.5, 0.5), False),  # locality that costs balance
+    ],
+)
+def test_the_worse_direction_decides(
+    surveyed: Survey, work: tuple[float, float], copies: tuple[float, float], enable: bool
+) -> None:
+    one = replace(surveyed.outcomes[1], work_saved=Both(*work), copies_saved=Both(*copies))
+    assert recommend(replace(surveyed, outcomes=[one]), HASH).enable is enable
