@@ -1,4 +1,7 @@
-"""Safetensors files with a versioned header: written atomically, refused in one line when they are not ours."""
+"""Files: written atomically, and refused in one line when they are not what they should be.
+
+Ours are safetensors files with a versioned header; others' are read as bytes first.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from safetensors.numpy import save
 from .errors import PluginError, mismatch
 
 FORMAT_VERSION = 1
+LARGEST = 256 * 2**20  # bytes of a file that is read whole
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -58,3 +62,15 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[Arrays, dict[s
         expected = f"{kind} v{FORMAT_VERSION}"
         raise mismatch(str(path), found=found, expected=expected, fix=f"pass a {kind} file of this version")
     return arrays, header
+
+
+def read_foreign(path: str | os.PathLike[str], kind: str) -> bytes:
+    """The bytes of a file of another program. Raises PluginError if it cannot be read or is absurdly large."""
+    try:
+        size = os.path.getsize(path)
+        if size > LARGEST:
+            raise mismatch(str(path), found=f"{size >> 20} MiB", expected=f"<= {LARGEST >> 20} MiB", fix="shorten it")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PluginError(f"{path}: cannot be read as a {kind} ({reason}); fix: pass a readable file") from None

@@ -127,12 +127,22 @@ class Placement:
         write_atomic(path, json.dumps({"physical_to_logical_map": rows.tolist()}).encode())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Placement:
-        """Read what `save` wrote. Raises PluginError on any other file."""
-        arrays, _ = load_arrays(path, KIND)
+    def load(cls, path: str | os.PathLike[str], expected: Mapping[str, Any] | None = None) -> Placement:
+        """Read what `save` wrote. Raises PluginError on any other file.
+
+        expected: entries of the header, such as model or num_ranks, that the file must not contradict; one that it
+        does not have is not checked.
+        """
+        arrays, header = load_arrays(path, KIND)
+        for name, value in (expected or {}).items():
+            if name in header and header[name] != value:
+                raise mismatch(f"{path}: {name}", found=header[name], expected=value, fix="pass the one made for it")
         if "phy2log" not in arrays:
             raise PluginError(f"{path}: a placement file without phy2log; fix: write it again")
-        return cls(arrays["phy2log"], checked_layer_ids(arrays.get("layer_ids"), len(arrays["phy2log"])))
+        try:
+            return cls(arrays["phy2log"], arrays.get("layer_ids"))  # type: ignore[arg-type]  # None: 0 … L-1
+        except PluginError as error:
+            raise PluginError(f"{path}: {error}") from None
 
 
 def linear_placement(layers: int, experts: int, slots: int, layer_ids: ArrayLike | None = None) -> Placement:

@@ -67,3 +67,26 @@ SHAPES = (
 def solves(shapes: tuple[Shape, ...] = SHAPES) -> list[tuple[Shape, str, str]]:
     """Every shape × policy × dispatch rule."""
     return list(product(shapes, POLICIES, RULES))
+
+
+def vllm_result(qps: float = 4.0, concurrency: int = 8, **changed: object) -> dict[str, object]:
+    """What `vllm bench serve --save-result` writes, less the figures that nobody reads; slower as `qps` falls."""
+    return {
+        "date": "20260101-000000", "endpoint_type": "vllm", "backend": "vllm", "label": None, "model_id": "m",
+        "tokenizer_id": "m", "num_prompts": 64, "request_rate": "inf", "burstiness": 1.0,
+        "max_concurrency": concurrency, "duration": 64 / qps, "completed": 64, "failed": 0, "total_input_tokens": 4096,
+        "total_output_tokens": 2048, "request_throughput": qps, "output_throughput": 32 * qps,
+        "median_ttft_ms": 400 / qps, "p50_ttft_ms": 400 / qps, "p90_tpot_ms": 80 / qps, "p95_itl_ms": 120 / qps,
+        **changed,
+    }  # fmt: skip
+
+
+def sglang_result(qps: float = 4.0, concurrency: int = 8, **changed: object) -> dict[str, object]:
+    """What `sglang.bench_serving` appends to its output file, less the figures that nobody reads."""
+    return {
+        "tag": None, "backend": "sglang", "dataset_name": "random", "request_rate": "inf",
+        "max_concurrency": concurrency, "sharegpt_output_len": None, "random_input_len": 64, "random_output_len": 32,
+        "random_range_ratio": 1.0, "server_info": {"model_path": "m", "enable_eplb": False}, "duration": 64 / qps,
+        "completed": 64, "total_input_tokens": 4096, "total_output_tokens": 2048, "request_throughput": qps,
+        "median_ttft_ms": 400 / qps, "p90_tpot_ms": 80 / qps, "p95_itl_ms": 120 / qps, **changed,
+    }  # fmt: skip

@@ -90,3 +90,14 @@ def test_export_refused(tmp_path: Path, engine: str, name: str, layers: int | No
     with pytest.raises(PluginError, match=line):
         placed.export(engine, tmp_path / name, layers)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_made_for_another_server_is_refused(tmp_path: Path) -> None:
+    """Header entries that contradict what is expected: one line. Entries that a file lacks are not held against it."""
+    path = tmp_path / "p.safetensors"
+    linear_placement(2, 4, 6).save(path, {"model": "a", "num_ranks": 2})
+    assert Placement.load(path, {"model": "a", "num_ranks": 2, "phase": "decode"}).num_slots == 6
+    with pytest.raises(PluginError, match=r"p\.safetensors: num_ranks: found 2, expected 4"):
+        Placement.load(path, {"model": "a", "num_ranks": 4})
+    with pytest.raises(PluginError, match="model: found a, expected b"):
+        Placement.load(path, {"model": "b"})

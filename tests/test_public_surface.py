@@ -32,7 +32,7 @@ PARAMETERS = {
     "Placement.moves_from": ["self", "previous"],
     "Placement.save": ["self", "path", "header"],
     "Placement.export": ["self", "engine", "path", "num_layers"],
-    "Placement.load": ["path"],
+    "Placement.load": ["path", "expected"],
     "Plan": [
         "placement", "topology", "dispatch", "replica_weights", "seconds", "source_weights", "cover_weights",
         "resolved_layers", "skipped_layers",

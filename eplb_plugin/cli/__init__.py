@@ -7,18 +7,26 @@ import sys
 import typer
 
 from ..errors import PluginError
+from .advise import advise
+from .compare import compare
 from .config import app as config_app
 from .doctor import doctor
 from .plan import plan
 from .replay import replay
+from .report import report
+from .workload import app as workload_app
 
 _app = typer.Typer(
     help="Affinity-aware expert placement for vLLM and SGLang.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 _app.add_typer(config_app, name="config")
+_app.add_typer(workload_app, name="workload")
 _app.command()(doctor)
 _app.command()(plan)
 _app.command()(replay)
+_app.command()(advise)
+_app.command()(compare)
+_app.command()(report)
 
 
 def app() -> None:

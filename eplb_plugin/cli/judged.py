@@ -1,16 +1,13 @@
-"""What `plan` and `replay` share: figures averaged over source draws, and how they are printed."""
+"""What `plan` and `replay` share: how figures are named and printed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ..plan_types import Plan
     from ..planning.score import LayerScores
 
 Figures = dict[str, float]
@@ -20,23 +17,6 @@ HEADINGS = {
     "cross_node_copies": "cross-node copies per token",
     "busiest_ingress": "busiest ingress",
 }
-
-
-def judge_draws(topk_ids: NDArray[Any], plan: Plan, draws: int, seed: int) -> LayerScores:
-    """Every layer's figures, mean over `draws` of one random source rank per token."""
-    from ..planning.score import judge_layers
-
-    ranks, tokens = plan.topology.num_ranks, topk_ids.shape[1]
-    drawn = [
-        judge_layers(topk_ids, np.random.default_rng([seed, draw]).integers(0, ranks, tokens), plan)
-        for draw in range(draws)
-    ]
-    return average(drawn)
-
-
-def average(scores: Sequence[LayerScores]) -> LayerScores:
-    kind = type(scores[0])
-    return kind(**{field.name: np.mean([getattr(s, field.name) for s in scores], axis=0) for field in fields(kind)})
 
 
 def figures(scores: LayerScores) -> Figures:

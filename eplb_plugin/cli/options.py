@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from ..topology import Topology
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 TRACE_HELP = "Statistics file with a token sample, or .npz with topk_ids (layers × tokens × k)"
 Trace = Annotated[Path, typer.Argument(help=f"{TRACE_HELP}.")]
 Traces = Annotated[list[Path], typer.Argument(help=f"{TRACE_HELP}; several, oldest first: plan for their forecast.")]
+
 
 Nodes = Annotated[int, typer.Option("--nodes", help="Nodes (fast-link domains) of the EP group.")]
 RanksPerNode = Annotated[int, typer.Option("--ranks-per-node", help="Ranks on every node.")]
@@ -21,3 +24,8 @@ Policy = Annotated[str, typer.Option("--policy", help="affinity, balanced or dee
 NumGroups = Annotated[int, typer.Option("--num-groups", help="The model's expert groups (group-limited routing).")]
 Draws = Annotated[int, typer.Option("--draws", min=1, max=1000, help="Random source ranks to average over.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the source ranks.")]
+
+
+def fingerprint(topology: Topology) -> dict[str, int]:
+    """What a placement file says of the EP group that it was made for."""
+    return {"num_nodes": topology.num_nodes, "num_ranks": topology.num_ranks}

@@ -19,7 +19,7 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from ..workloads.trace import read_window
 from . import judged
-from .options import Draws, Json, Nodes, NumGroups, Policy, RanksPerNode, Rule, Seed, SlotsPerRank, Traces
+from .options import Draws, Json, Nodes, NumGroups, Policy, RanksPerNode, Rule, Seed, SlotsPerRank, Traces, fingerprint
 
 Out = Annotated[Path, typer.Option("--out", help="Placement file to write.")]
 Previous = Annotated[Path | None, typer.Option("--previous", help="Placement file in force, to start from.")]
@@ -75,7 +75,7 @@ def plan(
         window_steps=window_steps, horizon_steps=horizon_steps,
     )  # fmt: skip
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
-    old = None if previous is None else Placement.load(previous)
+    old = None if previous is None else Placement.load(previous, fingerprint(topology))
     history = [read_window(trace, *_shape_of(old)) for trace in traces]
     window, error = forecast(history), forecast_error(history)
     if np.isfinite(error).any():
@@ -84,7 +84,7 @@ def plan(
         window, topology, policy=checked_policy(policy), previous=old, dispatch=checked_rule(rule),
         num_groups=num_groups, options=options,
     )  # fmt: skip
-    _save(made.placement, out)
+    _save(made.placement, out, {**fingerprint(topology), "policy": policy, "rule": rule})
     start = old or linear_placement(window.num_layers, window.num_experts, topology.num_slots, window.layer_ids)
     moved = moved_slots(made.placement, start, topology)
     answer: dict[str, Any] = {
@@ -105,20 +105,21 @@ def _shape_of(placement: Placement | None) -> tuple[int | None, Any]:
     return (None, None) if placement is None else (placement.num_experts, placement.layer_ids)
 
 
-def _save(placement: Placement, out: Path) -> None:
+def _save(placement: Placement, out: Path, header: dict[str, Any]) -> None:
     try:
-        placement.save(out)
+        placement.save(out, header)
     except OSError as error:
         raise PluginError(f"{out}: cannot be written ({error.strerror or error}); fix: name another file") from None
 
 
 def _figures(made: Plan, window: RoutingStatistics, draws: int, seed: int) -> judged.Figures:
     """Of the window planned for; from its load alone if it has no tokens."""
+    from ..observe.judging import judge_draws
     from ..planning.score import balancedness, expected_rank_load
 
     if window.sample is None or not (window.sample >= 0).any():
         return {"balancedness": balancedness(expected_rank_load(window.load, made))}
-    return judged.figures(judged.judge_draws(window.sample, made, draws, seed))
+    return judged.figures(judge_draws(window.sample, made, draws, seed))
 
 
 def _print(answer: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from ..workloads.trace import read_window
 from . import judged
-from .options import Draws, Json, Nodes, NumGroups, RanksPerNode, Rule, Seed, SlotsPerRank, Trace
+from .options import Draws, Json, Nodes, NumGroups, RanksPerNode, Rule, Seed, SlotsPerRank, Trace, fingerprint
 
 if TYPE_CHECKING:
     from ..planning.score import LayerScores
@@ -47,6 +47,8 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Judge a placement file, or plans made from one half of TRACE on its other half, under a dispatch rule."""
+    from ..observe.judging import average
+
     if placement is not None and policy is not None:
         raise PluginError("replay: found both --placement and --policy, expected one of them; fix: drop one")
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
@@ -58,7 +60,7 @@ def replay(
             f"policy {policy}",
             *_judge_halves(trace, policy, topology, rule, num_groups, draws, seed),
         )
-    scores = judged.average([score for _, score in runs])
+    scores = average([score for _, score in runs])
     answer: dict[str, Any] = {
         "trace": str(trace), "judged": what, "rule": rule, "held_out": placement is None, "draws": draws,
         "topology": {"nodes": nodes, "ranks_per_node": ranks_per_node, "slots_per_rank": slots_per_rank},
@@ -77,22 +79,24 @@ def _judge_file(
     trace: Path, file: Path, topology: Topology, rule: str, draws: int, seed: int
 ) -> tuple[list[Run], NDArray[Any]]:
     from ..dispatch.rules import checked_rule
+    from ..observe.judging import judge_draws
     from ..planning.job import plan_of
 
-    placement = Placement.load(file)
+    placement = Placement.load(file, fingerprint(topology))
     window = read_window(trace, placement.num_experts, placement.layer_ids)
     found = f"layers {window.layer_ids.tolist()} × {window.num_experts} experts"
     expected = f"layers {placement.layer_ids.tolist()} × {placement.num_experts} experts"
     if found != expected:
         raise mismatch(str(trace), found=found, expected=expected, fix="pass trace and placement of one model")
     made = plan_of(placement, topology, checked_rule(rule))
-    return [("all tokens", judged.judge_draws(_sample(trace, window, 1), made, draws, seed))], window.layer_ids
+    return [("all tokens", judge_draws(_sample(trace, window, 1), made, draws, seed))], window.layer_ids
 
 
 def _judge_halves(
     trace: Path, policy: str, topology: Topology, rule: str, num_groups: int, draws: int, seed: int
 ) -> tuple[list[Run], NDArray[Any]]:
     from ..dispatch.rules import checked_rule
+    from ..observe.judging import judge_draws
     from ..planning.checks import checked_policy
     from ..planning.plan import plan
 
@@ -105,7 +109,7 @@ def _judge_halves(
         made = plan(
             statistics, topology, policy=checked_policy(policy), dispatch=checked_rule(rule), num_groups=num_groups
         )
-        score = judged.judge_draws(halves[unseen], made, draws, seed)
+        score = judge_draws(halves[unseen], made, draws, seed)
         runs.append((f"{known} half → {unseen}", score))
     return runs, window.layer_ids
 

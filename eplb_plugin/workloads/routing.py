@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ class ClusteredRouter:
     num_groups, top_groups: group-limited routing as in DeepSeek-V3: a token picks `top_groups` of the contiguous expert
     groups by their two best experts, and its experts only there. num_groups 1 = no limit.
     mix_seed, drift: the topic mixture of a window; drift 0 … 1 moves it towards an unrelated one.
+    biases: [layers, experts] float32 how popular experts are in general; default: random, as unequal as `skew` says.
     """
 
     num_layers: int
@@ -35,6 +37,7 @@ class ClusteredRouter:
     model_seed: int = 0
     mix_seed: int = 0
     drift: float = 0.0
+    biases: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.num_experts // self.num_groups * self.top_groups:
@@ -61,9 +64,10 @@ class ClusteredRouter:
         now, later = rng.dirichlet(np.ones(self.num_topics), size=2)
         return (1.0 - self.drift) * now + self.drift * later
 
-    def _layer(self, layer: int, num_tokens: int, seed: int) -> NDArray[np.int16]:
+    def scores(self, layer: int, num_tokens: int, seed: int = 0) -> Iterator[NDArray[np.float32]]:
+        """Blocks of [tokens, experts] float32 scores before the biases: what a token draws and its topics want."""
         model = np.random.default_rng([self.model_seed, layer, 1])
-        bias = (model.standard_normal(self.num_experts) * self.skew).astype(np.float32)
+        model.standard_normal(self.num_experts)  # the biases'
         taste = model.standard_normal((self.num_topics, self.num_experts)).astype(np.float32)
         taste = (np.sign(taste) * np.abs(taste) ** 1.3).astype(np.float32)  # few experts that a topic really wants
         owner = model.permutation(self.num_experts) % self.num_topics
@@ -71,21 +75,30 @@ class ClusteredRouter:
         taste = ((1.0 - self.purity) * taste + self.purity * own).astype(np.float32)
         draw = np.random.default_rng([self.model_seed, layer, 2, seed])
         mixture = self.topic_mixture()
-        rows = np.empty((num_tokens, self.top_k), np.int16)
         for begin in range(0, num_tokens, BLOCK):
             count = min(BLOCK, num_tokens - begin)
             main, side = draw.choice(self.num_topics, size=(2, count), p=mixture)
             weight = draw.beta(4.0, 1.5, size=(count, 1)).astype(np.float32)
-            logits = bias + self.strength * (weight * taste[main] + (1 - weight) * taste[side])
-            logits = logits + draw.gumbel(size=logits.shape).astype(np.float32)
-            rows[begin : begin + count] = self._pick(logits)
-        return rows
+            wanted = self.strength * (weight * taste[main] + (1 - weight) * taste[side])
+            yield wanted + draw.gumbel(size=wanted.shape).astype(np.float32)
 
-    def _pick(self, logits: NDArray[np.float32]) -> NDArray[np.int16]:
+    def pick(self, scores: NDArray[np.float32]) -> NDArray[np.int16]:
+        """[tokens, experts] scores with the biases -> [tokens, k] the best, within the token's expert groups."""
         if self.num_groups > 1:
-            by_group = logits.reshape(len(logits), self.num_groups, -1)
+            by_group = scores.reshape(len(scores), self.num_groups, -1)
             best_two = np.sort(by_group, axis=2)[:, :, -2:].sum(axis=2)
             allowed = np.zeros(best_two.shape, bool)
             np.put_along_axis(allowed, np.argsort(-best_two, axis=1)[:, : self.top_groups], True, axis=1)
-            logits = np.where(np.repeat(allowed, by_group.shape[2], axis=1), logits, -np.inf)
-        return np.argsort(-logits, axis=1)[:, : self.top_k].astype(np.int16)
+            scores = np.where(np.repeat(allowed, by_group.shape[2], axis=1), scores, -np.inf)
+        return np.argsort(-scores, axis=1)[:, : self.top_k].astype(np.int16)
+
+    def _bias(self, layer: int) -> NDArray[np.float32]:
+        if self.biases is not None:
+            return self.biases[layer]
+        model = np.random.default_rng([self.model_seed, layer, 1])
+        return (model.standard_normal(self.num_experts) * self.skew).astype(np.float32)
+
+    def _layer(self, layer: int, num_tokens: int, seed: int) -> NDArray[np.int16]:
+        bias = self._bias(layer)
+        rows = [self.pick(bias + block) for block in self.scores(layer, num_tokens, seed)]
+        return np.concatenate([np.empty((0, self.top_k), np.int16), *rows])

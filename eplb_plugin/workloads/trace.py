@@ -1,4 +1,4 @@
-"""Read a window of routing from a file: statistics with a sample, or bare top-k ids."""
+"""Read a window of routing from a file: statistics, bare top-k ids, or a published load file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import PluginError, mismatch
 from ..statistics import RoutingStatistics
+from .load_file import read_load_file
 
 MOST_EXPERTS = 4096  # above any model's; counting pairs takes memory for their square
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -20,11 +21,14 @@ UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZ
 def read_window(
     path: str | os.PathLike[str], num_experts: int | None = None, layer_ids: ArrayLike | None = None
 ) -> RoutingStatistics:
-    """A statistics file (`RoutingStatistics.save`), or an .npz with `topk_ids: [layers, tokens, k]`, -1 = padding.
+    """A statistics file (`RoutingStatistics.save`), an .npz with `topk_ids: [layers, tokens, k]`, -1 = padding, or a
+    .json of loads (`load_file.py`).
 
     An .npz may also hold `num_experts` and `layer_ids: [layers]`; where it does not, the arguments count, else the
     highest id and 0 … layers - 1. Raises PluginError in one line on anything else.
     """
+    if os.fspath(path).lower().endswith(".json"):
+        return read_load_file(path)
     if os.fspath(path).lower().endswith(".npz"):
         arrays = _read_npz(path)
         ids = arrays["topk_ids"]

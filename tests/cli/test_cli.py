@@ -98,7 +98,20 @@ def test_wrong_use(call: Callable[..., Answer], words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "plan --help", "replay --help", "doctor --help", "config --help", "config check --help"]
+    "words",
+    [
+        "--help",
+        "plan --help",
+        "replay --help",
+        "doctor --help",
+        "config --help",
+        "config check --help",
+        "advise --help",
+        "compare --help",
+        "report --help",
+        "workload make --help",
+        "workload fit --help",
+    ],
 )
 def test_help(call: Callable[..., Answer], words: str) -> None:
     """Every command explains itself."""

@@ -1,0 +1,218 @@
+"""`eplb-plugin advise TRACE`: what EPLB would bring, whether to enable it, and a settings file for it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+from ..errors import PluginError, mismatch
+from ..files import write_atomic
+from ..plan_types import PlanOptions
+from ..workloads.trace import read_window
+from .options import Json, Nodes, NumGroups, RanksPerNode
+
+if TYPE_CHECKING:
+    from ..observe.advice import Both, Candidate, Outcome, Survey
+    from ..observe.recommendation import Recommendation
+    from ..statistics import RoutingStatistics
+
+# what each can do, first what `dispatch: auto` takes; SGLang's `static` is nearest, its `dynamic` is hash
+ENGINE_RULES = {"vllm": ("weighted", "hash"), "sglang": ("nearest", "hash")}
+BYTES_PER_VALUE = 3.0  # of a token's hidden state to another node and back: FP8 there, BF16 back
+
+Recording = Annotated[Path, typer.Argument(help="Statistics file, .npz of topk_ids, or .json of loads, without EPLB.")]
+Redundant = Annotated[list[int] | None, typer.Option(help="Redundant experts per layer; default: least, +1 per rank.")]
+Rules = Annotated[list[str] | None, typer.Option("--rule", help="Dispatch rules to try; default: all.")]
+Policies = Annotated[list[str] | None, typer.Option("--policy", help="Policies to try; default: all that can be.")]
+Engine = Annotated[str, typer.Option(help="vllm or sglang: whose dispatch rules are recommended.")]
+OutFile = Annotated[Path | None, typer.Option("--out", help="Settings file to write.")]
+PANEL = "Sizes and prices (for memory, bytes moved and the break-even)"
+Number = float | None
+Hidden = Annotated[int | None, typer.Option(min=1, help="The model's hidden size.", rich_help_panel=PANEL)]
+Intermediate = Annotated[int | None, typer.Option(min=1, help="An expert's intermediate size.", rich_help_panel=PANEL)]
+WeightBytes = Annotated[float, typer.Option(help="Bytes of one weight: 2 BF16, 1 FP8.", rich_help_panel=PANEL)]
+ExpertBytes = Annotated[Number, typer.Option(help="Instead: bytes of one expert in one layer.", rich_help_panel=PANEL)]
+TokenBytes = Annotated[Number, typer.Option(help="Of a token's copy and back; 3 × hidden.", rich_help_panel=PANEL)]
+LinkGbps = Annotated[Number, typer.Option(help="Gbit/s of a rank's link to other nodes.", rich_help_panel=PANEL)]
+Seconds = Annotated[Number, typer.Option(help="To compute one selection in one layer.", rich_help_panel=PANEL)]
+PerStep = Annotated[Number, typer.Option(help="Tokens of one forward step, all ranks together.", rich_help_panel=PANEL)]
+
+
+def advise(
+    recording: Recording,
+    nodes: Nodes,
+    ranks_per_node: RanksPerNode,
+    redundant: Redundant = None,
+    policies: Policies = None,
+    rules: Rules = None,
+    engine: Engine = "vllm",
+    num_groups: NumGroups = 1,
+    hidden: Hidden = None,
+    intermediate: Intermediate = None,
+    weight_bytes: WeightBytes = 2.0,
+    expert_bytes: ExpertBytes = None,
+    token_bytes: TokenBytes = None,
+    link_gbps: LinkGbps = None,
+    seconds_per_selection: Seconds = None,
+    tokens_per_step: PerStep = None,
+    out: OutFile = None,
+    as_json: Json = False,
+) -> None:
+    """Say what every policy and dispatch rule would bring to the traffic of RECORDING, and whether to enable EPLB.
+
+    Planned on one half of the tokens and judged on the other, both ways. A .json of loads tells nothing of nodes.
+    """
+    from ..observe.advice import survey
+    from ..observe.recommendation import recommend, settings_yaml
+
+    if engine not in ENGINE_RULES:
+        raise mismatch("--engine", found=engine, expected=" or ".join(ENGINE_RULES), fix="name one")
+    if tokens_per_step is not None and not tokens_per_step > 0.0:
+        raise mismatch("--tokens-per-step", found=tokens_per_step, expected="> 0", fix="pass a count")
+    if expert_bytes is None and hidden is not None and intermediate is not None:
+        expert_bytes = 3.0 * hidden * intermediate * weight_bytes  # gate, up and down projections
+    if token_bytes is None and hidden is not None:
+        token_bytes = BYTES_PER_VALUE * hidden
+    window = read_window(recording)
+    prices = _prices(expert_bytes, token_bytes, link_gbps, seconds_per_selection)
+    try:
+        tried = _candidates(window, nodes, ranks_per_node, policies, rules, redundant, ENGINE_RULES[engine][0])
+        made = survey(
+            window, nodes, ranks_per_node, tried, num_groups=num_groups, options=prices, expert_bytes=expert_bytes
+        )
+    except PluginError as error:
+        raise PluginError(f"{recording}: {error}") from None
+    chosen = recommend(made, ENGINE_RULES[engine], prices, tokens_per_step, nodes * ranks_per_node)
+    settings = None
+    if chosen.best is not None:
+        known = prices if link_gbps is not None else None
+        settings = settings_yaml(chosen, nodes, ranks_per_node, known, tokens_per_step)
+    if out is not None:
+        _write(out, settings)
+    answer: dict[str, Any] = {
+        "recording": str(recording), "nodes": nodes, "ranks_per_node": ranks_per_node, "expert_bytes": expert_bytes,
+        **asdict(made), "enable": chosen.enable, "reasons": chosen.reasons,
+        "best": None if chosen.best is None else asdict(chosen.best.candidate),
+        "settings": settings, "file": None if out is None else str(out),
+    }  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(_finite(answer), indent=2))
+    else:
+        _print(made, chosen, window, prices, out)
+
+
+def _candidates(
+    window: RoutingStatistics, nodes: int, ranks_per_node: int, policies: list[str] | None, rules: list[str] | None,
+    redundant: list[int] | None, engine_rule: str,
+) -> list[Candidate]:  # fmt: skip
+    from ..dispatch.rules import RULES, checked_rule
+    from ..observe.advice import Candidate, slots_of
+    from ..planning.checks import POLICIES, checked_policy
+    from ..planning.tokens import knows_tokens
+
+    ranks = nodes * ranks_per_node
+    if ranks < 1:
+        raise mismatch("topology", found=f"{ranks} ranks", expected="at least 1", fix="count nodes and ranks again")
+    if redundant is None:
+        least = slots_of(window.num_experts, ranks) * ranks - window.num_experts
+        redundant = [least, least + ranks]
+    if policies is None:
+        policies = [one for one in POLICIES if one != "affinity" or nodes == 1 or knows_tokens(window)]
+    return [
+        Candidate(checked_policy(policy), checked_rule(rule), count)
+        for count in redundant for policy in policies
+        for rule in rules or (RULES if count else [engine_rule])  # without copies there is nothing to choose
+    ]  # fmt: skip
+
+
+def _prices(
+    expert_bytes: Number, token_bytes: Number, link_gbps: Number, seconds_per_selection: Number
+) -> PlanOptions | None:
+    """None where too little is known. If time is spent on links alone, their speed cancels out of the break-even."""
+    if expert_bytes is None or (token_bytes is None and seconds_per_selection is None):
+        return None
+    if link_gbps is None and seconds_per_selection is None:
+        link_gbps = 1.0
+    return PlanOptions(
+        expert_bytes=expert_bytes, link_gbps=link_gbps, token_bytes=token_bytes,
+        seconds_per_selection=seconds_per_selection, load_error=0.0,
+    )  # fmt: skip
+
+
+def _write(out: Path, settings: str | None) -> None:
+    if settings is None:
+        raise mismatch("--out", found="nothing to write", expected="a candidate under the engine's rule", fix="try it")
+    try:
+        write_atomic(out, settings.encode())
+    except OSError as error:
+        raise PluginError(f"{out}: cannot be written ({error.strerror or error}); fix: name another file") from None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: a break-even that never comes is null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print(
+    made: Survey, chosen: Recommendation, window: RoutingStatistics, prices: PlanOptions | None, out: Path | None
+) -> None:
+    priced = prices is not None and prices.seconds_per_selection is not None
+    counted = "" if priced else ", in copies saved alone"
+    copies = "" if made.cross_node_copies is None else f", {_pair(made.cross_node_copies)} cross-node copies per token"
+    typer.echo(f"now, without EPLB: balancedness {_pair(made.balancedness)}{copies}")
+    heads = ("balanced", "work", "copies", "ingress", "moves", "repaid")
+    title = "planned on one half of the recording, judged on the other, both ways"
+    candidate = Column("policy, rule", no_wrap=True)
+    table = Table("+n", candidate, *heads, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for outcome in made.outcomes:
+        one, style = outcome.candidate, "bold" if outcome is chosen.best else None
+        table.add_row(f"+{one.redundant}", f"{one.policy} {one.rule}", *_cells(outcome), style=style)
+    Console().print(table)
+    typer.echo("+n: redundant experts; work: selections of the busiest ranks; copies: to other nodes;")
+    typer.echo("ingress: of the busiest node / mean; moves: share of slots at a later rebalance;")
+    typer.echo(f"repaid: tokens until a later rebalance has paid for its transfer{counted}")
+    half = f"{made.tokens_per_half} tokens" if made.has_tokens else "drawn selections (only counting noise)"
+    typer.echo(f"how sure: halves of {half}; an expert's load differs between them by ±{made.load_change:.0%}")
+    memory = {o.candidate.redundant: o.memory_gib for o in made.outcomes if o.memory_gib}
+    for count, gib in memory.items():
+        typer.echo(f"{count} redundant experts: {gib:.2f} GiB per rank in {window.num_layers} layers")
+    if chosen.best is not None:
+        one = chosen.best.candidate
+        verdict = "enable it" if chosen.enable else "do not enable it; the best that was tried"
+        typer.echo(f"advice: {verdict}: policy {one.policy}, rule {one.rule}, {one.redundant} redundant experts")
+    for reason in chosen.reasons:
+        typer.echo(f"- {reason}")
+    if out is not None:
+        typer.echo(f"{out}: settings written")
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    moves = outcome.next_moves.mean / outcome.slots
+    tokens = outcome.break_even_tokens
+    return [
+        _pair(outcome.balancedness), _percent(outcome.work_saved),
+        "–" if outcome.copies_saved is None else _percent(outcome.copies_saved),
+        "–" if outcome.busiest_ingress is None else f"{outcome.busiest_ingress.mean:.2f}",
+        f"{moves:.0%}",
+        "–" if tokens is None else "never" if max(tokens) == math.inf else f"{max(tokens):.2g}",
+    ]  # fmt: skip
+
+
+def _pair(figure: Both) -> str:
+    return f"{figure.forth:.2f} {figure.back:.2f}"
+
+
+def _percent(saved: Both) -> str:
+    return f"{-100 * saved.forth:+.0f} {-100 * saved.back:+.0f}%"

@@ -1,0 +1,69 @@
+"""`eplb-plugin report`: one HTML file of recorded windows, placements and serving benchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from ..errors import PluginError, mismatch
+from ..files import write_atomic
+from ..placement import Placement
+from ..workloads.trace import read_window
+from .compare import read_arms
+from .options import TRACE_HELP, Json
+
+Out = Annotated[Path, typer.Option("--out", help="HTML file to write.")]
+Traces = Annotated[list[Path] | None, typer.Option("--trace", help=f"{TRACE_HELP}; several: windows, oldest first.")]
+Placements = Annotated[list[Path] | None, typer.Option("--placement", help="Placement files, oldest first.")]
+Bench = Annotated[list[str] | None, typer.Option("--bench", help="NAME=PATH of an arm's benchmark results; repeat.")]
+Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Nodes (fast-link domains) of the EP group.")]
+RanksPerNode = Annotated[int, typer.Option("--ranks-per-node", min=1, help="Ranks on every node.")]
+Rule = Annotated[str, typer.Option("--rule", help="Dispatch rule that picks among an expert's copies.")]
+Layer = Annotated[int | None, typer.Option(help="Layer of the co-activation picture; default: the least balanced.")]
+Title = Annotated[str, typer.Option(help="Heading of the page.")]
+Value = TypeVar("Value")
+
+
+def report(
+    out: Out,
+    traces: Traces = None,
+    placements: Placements = None,
+    bench: Bench = None,
+    nodes: Nodes = 1,
+    ranks_per_node: RanksPerNode = 1,
+    rule: Rule = "hash",
+    layer: Layer = None,
+    title: Title = "Expert placement",
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML file: load of ranks before and after, co-activation by node, moves, serving."""
+    from ..dispatch.rules import checked_rule
+    from ..observe.report import report as make_report
+
+    layout = {"num_nodes": nodes, "num_ranks": nodes * ranks_per_node}
+    placed = _named({path: Placement.load(path, layout) for path in placements or []})
+    shape = next(((one.num_experts, one.layer_ids) for one in placed.values()), (None, None))
+    windows = _named({path: read_window(path, *shape) for path in traces or []})
+    html = make_report(
+        title, windows, placed, read_arms(bench or []),
+        nodes=nodes, ranks_per_node=ranks_per_node, rule=checked_rule(rule), layer=layer,
+    ).encode(errors="replace")  # fmt: skip
+    try:
+        write_atomic(out, html)
+    except OSError as error:
+        raise PluginError(f"{out}: cannot be written ({error.strerror or error}); fix: name another file") from None
+    if as_json:
+        typer.echo(json.dumps({"report": str(out), "bytes": len(html)}))
+    else:
+        typer.echo(f"{out}: {len(html) / 1024:.0f} KiB, opens in any browser, loads nothing else")
+
+
+def _named(files: dict[Path, Value]) -> dict[str, Value]:
+    """By the file's name without its ending; the whole path where two are called the same."""
+    names = [path.stem for path in files]
+    if len(set(files)) != len(names):
+        raise mismatch("report", found="a file given twice", expected="every file once", fix="drop one")
+    return {path.stem if names.count(path.stem) == 1 else str(path): value for path, value in files.items()}

@@ -1,0 +1,1 @@
+"""What users look at: serving benchmarks compared, and reports."""

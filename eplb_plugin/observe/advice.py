@@ -1,0 +1,215 @@
+"""What EPLB would bring, from a recording made without it: every policy and dispatch rule, judged on unseen tokens.
+
+A plan is made from one half of the recording and judged on the other, both ways round, so that every figure has two
+values: what they differ by is how sure it is. All comparisons are with the same tokens served as they are now, experts
+in order of ids without redundant ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import mismatch
+from ..placement import linear_placement
+from ..plan_types import Dispatch, Plan, PlanOptions, Policy
+from ..planning.forecast import forecast_error
+from ..planning.job import plan_of
+from ..planning.plan import plan
+from ..planning.price import move_seconds, step_seconds
+from ..planning.score import expected_rank_load, layer_balancedness, moved_slots
+from ..planning.tokens import knows_tokens
+from ..statistics import RoutingStatistics
+from ..topology import Topology
+from .judging import judge_draws
+
+
+class Both(NamedTuple):
+    """A figure in the two directions: planned on the first half, and on the second."""
+
+    forth: float
+    back: float
+
+    @property
+    def mean(self) -> float:
+        return (self.forth + self.back) / 2.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """redundant: experts per layer above one copy of each."""
+
+    policy: Policy
+    rule: Dispatch
+    redundant: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One candidate. Shares are of what is there without EPLB; None: not to be known from this recording.
+
+    balancedness, cross_node_copies (per token), busiest_ingress: as in planning/score.py, on the unseen half.
+    work_saved: share of the busiest ranks' selections, over all layers. copies_saved: share of the cross-node copies.
+    first_moves: slots that the first rebalance fills; next_moves: those of the one after it, planned from the other
+    half.
+    gigabytes_moved: of the latter. memory_gib: weights of the redundant experts, per rank.
+    break_even_tokens: that must be served until the later rebalance has paid for its transfer; inf: never.
+    """
+
+    candidate: Candidate
+    balancedness: Both
+    work_saved: Both
+    cross_node_copies: Both | None
+    copies_saved: Both | None
+    busiest_ingress: Both | None
+    first_moves: Both
+    next_moves: Both
+    slots: int
+    gigabytes_moved: float | None
+    memory_gib: float | None
+    break_even_tokens: Both | None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """balancedness, cross_node_copies: without EPLB, on the halves. load_change: relative, of an expert's load between
+    the halves. has_tokens: whether it is known which experts a token uses together; without, the halves are made by
+    drawing selections, which shows the noise of counting and no change of traffic."""
+
+    outcomes: list[Outcome]
+    balancedness: Both
+    cross_node_copies: Both | None
+    has_tokens: bool
+    tokens_per_half: int
+    load_change: float
+
+
+def survey(
+    window: RoutingStatistics, nodes: int, ranks_per_node: int, candidates: Sequence[Candidate],
+    *, num_groups: int = 1, options: PlanOptions | None = None, expert_bytes: float | None = None, draws: int = 1,
+) -> Survey:  # fmt: skip
+    """Try every candidate on `window`, served on `nodes` × `ranks_per_node` ranks.
+
+    options: prices, for the break-even; expert_bytes: of one expert in one layer, for memory and bytes moved.
+    Raises PluginError if slots do not divide onto ranks, or the recording is empty.
+    """
+    halves = split(window)
+    least = Topology(nodes, ranks_per_node, slots_of(window.num_experts, nodes * ranks_per_node))
+    now = [_now(half, least) for half in halves]
+    judged = [_judged(made, half, draws) for made, half in zip(now, reversed(halves), strict=True)]
+    outcomes = []
+    for one in candidates:
+        slots = slots_of(window.num_experts, least.num_ranks, one.redundant)
+        topology = Topology(nodes, ranks_per_node, slots)
+        runs = [_run(one, topology, halves[way], halves[1 - way], num_groups) for way in (0, 1)]
+        priced = [None] * 2 if options is None else [
+            _break_even(now[way], *runs[way], halves[1 - way], options) for way in (0, 1)
+        ]  # fmt: skip
+        after = [_judged(run[0], half, draws) for run, half in zip(runs, reversed(halves), strict=True)]
+        outcomes.append(_outcome(one, runs, judged, after, priced, expert_bytes, window.num_experts))
+    tokens = min(int(half.num_tokens.max(initial=0)) for half in halves)
+    change = forecast_error(halves)
+    return Survey(
+        outcomes, Both(*(one.balancedness for one in judged)), _both(one.copies for one in judged),
+        knows_tokens(window), tokens, float(np.nanmean(change)) if np.isfinite(change).any() else float("nan"),
+    )  # fmt: skip
+
+
+def slots_of(experts: int, ranks: int, redundant: int | None = None) -> int:
+    """Slots per rank with so many redundant experts; None: as few as there can be. PluginError if ranks differ."""
+    least = -experts % ranks
+    redundant = least if redundant is None else redundant
+    if (experts + redundant) % ranks or redundant < 0:
+        nearest = max(least, least + round((redundant - least) / ranks) * ranks)
+        expected = f"{least} or more by steps of {ranks}, so that {ranks} ranks have equally many slots"
+        raise mismatch("redundant experts", found=redundant, expected=expected, fix=f"the nearest is {nearest}")
+    return (experts + redundant) // ranks
+
+
+def split(window: RoutingStatistics) -> list[RoutingStatistics]:
+    """Two halves: of the token rows in their order; of the selections, drawn, where there are no rows."""
+    rows = None if window.sample is None else window.sample[:, (window.sample >= 0).any(axis=(0, 2))]
+    if rows is not None and rows.shape[1] >= 2:
+        middle = rows.shape[1] // 2
+        halves = (rows[:, :middle], rows[:, middle:])
+        return [RoutingStatistics.from_topk(half, window.num_experts, window.layer_ids) for half in halves]
+    if not window.load.any():
+        raise mismatch("recording", found="no selection", expected="some traffic", fix="record while serving")
+    counts = np.rint(window.load).astype(np.int64)
+    first = np.random.default_rng(0).binomial(counts, 0.5)
+    tokens = window.num_tokens // 2
+    return [RoutingStatistics(half, num_tokens=tokens, layer_ids=window.layer_ids) for half in (first, counts - first)]
+
+
+class _Judged(NamedTuple):
+    balancedness: float
+    busiest: float  # selections of the busiest rank / those of the mean rank, summed over layers
+    copies: float | None
+    ingress: float | None
+
+
+def _now(window: RoutingStatistics, topology: Topology) -> Plan:
+    start = linear_placement(window.num_layers, window.num_experts, topology.num_slots, window.layer_ids)
+    return plan_of(start, topology, "hash")
+
+
+def _run(
+    one: Candidate, topology: Topology, known: RoutingStatistics, unseen: RoutingStatistics, num_groups: int
+) -> tuple[Plan, Plan]:
+    first = plan(known, topology, policy=one.policy, dispatch=one.rule, num_groups=num_groups)
+    following = plan(
+        unseen, topology, policy=one.policy, previous=first.placement, dispatch=one.rule, num_groups=num_groups
+    )
+    return first, following
+
+
+def _judged(made: Plan, unseen: RoutingStatistics, draws: int) -> _Judged:
+    if unseen.sample is None:
+        balance = layer_balancedness(expected_rank_load(unseen.load, made))
+        return _Judged(float(balance.mean()), float((1.0 / balance).sum()), None, None)
+    scores = judge_draws(unseen.sample, made, draws, 0)
+    mean = scores.mean()
+    return _Judged(
+        mean.balancedness, float((1.0 / scores.balancedness).sum()), mean.cross_node_copies, mean.busiest_ingress
+    )
+
+
+def _break_even(now: Plan, first: Plan, following: Plan, unseen: RoutingStatistics, options: PlanOptions) -> float:
+    """Tokens until the time that `first` saves on the unseen half is that of the moves to `following`."""
+    saved = float((step_seconds(now, unseen, options) - step_seconds(first, unseen, options)).sum())
+    if saved <= 0.0:
+        return float("inf")
+    return float(move_seconds(following, first, options).sum()) / saved * float(unseen.num_tokens.max(initial=0))
+
+
+def _outcome(
+    one: Candidate, runs: Sequence[tuple[Plan, Plan]], before: Sequence[_Judged], after: Sequence[_Judged],
+    priced: Sequence[float | None], expert_bytes: float | None, experts: int,
+) -> Outcome:  # fmt: skip
+    topology, layers = runs[0][0].topology, runs[0][0].placement.num_layers
+    first_moves, next_moves = [], []
+    for first, following in runs:
+        engine = linear_placement(layers, experts, topology.num_slots, first.placement.layer_ids)
+        first_moves.append(float(moved_slots(first.placement, engine, topology).sum()))
+        next_moves.append(float(moved_slots(following.placement, first.placement, topology).sum()))
+    saved = [
+        None if b.copies is None or a.copies is None else (1.0 - a.copies / b.copies if b.copies else 0.0)
+        for b, a in zip(before, after, strict=True)
+    ]
+    per_rank = (topology.num_slots - experts) * layers / topology.num_ranks
+    return Outcome(
+        one, Both(*(a.balancedness for a in after)),
+        Both(*(1.0 - a.busiest / b.busiest for b, a in zip(before, after, strict=True))),
+        _both(a.copies for a in after), _both(saved), _both(a.ingress for a in after),
+        Both(*first_moves), Both(*next_moves), topology.num_slots * layers,
+        None if expert_bytes is None else Both(*next_moves).mean * expert_bytes / 1e9,
+        None if expert_bytes is None else per_rank * expert_bytes / 2**30, _both(priced),
+    )  # fmt: skip
+
+
+def _both(values: Iterable[float | None]) -> Both | None:
+    forth, back = values
+    return None if forth is None or back is None else Both(forth, back)

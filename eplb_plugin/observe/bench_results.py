@@ -1,0 +1,151 @@
+"""Read what the engines' own load generators write: `vllm bench serve` (JSON) and `sglang.bench_serving` (JSONL)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import PluginError, mismatch
+from ..files import read_foreign
+
+Value = str | int | float | bool | None
+
+# our name -> keys that hold it, best first; both generators take them from the same definitions
+FIGURES: Mapping[str, tuple[str, ...]] = {
+    "ttft_p50_ms": ("p50_ttft_ms", "median_ttft_ms"),
+    "tpot_p90_ms": ("p90_tpot_ms",),
+    "itl_p95_ms": ("p95_itl_ms",),
+    "qps": ("request_throughput",),
+}
+REQUIRED = ("qps",)  # the percentiles depend on the generator's flags
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "vllm": (
+        "backend", "model_id", "tokenizer_id", "num_prompts", "request_rate", "burstiness", "max_concurrency",
+        "ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps",
+    ),
+    "sglang": (
+        "backend", "dataset_name", "request_rate", "max_concurrency", "sharegpt_output_len", "random_input_len",
+        "random_output_len", "random_range_ratio",
+    ),
+}  # fmt: skip
+NOT_RESULTS = ".pytorch.json"  # vLLM can write the same figures once more under this name
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a load generator.
+
+    settings: what must be equal in runs that are compared; figures: by the names of FIGURES, where reported;
+    concurrency: bound on requests in flight, None = none; input_tokens, output_tokens: of all requests; digest: of the
+    whole record, by which a copy is told.
+    """
+
+    file: str
+    generator: Literal["vllm", "sglang"]
+    concurrency: int | None
+    completed: int
+    input_tokens: float
+    output_tokens: float
+    settings: Mapping[str, Value]
+    figures: Mapping[str, float]
+    digest: str
+
+
+def read_runs(path: str | os.PathLike[str]) -> list[Run]:
+    """Every run in a file, or in all .json and .jsonl files of a folder. PluginError in one line on anything else."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return _of_file(path)
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".jsonl"))
+    runs = [run for file in files if not file.name.endswith(NOT_RESULTS) for run in _of_file(file)]
+    if not runs:
+        raise mismatch(
+            str(path), found="no .json or .jsonl file", expected="benchmark results", fix="name their folder"
+        )
+    return runs
+
+
+def _of_file(path: str | os.PathLike[str]) -> list[Run]:
+    data = read_foreign(path, "benchmark result")
+    try:
+        text = data.decode()
+        try:
+            records = [json.loads(text)]
+        except ValueError:  # one record a line: sglang.bench_serving, vllm bench serve --append-result
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise PluginError(f"{path}: cannot be read as a benchmark result ({error}); fix: run it again") from None
+    if not records:
+        raise mismatch(str(path), found="an empty file", expected="a benchmark result", fix="run it again")
+    return [_run(str(path), record) for record in records]
+
+
+def _run(path: str, record: Any) -> Run:
+    generator = _generator(record)
+    if generator is None:
+        expected = "what `vllm bench serve --save-result` or `sglang.bench_serving --output-file` writes"
+        raise mismatch(path, found="another kind of JSON", expected=expected, fix="pass their result files")
+    figures = {}
+    for name, keys in FIGURES.items():
+        for key in keys:
+            if record.get(key) is not None:
+                figures[name] = _number(path, record, key)
+                break
+        else:
+            if name in REQUIRED:
+                raise mismatch(f"{path}: {keys[0]}", found="nothing", expected="a number", fix="run it again")
+    concurrency = record.get("max_concurrency")
+    if concurrency is not None:
+        concurrency = _count(path, record, "max_concurrency")
+    completed = _count(path, record, "completed")
+    _refuse_failures(path, record, completed)
+    settings = {name: _plain(path, record, name) for name in SETTINGS[generator]}
+    settings["requests"] = completed
+    if generator == "sglang" and isinstance(record.get("server_info"), dict):
+        settings["model_path"] = str(record["server_info"].get("model_path"))
+    return Run(
+        path, generator, concurrency, completed, _number(path, record, "total_input_tokens"),
+        _number(path, record, "total_output_tokens"), settings, figures,
+        hashlib.sha256(json.dumps(record, sort_keys=True).encode(errors="replace")).hexdigest(),
+    )  # fmt: skip
+
+
+def _generator(record: Any) -> Literal["vllm", "sglang"] | None:
+    if not isinstance(record, dict) or "request_throughput" not in record:
+        return None
+    if {"model_id", "num_prompts", "endpoint_type"} <= set(record):
+        return "vllm"
+    return "sglang" if {"dataset_name", "random_input_len", "backend"} <= set(record) else None
+
+
+def _refuse_failures(path: str, record: dict[str, Any], completed: int) -> None:
+    wanted = record.get("num_prompts", completed)
+    if not completed or completed != wanted or record.get("failed"):
+        found = f"{completed} of {wanted} requests answered"
+        raise mismatch(path, found=found, expected="all", fix="find out why in the server's log, and run it again")
+
+
+def _number(path: str, record: dict[str, Any], key: str) -> float:
+    value: Any = record.get(key)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1e18:  # NaN is neither
+        raise mismatch(f"{path}: {key}", found=str(value)[:40], expected="a finite number >= 0", fix="run it again")
+    return float(value)
+
+
+def _count(path: str, record: dict[str, Any], key: str) -> int:
+    value = _number(path, record, key)
+    if value != int(value):
+        raise mismatch(f"{path}: {key}", found=value, expected="a whole number", fix="run it again")
+    return int(value)
+
+
+def _plain(path: str, record: dict[str, Any], key: str) -> Value:
+    value = record.get(key)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise mismatch(f"{path}: {key}", found=type(value).__name__, expected="a plain value", fix="run it again")

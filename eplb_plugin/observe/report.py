@@ -1,0 +1,203 @@
+"""The report: what placements do to recorded windows, and what serving benchmarks measured, as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import pairwise
+
+import numpy as np
+
+from ..errors import mismatch
+from ..placement import Placement, linear_placement
+from ..plan_types import Dispatch, Plan
+from ..planning.job import plan_of
+from ..planning.score import balancedness, expected_rank_load, moved_slots
+from ..statistics import RoutingStatistics
+from ..topology import Topology
+from .bench_results import FIGURES, Run
+from .comparison import Cell, compare
+from .drawings import Floats, diverging, lines, matrix, sequential
+from .judging import judge_draws
+from .page import cell_values, figure, page, table
+
+BEFORE = "engine's start"
+HEADINGS = {"ttft_p50_ms": "P50 TTFT ms", "tpot_p90_ms": "P90 TPOT ms", "itl_p95_ms": "P95 ITL ms", "qps": "QPS"}
+assert HEADINGS.keys() == FIGURES.keys()
+
+
+def report(
+    title: str, windows: Mapping[str, RoutingStatistics], placements: Mapping[str, Placement],
+    arms: Mapping[str, Sequence[Run]], *, nodes: int = 1, ranks_per_node: int = 1, rule: Dispatch = "hash",
+    layer: int | None = None,
+) -> str:  # fmt: skip
+    """HTML of whatever is given: windows and placements by name, oldest first; runs by arm.
+
+    layer: decoder-layer number whose co-activation is drawn; default: the one least balanced at the engine's start.
+    Raises PluginError if there is nothing to show, or windows and placements are of different models.
+    """
+    sections: list[tuple[str, str]] = []
+    if windows:
+        sections += _of_windows(windows, placements, nodes, ranks_per_node, rule, layer)
+    elif placements:
+        raise mismatch("report", found="placements alone", expected="a recorded window", fix="pass --trace too")
+    if arms:
+        sections.append(("Serving", _serving(arms)))
+    if not sections:
+        raise mismatch("report", found="nothing to show", expected="traces or benchmark results", fix="pass some")
+    return page(title, sections)
+
+
+def _of_windows(
+    windows: Mapping[str, RoutingStatistics], placements: Mapping[str, Placement], nodes: int, ranks_per_node: int,
+    rule: Dispatch, layer: int | None,
+) -> list[tuple[str, str]]:  # fmt: skip
+    name, newest = list(windows.items())[-1]
+    ranks = nodes * ranks_per_node
+    slots = next(iter(placements.values())).num_slots if placements else -(-newest.num_experts // max(ranks, 1)) * ranks
+    _refuse_other_models(windows, placements, slots)
+    if ranks < 1 or slots % ranks:
+        raise mismatch("topology", found=f"{ranks} ranks", expected=f"a divisor of {slots} slots", fix="count again")
+    topology = Topology(nodes, ranks_per_node, slots // ranks)
+    start = linear_placement(newest.num_layers, newest.num_experts, slots, newest.layer_ids)
+    plans = {BEFORE: plan_of(start, topology, rule)}
+    for given, placement in placements.items():
+        plans[given if given != BEFORE else f"{given} (file)"] = plan_of(placement, topology, rule)
+    sections = [
+        ("Placements", _scores(plans, newest, name, rule)),
+        ("Load of ranks", _heatmaps(plans, newest, name)),
+    ]
+    if newest.coactivation is not None:
+        sections.append(("Co-activation, ordered by node", _pairs(plans, newest, layer)))
+    if len(windows) > 1:
+        sections.append(("Balancedness over windows", _over_time(plans, windows)))
+    if len(plans) > 1:
+        sections.append(("Moves", _moves(plans)))
+    return sections
+
+
+def _scores(plans: Mapping[str, Plan], window: RoutingStatistics, name: str, rule: str) -> str:
+    rows = []
+    for label, made in plans.items():
+        cells = [f"{balancedness(expected_rank_load(window.load, made)):.3f}"]
+        if window.sample is not None and (window.sample >= 0).any():
+            score = judge_draws(window.sample, made, 1, 0).mean()
+            cells += [f"{score.cross_node_copies:.3f}", f"{score.node_fan_out:.3f}", f"{score.busiest_ingress:.2f}"]
+        rows.append([escape(label), *cells])
+    heads = ["placement", "balancedness", "cross-node copies / token", "node fan-out", "busiest ingress / mean"]
+    note = f"On window {name}, under dispatch rule {rule}. Figures on the window that a plan was made of flatter it."
+    return table(heads[: len(rows[0])], rows) + f'<p class="note">{escape(note)}</p>'
+
+
+def _heatmaps(plans: Mapping[str, Plan], window: RoutingStatistics, name: str) -> str:
+    """The engine's start and the newest placement, in the same colours."""
+    shown = {label: _relative_load(plans[label], window) for label in dict.fromkeys([BEFORE, list(plans)[-1]])}
+    most = max(float(one.max()) for one in shown.values())
+    layers = [int(one) for one in window.layer_ids]
+    figures = []
+    for number, (label, relative) in enumerate(shown.items()):
+        values = cell_values(f"load{number}", relative, layers, list(range(relative.shape[1])), ("layer", "rank"))
+        drawn = matrix(diverging(relative, most), f"load of ranks, {label}", values=f"load{number}", stretch=True)
+        figures.append(figure(drawn, f"{label}: busiest rank {relative.max():.2f} × the mean of its layer", values))
+    note = f"Layers downwards, ranks across; selections of window {name}: blue below the layer's mean, red above."
+    return f'<div class="pair heat">{"".join(figures)}</div><p class="note">{escape(note)}</p>'
+
+
+def _pairs(plans: Mapping[str, Plan], window: RoutingStatistics, layer: int | None) -> str:
+    assert window.coactivation is not None
+    row = _layer_row(plans[BEFORE], window, layer)
+    figures = []
+    for label in dict.fromkeys([BEFORE, list(plans)[-1]]):
+        made = plans[label]
+        nodes = made.topology.node_of_slot
+        order = np.argsort(nodes, kind="stable")
+        experts = made.placement.phy2log[row][order]
+        share = made.replica_weights[row][order]
+        pairs = window.coactivation[row][np.ix_(experts, experts)] * np.outer(share, share)
+        pairs[experts[:, None] == experts[None, :]] = 0.0
+        inside = float(pairs[nodes[order][:, None] == nodes[order][None, :]].sum()) / max(float(pairs.sum()), 1e-300)
+        edges = np.searchsorted(nodes[order], np.arange(made.topology.num_nodes + 1))
+        squares = [(int(first), int(last)) for first, last in pairwise(edges)]
+        drawn = matrix(sequential(pairs), f"co-activation, {label}", squares=squares)
+        figures.append(figure(drawn, f"{label}: {inside:.1%} of pairs on one node"))
+    note = (
+        f"Layer {window.layer_ids[row]}: tokens that selected both experts, slots in order of nodes (orange squares)."
+    )
+    return f'<div class="pair">{"".join(figures)}</div><p class="note">{escape(note)}</p>'
+
+
+def _over_time(plans: Mapping[str, Plan], windows: Mapping[str, RoutingStatistics]) -> str:
+    series = {
+        label: [balancedness(expected_rank_load(window.load, made)) for window in windows.values()]
+        for label, made in plans.items()
+    }
+    note = f"{len(windows)} windows, oldest first: {', '.join(windows)}."
+    return lines(series, "balancedness of every window") + f'<p class="note">{escape(note)}</p>'
+
+
+def _moves(plans: Mapping[str, Plan]) -> str:
+    rows = []
+    for (before, old), (after, new) in pairwise(plans.items()):
+        moved = moved_slots(new.placement, old.placement, new.topology)
+        total = int(moved.sum())
+        rows.append([
+            f"{escape(before)} → {escape(after)}", str(total), f"{total / new.placement.phy2log.size:.1%}",
+            str(int(moved.max())), str(int((moved > 0).sum())),
+        ])  # fmt: skip
+    return table(["from → to", "slots moved", "of all", "most in a layer", "layers touched"], rows)
+
+
+def _serving(arms: Mapping[str, Sequence[Run]]) -> str:
+    made = compare(arms)
+    rows: dict[tuple[int | None, str], list[str]] = {}
+    for cell in made.cells:
+        limit = "none" if cell.concurrency is None else str(cell.concurrency)
+        first = [limit, escape(cell.arm), str(cell.runs)]
+        rows.setdefault((cell.concurrency, cell.arm), first).append(_serving_cell(cell))
+    note = (
+        "Median (least – most) of the runs. An arm is called better or worse than the first one only where an exact "
+        f"rank-sum test, corrected for all {made.comparisons} comparisons (Holm), allows it at level {made.level:g}."
+    )
+    heads = ["concurrency", "arm", "runs", *HEADINGS.values()]
+    return table(heads, list(rows.values())) + f'<p class="note">{note}</p>'
+
+
+def _serving_cell(cell: Cell) -> str:
+    if cell.median is None:
+        return "–"
+    text = f"{cell.median:.4g} ({cell.least:.4g} – {cell.most:.4g})"
+    if cell.verdict == "reference" or cell.ratio is None:
+        return text
+    return f'{text}<br><span class="{cell.verdict.split()[0]}">{cell.ratio - 1.0:+.1%} {cell.verdict}</span>'
+
+
+def _relative_load(made: Plan, window: RoutingStatistics) -> Floats:
+    """[L, ranks] load relative to the layer's mean; 1 everywhere in a layer without load."""
+    load = expected_rank_load(window.load, made)
+    mean = load.mean(axis=1, keepdims=True)
+    return np.where(mean > 0.0, load / np.where(mean > 0.0, mean, 1.0), 1.0)
+
+
+def _layer_row(start: Plan, window: RoutingStatistics, layer: int | None) -> int:
+    if layer is None:
+        return int(_relative_load(start, window).max(axis=1).argmax())
+    found = np.flatnonzero(window.layer_ids == layer)
+    if not len(found):
+        raise mismatch("--layer", found=layer, expected=f"one of {window.layer_ids.tolist()}", fix="name a MoE layer")
+    return int(found[0])
+
+
+def _refuse_other_models(
+    windows: Mapping[str, RoutingStatistics], placements: Mapping[str, Placement], slots: int
+) -> None:
+    newest = list(windows.values())[-1]
+    expected = f"{newest.num_experts} experts in layers {newest.layer_ids.tolist()}"
+    files: list[tuple[str, RoutingStatistics | Placement]] = [*windows.items(), *placements.items()]
+    for name, one in files:
+        found = f"{one.num_experts} experts in layers {one.layer_ids.tolist()}"
+        if found != expected:
+            raise mismatch(name, found=found, expected=expected, fix="pass files of one model")
+    for name, placement in placements.items():
+        if placement.num_slots != slots:
+            found = f"{placement.num_slots} slots"
+            raise mismatch(name, found=found, expected=f"{slots} as in the first placement", fix="pass one EP group's")
