@@ -70,7 +70,8 @@ class Model:
         return [tensor.data_ptr() for layer in self.tensors for tensor in layer.values()]
 
     def shuffler(self, topology: Topology, data: Any, votes: Any, budget: Budget | None = None) -> Shuffler:
-        rows = [expert_rows(layer, self.slots) for layer in self.tensors]
+        shared = ("w13_input_scale",) if self.slots == 1 else ()  # else its stride tells
+        rows = [expert_rows(layer, self.slots, shared) for layer in self.tensors]
         return Shuffler(rows, topology, data=data, votes=votes, switch=self.switch, budget=budget)
 
     def switch(self, layers: list[int], rows: NDArray[np.int32]) -> None:
@@ -110,7 +111,9 @@ class Log(logging.Handler):
         self.lines.append(record.getMessage())
 
     def __enter__(self) -> Log:
-        logging.getLogger("eplb_plugin").addHandler(self)
+        logger = logging.getLogger("eplb_plugin")
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -62,6 +62,10 @@ class Ranks:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def alive(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
     def close(self) -> None:
         for end in self._ends:
             end.close()  # a rank that waits for its next function ends

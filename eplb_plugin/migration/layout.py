@@ -62,7 +62,8 @@ def expert_rows(tensors: Mapping[str, torch.Tensor], num_slots: int, shared: Col
 
     Every tensor with a leading dimension of `num_slots` moves: weights, block scales, zero points, packed int4, biases.
     Left alone: single values, tensors broadcast over the experts (stride 0), and those named in `shared`, which the
-    engine knows to be no expert's. Raises PluginError, naming the tensor, for anything else.
+    engine knows to be no expert's. (With one slot a rank, shape and stride cannot tell those from an expert's.)
+    Raises PluginError, naming the tensor, for anything else.
     """
     matrices: dict[tuple[int, int], torch.Tensor] = {}
     names = []
@@ -116,7 +117,7 @@ def refuse_derived(layer: object, tensors: Mapping[str, torch.Tensor], num_slots
 
 def _moves(name: str, tensor: torch.Tensor, num_slots: int) -> bool:
     kind = type(tensor).__name__
-    if is_traceable_wrapper_subclass(tensor) or tensor.is_quantized or tensor.layout != torch.strided or tensor.is_meta:
+    if is_traceable_wrapper_subclass(tensor) or tensor.layout != torch.strided or tensor.is_meta:
         raise mismatch(name, found=f"{kind}, {tensor.layout}, {tensor.device}", expected="plain memory", fix=_FIX)
     if tensor.numel() == 0:
         return False

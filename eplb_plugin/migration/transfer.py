@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from ..errors import PluginError
 from ..jit import Array
-from .layout import ExpertRows
+from .layout import ALIGNMENT, ExpertRows
 from .routes import LOCAL
 from .schedule import Schedule
 from .verify import broken, seal
@@ -37,7 +37,7 @@ class Wires:
         self.deadline = timedelta(seconds=seconds)
         self.widest = max(layer.row_bytes for layer in layers)
         self.half_bytes = self.widest * layers[0].num_slots
-        self.message_bytes = max(message_bytes, self.widest)
+        self.message_bytes = max(-(-message_bytes // ALIGNMENT) * ALIGNMENT, self.widest)
         device = layers[0].matrices[0].device
         if dist.get_backend(group) == "gloo":
             device = torch.device("cpu")
