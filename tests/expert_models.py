@@ -72,7 +72,7 @@ class Model:
     def shuffler(self, topology: Topology, data: Any, votes: Any, budget: Budget | None = None) -> Shuffler:
         shared = ("w13_input_scale",) if self.slots == 1 else ()  # else its stride tells
         rows = [expert_rows(layer, self.slots, shared) for layer in self.tensors]
-        return Shuffler(rows, topology, data=data, votes=votes, switch=self.switch, budget=budget)
+        return Shuffler(rows, topology, data=data, votes=votes, switch=lambda *args: self.switch(*args), budget=budget)
 
     def switch(self, layers: list[int], rows: NDArray[np.int32]) -> None:
         self.switched.append(layers)

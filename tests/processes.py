@@ -92,6 +92,10 @@ class Ranks:
         for end in self._ends:
             end.send((function, args))
 
+    def answered(self, rank: int) -> bool:
+        """Whether a rank has answered, or ended, since `start`."""
+        return self._ends[rank].poll()
+
     def answers(self, expected: set[int] | None = None) -> list[tuple[bool | None, Any]]:
         """Of every rank (or of those expected): (True, value), (False, traceback) or (None, exit code).
 
@@ -135,12 +139,11 @@ def _serve(rank: int, size: int, store: str, timeout: float, end: Connection) ->
                 function, args = end.recv()
             except EOFError:
                 break
-            value = function(*args)
-            dist.barrier()  # no rank answers while another still talks to it
-            end.send((True, value))
+            end.send((True, function(*args)))
     except BaseException:
         with contextlib.suppress(OSError):  # nobody waits for it any more
             end.send((False, traceback.format_exc()))
     end.close()
-    if dist.is_initialized():
+    with contextlib.suppress(Exception):  # ranks may have died
+        dist.barrier()  # no rank leaves while another still talks to it
         dist.destroy_process_group()
