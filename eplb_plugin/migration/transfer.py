@@ -27,7 +27,8 @@ class Wires:
     """The process group that rows travel on, and the memory they pass through: one for the life of a model.
 
     halves: 2 where a batch is staged while the one before is committed, else 1. Each half holds a whole layer of this
-    rank. message_bytes: size of each of the two send buffers (at least one expert).
+    rank. message_bytes: size of each of the two send buffers (at least one expert, at
+    most a layer).
     """
 
     def __init__(
@@ -37,7 +38,8 @@ class Wires:
         self.deadline = timedelta(seconds=seconds)
         self.widest = max(layer.row_bytes for layer in layers)
         self.half_bytes = self.widest * layers[0].num_slots
-        self.message_bytes = max(-(-message_bytes // ALIGNMENT) * ALIGNMENT, self.widest)
+        aligned = -(-message_bytes // ALIGNMENT) * ALIGNMENT
+        self.message_bytes = min(max(aligned, self.widest), self.half_bytes)
         device = layers[0].matrices[0].device
         if dist.get_backend(group) == "gloo":
             device = torch.device("cpu")
