@@ -117,7 +117,8 @@ def refuse_derived(layer: object, tensors: Mapping[str, torch.Tensor], num_slots
 
 def _moves(name: str, tensor: torch.Tensor, num_slots: int) -> bool:
     kind = type(tensor).__name__
-    if is_traceable_wrapper_subclass(tensor) or tensor.layout != torch.strided or tensor.is_meta:
+    wrapped: bool = is_traceable_wrapper_subclass(tensor)
+    if wrapped or tensor.layout != torch.strided or tensor.is_meta:
         raise mismatch(name, found=f"{kind}, {tensor.layout}, {tensor.device}", expected="plain memory", fix=_FIX)
     if tensor.numel() == 0:
         return False

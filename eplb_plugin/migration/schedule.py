@@ -101,9 +101,20 @@ def schedule(old: ArrayLike, new: ArrayLike, topology: Topology) -> Schedule:
     row = (place - begins[group]).astype(np.int32)
     relay_row = np.where(relay_of >= 0, row[relay_of], -1).astype(np.int32) if len(row) else row
     row_of_slot = np.where(move_of_slot >= 0, row[move_of_slot], -1).astype(np.int32) if len(row) else move_of_slot
-    columns = (column[order] for column in (layer, expert, source, target, rounds, slot, relay_row, row))
     digest = hashlib.sha256(repr(topology).encode() + node_of_rank.tobytes() + before.tobytes() + after.tobytes())
-    return Schedule(topology, *columns, row_of_slot, int.from_bytes(digest.digest()[:7], "big"))
+    return Schedule(
+        topology=topology,
+        layer=layer[order],
+        expert=expert[order],
+        source=source[order],
+        target=target[order],
+        round=rounds[order],
+        slot=slot[order],
+        relay_row=relay_row[order],
+        row=row[order],
+        row_of_slot=row_of_slot,
+        digest=int.from_bytes(digest.digest()[:7], "big"),
+    )
 
 
 def _order(ranks: int, experts: int, layer: Array, target: Array, rounds: Array, source: Array, expert: Array) -> Array:

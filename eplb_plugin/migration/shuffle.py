@@ -200,12 +200,12 @@ class Shuffler:
         assert migration.transfer is not None
         ahead = migration.batches[: migration.committed + self._ahead]
         for number in range(len(migration.staged), len(ahead)):
-            job = (migration.transfer.stage, ahead[number], number % self._ahead)
+            half = number % self._ahead
             if self._pool is not None:
-                migration.staged.append(self._pool.submit(*job))
+                migration.staged.append(self._pool.submit(migration.transfer.stage, ahead[number], half))
             else:
                 future: Future[list[StagedLayer]] = Future()
-                future.set_result(job[0](*job[1:]))
+                future.set_result(migration.transfer.stage(ahead[number], half))
                 migration.staged.append(future)
 
     @torch.inference_mode()

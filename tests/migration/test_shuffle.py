@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -192,6 +194,22 @@ def inference(topology: Topology) -> None:
 def test_tensors_of_inference_mode(pools: dict[int, Ranks]) -> None:
     """Engines load weights in inference mode, in which alone they may be written; steps need not be in it."""
     pool(pools, 2).run(inference, Topology(1, 2, 3))
+
+
+def without_thread(topology: Topology) -> int:
+    threads = threading.active_count()
+    backend, dist.get_backend = dist.get_backend, lambda group: "nccl"
+    try:
+        steps = migrate(rotated(5, topology, 0), rotated(5, topology, 1), topology, Budget(), True, False)
+    finally:
+        dist.get_backend = backend
+    assert threading.active_count() == threads
+    return steps
+
+
+def test_without_a_background_thread(pools: dict[int, Ranks]) -> None:
+    """What a backend other than gloo gets: transfers inside `step`, one batch at a time, on the caller's thread."""
+    assert pool(pools, 4).run(without_thread, Topology(2, 2, 3)) == [6] * 4
 
 
 @pytest.mark.parametrize("field", ["layers_per_step", "bytes_per_step", "transfer_seconds"])
