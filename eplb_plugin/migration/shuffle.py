@@ -46,8 +46,8 @@ class _Migration:
     batches: list[list[int]] = field(default_factory=list)
     digest: int = 0
     problem: str = ""
-    refused: str = ""
     committed: int = 0
+    progress: float = 0.0  # when a batch was last given to staging
     staged: list[Future[list[StagedLayer]]] = field(default_factory=list)
 
     @property
@@ -70,7 +70,7 @@ class Shuffler:
     Over gloo, rows travel in a background thread and are staged in host memory. Over another backend (NCCL) they
     travel inside `step`, on its stream: beside kernels that communicate themselves, a second stream can deadlock.
 
-    Raises PluginError if the tensors do not fit the topology.
+    refusal: why the last migration was refused, or empty. Raises PluginError if the tensors do not fit the topology.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Shuffler:
         self._signature = hashlib.sha256(repr([[one.signature for one in layers], self.budget]).encode()).digest()
         self._serial = 0
         self._now: _Migration | None = None
+        self.refusal = ""
         logger.info(
             "migration: %.1f MiB of staging memory on %s, at most %d layers and %.1f MiB a step",
             self.wires.nbytes / 2**20, self.wires.staging.device, self.budget.layers_per_step,
@@ -117,6 +118,7 @@ class Shuffler:
         if not self.wires.intact:
             raise PluginError("migration: a rank was lost in an earlier one; fix: restart the server to migrate again")
         self._serial += 1
+        self.refusal = ""
         migration = self._now = _Migration(np.array(new, np.int32), time.monotonic())
         try:
             plan = schedule(old, new, self.topology)
@@ -157,6 +159,8 @@ class Shuffler:
 
     def _cast(self, migration: _Migration) -> None:
         done = [future.done() for future in migration.staged]
+        if False in done and time.monotonic() - migration.progress > self.budget.vote_seconds:
+            migration.problem = migration.problem or f"staging takes longer than {self.budget.vote_seconds} s"
         try:
             self._votes.send(
                 Vote(
@@ -179,10 +183,11 @@ class Shuffler:
         except Exception as error:
             self._end("the vote failed, so ranks may disagree about the placement", error)
         self.wires.intact &= verdict.intact
-        migration.refused = migration.refused or verdict.refused
-        if migration.refused:
+        if verdict.refused and not self.refusal:
+            self._refuse(migration, verdict.refused)
+        if self.refusal:
             if verdict.idle:  # nobody touches the staging memory or the wires any more
-                self._refuse(migration)
+                self._now = None
             return
         try:
             while migration.committed < min(verdict.staged, len(migration.batches)) and limit > 0:
@@ -200,6 +205,7 @@ class Shuffler:
         assert migration.transfer is not None
         ahead = migration.batches[: migration.committed + self._ahead]
         for number in range(len(migration.staged), len(ahead)):
+            migration.progress = time.monotonic()
             half = number % self._ahead
             if self._pool is not None:
                 migration.staged.append(self._pool.submit(migration.transfer.stage, ahead[number], half))
@@ -239,12 +245,12 @@ class Shuffler:
             seconds = time.monotonic() - migration.began
             logger.info("migration %d: %d layers in %.2f s", self._serial, migration.layers_committed, seconds)
 
-    def _refuse(self, migration: _Migration) -> None:
-        self._now = None
-        why = f"{migration.refused}; here: {migration.reason}" if migration.reason else migration.refused
-        logger.error(
+    def _refuse(self, migration: _Migration, why: str) -> None:
+        self.refusal = f"{why}; here: {migration.reason}" if migration.reason else why
+        logger.log(
+            logging.ERROR if migration.reason or self.wires.rank == 0 else logging.DEBUG,
             "migration %d refused after %d of %d changed layers, the old placement serves on in the others: %s%s",
-            self._serial, migration.layers_committed, sum(len(batch) for batch in migration.batches), why,
+            self._serial, migration.layers_committed, sum(len(batch) for batch in migration.batches), self.refusal,
             "" if self.wires.intact else "; a rank was lost: no migration before the server is restarted",
         )  # fmt: skip
 

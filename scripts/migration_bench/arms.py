@@ -163,12 +163,12 @@ class Vllm:
         began = time.perf_counter()
         for one, other in zip(old, new, strict=True):
             self.execute.move_to_buffer(
-                self.row.slots_per_rank, one, other, tiny, tiny, None, dist.get_rank(), _Nothing()
+                self.row.slots_per_rank, one, other, tiny, tiny, None, dist.get_rank(), Nothing()
             )
         return time.perf_counter() - began
 
 
-class _Nothing:
+class Nothing:
     def set_transfer_context(self, *_: Any) -> None: ...
 
     def add_send(self, *_: Any, **__: Any) -> None: ...

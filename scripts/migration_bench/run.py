@@ -123,6 +123,14 @@ def _bytes(kind: str, shape: tuple[int, ...]) -> int:
     return int(np.prod(shape)) * {"int8": 1, "bfloat16": 2, "float32": 4}[kind]
 
 
+def parts() -> dict[str, dict[str, float]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "migration_bench.parts"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **ONE_THREAD}, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
 def show(title: str, arms: dict[str, Any], console: Console) -> None:
     table = Table(title=title)
     columns = ("plan", "total", "longest stall", "P99 stall", "held up", "staging MiB", "maps MiB")
@@ -161,8 +169,16 @@ def main() -> None:
             console.print(f"[dim]{time.monotonic() - began:4.0f} s[/]", highlight=False)
     for worker in workers:
         worker.close()
+    single = parts()
+    table = Table(
+        "part", "what", "ms, or as named", title="Parts: 58 layers x 256 experts -> 288 slots, 32 ranks, one thread"
+    )
+    for part, figures_of in single.items():
+        for what, value in figures_of.items():
+            table.add_row(part, what, f"{value:.2f}")
+    console.print(table)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(results, indent=1) + "\n")
+    options.json.write_text(json.dumps({"rows": results, "parts": single}, indent=1) + "\n")
     console.print(f"Written: {options.json}", highlight=False)
 
 

@@ -21,7 +21,7 @@ from eplb_plugin.migration import shuffle, transfer
 from eplb_plugin.migration.budget import Budget
 from eplb_plugin.migration.layout import ExpertRows
 from eplb_plugin.migration.votes import Votes
-from expert_models import Log, Model, groups
+from expert_models import Model, groups
 from processes import Ranks
 
 TOPOLOGY = Topology(2, 2, 4)
@@ -45,7 +45,7 @@ FATAL = ("voting", "committing", "switching")
 
 @dataclass(frozen=True)
 class Fault:
-    """What one rank does at its `call`-th pass of a point. resume: seconds after which a stopped rank goes on."""
+    """What one rank does at its `call`-th pass of a point. resume: seconds until a stopped or slow rank goes on."""
 
     kind: str  # raise | corrupt | slow | stop | kill
     point: str
@@ -78,7 +78,7 @@ class Strike:
         if kind == "raise":
             raise ValueError("struck")
         if kind == "slow":
-            time.sleep(0.3)
+            time.sleep(self.fault.resume or 0.3)
         elif kind in ("stop", "kill"):
             os.kill(os.getpid(), signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
         result = self.original(*args)
@@ -98,19 +98,19 @@ def live_through(fault: Fault, seed: int, deadlines: tuple[float, float], folder
     budget = Budget(layers_per_step=2, transfer_seconds=deadlines[0], vote_seconds=deadlines[1])
     shuffler = model.shuffler(TOPOLOGY, *groups(fresh=True), budget)
     try:
-        with Log() as log, Strike(fault):
+        with Strike(fault):
             shuffler.begin(old, new)
             while shuffler.step():
                 model.check()
             model.check()
-        refused = any("refused" in line for line in log.lines)
+        refused = bool(shuffler.refusal)
         found = model.phy2log.copy()
         assert refused or np.array_equal(found, new)
         if shuffler.wires.intact:  # nothing is left of it
             shuffler.begin(found, third)
             shuffler.finish()
             model.check()
-            assert np.array_equal(model.phy2log, third), log.lines
+            assert np.array_equal(model.phy2log, third), shuffler.refusal
         else:
             with pytest.raises(PluginError, match="a rank was lost"):
                 shuffler.begin(found, third)
@@ -214,6 +214,11 @@ def test_a_refusal_keeps_what_was_committed(arena: Arena) -> None:
 def test_a_slow_rank_is_waited_for(arena: Arena) -> None:
     """Within the deadlines nothing is refused."""
     assert arena.strike(Fault("slow", "sending", 3, 2), deadlines=(20.0, 20.0)) == ALL_DONE
+
+
+def test_staging_that_never_ends_is_refused(arena: Arena) -> None:
+    """A thread that hangs without a message to wait for: said after `vote_seconds`, while the old placement serves."""
+    assert arena.strike(Fault("slow", "reading", 2, 3, resume=4.0), deadlines=(30.0, 1.5)) == ALL_REFUSE
 
 
 @pytest.mark.parametrize("point", FATAL)
