@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,6 +50,36 @@ class BudgetConfig(_Section):
     max_moved_slots: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
         None, description="Expert slots per layer that one rebalance may refill; left out: no bound."
     )
+    max_moved_slots_total: Annotated[int, Field(ge=0, le=100_000_000)] | None = Field(
+        None, description="Expert slots over all layers that one rebalance may refill; left out: no bound."
+    )
+
+
+class PriceConfig(_Section):
+    """What a move must save to be worth its bytes; see docs/planner.md. The bytes of an expert are the engine's."""
+
+    link_gbps: Annotated[float, Field(ge=0.001, le=1e6)] | None = Field(
+        None, description="Gbit/s of one rank's link to other nodes; a network card that ranks share counts in parts."
+    )
+    token_bytes: Annotated[float, Field(ge=0.0, le=1e9)] | None = Field(
+        None, description="Bytes of one token's copy to another node, there (dispatch) and back (combine)."
+    )
+    seconds_per_selection: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        None, description="Seconds that a rank computes for one (token, expert) selection in one layer."
+    )
+    horizon_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
+        None, description="Engine steps that a move has to pay off in; left out: the steps between rebalances."
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> PriceConfig:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if "link_gbps" not in given or not {"token_bytes", "seconds_per_selection"} & set(given):
+            expected = "link_gbps and one of token_bytes, seconds_per_selection"
+            raise conflict(
+                "price", found=" and ".join(given) or "neither", expected=expected, fix="add what is missing"
+            )
+        return self
 
 
 class LoggingConfig(_Section):
@@ -80,8 +111,10 @@ class PluginConfig(_Section):
         description="Redundant expert slots per layer, over all ranks, that the engine must have been started with; "
         "left out: not checked. The engine's own flag sets it, because it sizes the weights.",
     )
-    dispatch: Dispatch = Field(
-        "hash", description="Replica choice that the plan assumes; must be the engine's. hash: vLLM; nearest: SGLang."
+    dispatch: Literal["auto", Dispatch] = Field(
+        "auto",
+        description="How a token's replica is chosen, and what the plan is made for; auto: the best that the engine "
+        "can do. hash: evenly; nearest: fixed per rank; weighted: tables per rank; cover: a kernel of its own.",
     )
     sample_rows: Annotated[int, Field(ge=256, le=65_536)] = Field(
         8192, description="Whole top-k rows kept per layer and window, summed over ranks, for the affinity policy."
@@ -89,8 +122,12 @@ class PluginConfig(_Section):
     balance_tolerance: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.02, description="Share by which a node's planned load may exceed the mean (affinity policy)."
     )
+    forecast_windows: Annotated[int, Field(ge=1, le=64)] = Field(
+        8, description="Newest windows that a plan's load is forecast from; 1: the newest window alone."
+    )
     # pydantic copies defaults, and these are frozen besides
     budget: BudgetConfig = Field(BudgetConfig(), description="Bounds on what one rebalance may move.")
+    price: PriceConfig | None = Field(None, description="Move a layer only if that pays; left out: every move is made.")
     logging: LoggingConfig = Field(LoggingConfig(), description="What is logged.")
 
     @model_validator(mode="after")
@@ -103,17 +140,26 @@ class PluginConfig(_Section):
 
     @model_validator(mode="after")
     def _budget_can_be_kept(self) -> PluginConfig:
-        if self.policy == "deepseek" and self.budget.max_moved_slots is not None:
-            expected, fix = (
-                "no bound with policy deepseek, which always solves afresh",
-                "policy: balanced, or leave it out",
-            )
-            raise conflict("budget.max_moved_slots", found=self.budget.max_moved_slots, expected=expected, fix=fix)
+        for name in BudgetConfig.model_fields:
+            bound = getattr(self.budget, name)
+            if self.policy == "deepseek" and bound is not None:
+                expected, fix = "no bound: policy deepseek always solves afresh", "policy: balanced, or leave it out"
+                raise conflict(f"budget.{name}", found=bound, expected=expected, fix=fix)
         return self
 
     @property
     def plan_options(self) -> PlanOptions:
-        return PlanOptions(balance_tolerance=self.balance_tolerance, max_moved_slots=self.budget.max_moved_slots)
+        """Without prices: those need to know the engine's steps and weights."""
+        return PlanOptions(balance_tolerance=self.balance_tolerance, **self.budget.model_dump())
+
+    def dispatch_among(self, possible: Sequence[Dispatch]) -> Dispatch:
+        """The rule that will run in an engine that can do `possible`, best first. Raises PluginError for another."""
+        if self.dispatch == "auto":
+            return possible[0]
+        if self.dispatch not in possible:
+            expected, fix = f"auto or one of {', '.join(possible)}, which this engine can do", "dispatch: auto"
+            raise mismatch("dispatch", found=self.dispatch, expected=expected, fix=fix)
+        return self.dispatch
 
     def topology_for(self, ep_size: int, slots_per_rank: int, hosts: list[str] | None = None) -> Topology:
         """Topology of an EP group of `ep_size` ranks; `hosts` names the host of every rank, for `auto`.
@@ -151,7 +197,9 @@ class PluginConfig(_Section):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"topology": TopologyConfig, "budget": BudgetConfig, "logging": LoggingConfig}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "logging": LoggingConfig,
+}  # fmt: skip
 
 
 def parse_config(values: Any, source: str) -> PluginConfig:

@@ -2,15 +2,13 @@
 
 Engines lend it process groups and a step tick; it never calls an engine. One Rebalancer serves one EP group and holds
 one entry per model (a draft model is an entry of its own). Rank 0 of the group plans; the message to the others is a
-placement or an error; all ranks vote on what they received. Anything but a unanimous yes keeps the old placement.
+plan or an error; all ranks vote on what they received. Anything but a unanimous yes keeps the old placement.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +17,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from .config import PluginConfig
-from .errors import PluginError, mismatch
+from .errors import PluginError
+from .history import History
 from .placement import Placement
-from .plan_types import Plan, Policy
+from .plan_message import accept, encode, encode_error
+from .plan_types import Dispatch, Plan, PlanOptions, Policy
 from .planning.job import plan_of
 from .planning.plan import plan
 from .planning.score import balancedness, expected_rank_load, judge, moved_slots
@@ -39,19 +39,33 @@ class ModelEntry:
 
     recorder: None for a draft model, which is planned by the engine's own load counts.
     owner_group_size: consecutive ranks that route the same token.
-    statistics: of the window that ended last, on the planning rank only.
+    expert_bytes: weights of one expert in one layer. window_steps, step_interval: engine steps that are recorded before
+    each rebalance, and between two. They matter where moves have a price. plan: the one that was agreed on last.
+    dispatch: the rule by which the engine chooses a replica. table_bytes: of its tables, per rank.
     """
 
     name: str
     topology: Topology
     policy: Policy
+    dispatch: Dispatch
     num_experts: int
     num_groups: int
     layer_ids: list[int]
     recorder: Recorder | None = None
     owner_group_size: int = 1
-    statistics: RoutingStatistics | PluginError | None = None
+    expert_bytes: int = 0
+    window_steps: int = 1
+    step_interval: int = 1
+    history: History = field(default_factory=lambda: History(1))
+    plan: Plan | None = None
     rebalances: int = 0
+    table_bytes: int = 0
+
+    def in_force(self, placed: Placement) -> Plan:
+        """The plan that was agreed on last, if that is how the experts lie; else their placement, used evenly."""
+        if self.plan is not None and np.array_equal(self.plan.placement.phy2log, placed.phy2log):
+            return self.plan
+        return plan_of(placed, self.topology, self.dispatch)
 
 
 class Rebalancer:
@@ -61,13 +75,16 @@ class Rebalancer:
         self.config = config
         self.entries: dict[str, ModelEntry] = {}
 
-    def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> float:
-        """Register a model; on the planning rank, compile the planner now so that no rebalance waits for it.
-
-        Returns the seconds which that took.
-        """
+    def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> None:
+        """Register a model. On the planning rank, compile the planner now, so that no rebalance waits for it."""
         self.entries[key] = entry
-        return self._warm_up(entry) if planning_rank else 0.0
+        entry.history = History(self.config.forecast_windows)
+        if not planning_rank:
+            return
+        seconds = self._warm_up(entry)
+        if len(self.entries) == 1:
+            logger.info("settings: %s", self.config.model_dump_json())
+        logger.info("%s", _introduce(entry, seconds))
 
     def observe(self, key: str, group: dist.ProcessGroup) -> None:
         """Collective over the EP group: take the snapshot of the window that just ended."""
@@ -75,29 +92,31 @@ class Rebalancer:
         if entry.recorder is None:
             return
         try:
-            entry.statistics = snapshot(entry.recorder, group, entry.owner_group_size, entry.layer_ids)
+            entry.history.add(snapshot(entry.recorder, group, entry.owner_group_size, entry.layer_ids))
         except PluginError as error:  # refused on the planning rank: the others learn of it from its message
-            entry.statistics = error
+            entry.history.refuse(error)
 
     def decide(
         self, key: str, previous: NDArray[Any], group: dist.ProcessGroup, load: NDArray[Any] | None = None
-    ) -> NDArray[np.int32]:
-        """Collective over `group`, a CPU group that no other thread uses: the placement all ranks will move to.
+    ) -> Plan:
+        """Collective over `group`, a CPU group that no other thread uses: the plan that all ranks will move to.
 
         previous: [L, P] the placement in force. load: [L, E], for an entry without a recorder.
-        Returns [L, P]; `previous` itself if planning failed, or any rank received something else than was sent.
+        Returns the plan in force from now on, bit for bit the same on all ranks: the new one, or that of `previous` if
+        planning failed or any rank received something else than was sent.
         """
         entry = self.entries[key]
         placed = Placement(previous, np.array(entry.layer_ids, np.int32))
+        in_force = entry.in_force(placed)
         if load is not None:
-            entry.statistics = RoutingStatistics(load, layer_ids=np.array(entry.layer_ids, np.int32))
-        message = self._propose(entry, placed) if dist.get_rank(group) == 0 else b""
+            entry.history.add(RoutingStatistics(load, layer_ids=np.array(entry.layer_ids, np.int32)))
+        message = self._propose(entry, in_force) if dist.get_rank(group) == 0 else b""
         received = _broadcast(message, group)
         entry.rebalances += 1
-        accepted: Placement | None = None
+        accepted: Plan | None = None
         problem = ""
         try:
-            accepted = _accept(received, placed)
+            accepted = accept(received, in_force)
         except Exception as error:  # a damaged message must end in the vote as well, or the other ranks wait forever
             problem = _reason(error)
         if not _unanimous(accepted is not None, group):
@@ -105,36 +124,51 @@ class Rebalancer:
                 "rebalance %d of %s refused, the old placement stays: %s",
                 entry.rebalances, entry.name, problem or "another rank did not accept the plan",
             )  # fmt: skip
-            return placed.phy2log
+            return in_force
         assert accepted is not None
-        return accepted.phy2log
+        entry.plan = accepted
+        return accepted
 
-    def _propose(self, entry: ModelEntry, placed: Placement) -> bytes:
-        """On the planning rank: a placement, or the reason why there is none. Never raises: all ranks wait for it."""
+    def _propose(self, entry: ModelEntry, in_force: Plan) -> bytes:
+        """On the planning rank: a plan, or the reason why there is none. Never raises: all ranks wait for it."""
         try:
-            statistics = entry.statistics
-            if isinstance(statistics, PluginError):
-                raise statistics
-            if statistics is None or not statistics.load.any():
+            if not entry.history.has_tokens:
                 logger.info("rebalance of %s skipped: no token was routed in the window", entry.name)
-                return encode(placed)
-            made = self._plan(entry, statistics, placed)
+                return encode(in_force)
+            statistics = entry.history.expected()
+            made = self._plan(entry, statistics, in_force.placement, self._options(entry))
             if self.config.logging.rebalances:
-                logger.info("%s", _describe(entry, statistics, placed, made))
-            return encode(made.placement)
+                logger.info("%s", _describe(entry, statistics, in_force, made))
+            return encode(made)
         except Exception as error:  # whatever fails here must reach the other ranks, or they wait forever
             logger.debug("planning failed", exc_info=True)
             return encode_error(f"planning failed: {_reason(error)}")
 
-    def _plan(self, entry: ModelEntry, statistics: RoutingStatistics, placed: Placement) -> Plan:
+    def _options(self, entry: ModelEntry) -> PlanOptions:
+        """With the price of a move, where the settings name one and the entry's gain can be told."""
+        options, price = self.config.plan_options, self.config.price
+        if price is None or (entry.recorder is None and not price.seconds_per_selection):
+            return options
+        return replace(
+            options,
+            load_error=entry.history.load_error() or options.load_error,
+            expert_bytes=entry.expert_bytes,
+            link_gbps=price.link_gbps,
+            token_bytes=price.token_bytes,
+            seconds_per_selection=price.seconds_per_selection,
+            window_steps=entry.window_steps,
+            horizon_steps=price.horizon_steps or entry.step_interval,
+        )
+
+    def _plan(self, entry: ModelEntry, statistics: RoutingStatistics, placed: Placement, options: PlanOptions) -> Plan:
         return plan(
             statistics,
             entry.topology,
             policy=entry.policy,
             previous=placed,
-            dispatch=self.config.dispatch,
+            dispatch=entry.dispatch,
             num_groups=entry.num_groups,
-            options=self.config.plan_options,
+            options=options,
         )
 
     def _warm_up(self, entry: ModelEntry) -> float:
@@ -146,36 +180,7 @@ class Rebalancer:
         else:
             rows = np.random.default_rng(0).integers(0, experts, (1, 64, entry.recorder.sample.shape[2]))
             statistics = RoutingStatistics.from_topk(rows, experts)
-        return self._plan(replace(entry, layer_ids=[0]), statistics, placed).seconds
-
-
-def encode(placement: Placement) -> bytes:
-    """Header line (JSON, with a digest of the body) and body (phy2log as int32)."""
-    body = np.ascontiguousarray(placement.phy2log, np.int32).tobytes()
-    header = {"digest": hashlib.sha256(body).hexdigest(), "shape": placement.phy2log.shape}
-    return json.dumps(header).encode() + b"\n" + body
-
-
-def encode_error(reason: str) -> bytes:
-    """A message that makes every rank keep the old placement."""
-    return json.dumps({"error": reason}).encode() + b"\n"
-
-
-def _accept(message: bytes, placed: Placement) -> Placement:
-    """The placement in a message. Raises PluginError if it is an error, damaged, or does not fit `placed`."""
-    head, _, body = message.partition(b"\n")
-    header = json.loads(head)
-    if "error" in header:
-        raise PluginError(header["error"])
-    digest = hashlib.sha256(body).hexdigest()
-    if digest != header["digest"]:
-        raise mismatch("plan digest", found=digest[:16], expected=header["digest"][:16], fix="check the network")
-    if tuple(header["shape"]) != placed.phy2log.shape:
-        raise mismatch("plan", found=header["shape"], expected=placed.phy2log.shape, fix="report this")
-    received = Placement(np.frombuffer(body, np.int32).reshape(placed.phy2log.shape), placed.layer_ids)
-    if received.num_experts != placed.num_experts:
-        raise mismatch("plan", found=f"{received.num_experts} experts", expected=placed.num_experts, fix="report this")
-    return received
+        return self._plan(replace(entry, layer_ids=[0]), statistics, placed, self._options(entry)).seconds
 
 
 def _reason(error: Exception) -> str:
@@ -203,11 +208,23 @@ def _unanimous(accepted: bool, group: dist.ProcessGroup) -> bool:
     return bool(vote.item())
 
 
-def _describe(entry: ModelEntry, statistics: RoutingStatistics, placed: Placement, made: Plan) -> str:
+def _introduce(entry: ModelEntry, planner_seconds: float) -> str:
+    """One line for the log: what will be planned, for which layout."""
+    topology, recorder = entry.topology, entry.recorder
+    return (
+        f"{entry.name}: {len(entry.layer_ids)} MoE layers, {entry.num_experts} experts in {topology.num_slots} slots "
+        f"on {topology.num_nodes} nodes x {topology.ranks_per_node} ranks, policy {entry.policy}, dispatch "
+        f"{entry.dispatch}, token-owner groups of {entry.owner_group_size}, "
+        f"{(recorder.nbytes() if recorder else 0) / 2**20:.1f} MiB of recording buffers and "
+        f"{entry.table_bytes / 2**20:.1f} MiB of tables per rank, "
+        f"planner ready in {planner_seconds:.1f} s"
+    )
+
+
+def _describe(entry: ModelEntry, statistics: RoutingStatistics, before: Plan, made: Plan) -> str:
     """One line for the log. All figures are in-sample: what the plan is expected to do on the window it was made of."""
-    before = plan_of(placed, entry.topology, made.dispatch)
     balance = [balancedness(expected_rank_load(statistics.load, one)) for one in (before, made)]
-    moved = int(moved_slots(made.placement, placed, entry.topology).sum())
+    moved = int(moved_slots(made.placement, before.placement, entry.topology).sum())
     text = (
         f"rebalance {entry.rebalances + 1} of {entry.name}: planned balancedness {balance[0]:.3f} -> {balance[1]:.3f}"
     )
@@ -216,6 +233,9 @@ def _describe(entry: ModelEntry, statistics: RoutingStatistics, placed: Placemen
         sources = np.arange(rows.shape[1]) % entry.topology.num_ranks
         copies = [judge(rows, sources, one).cross_node_copies for one in (before, made)]
         text += f", cross-node copies/token {copies[0]:.3f} -> {copies[1]:.3f}"
-    text += f", {moved} of {placed.phy2log.size} slots move, planned in {made.seconds * 1e3:.1f} ms"
+    text += f", {moved} of {made.placement.phy2log.size} slots move"
+    if made.skipped_layers:
+        text += f" (layers that stay because their move would not pay: {made.skipped_layers})"
+    text += f", planned in {made.seconds * 1e3:.1f} ms"
     # the engine's load counts, which a draft is planned by, do not say how many tokens they are of
     return f"{text} from {statistics.num_tokens.max()} tokens" if statistics.sample is not None else text

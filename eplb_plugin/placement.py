@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import PluginError, mismatch
-from .files import load_arrays, save_arrays
+from .files import load_arrays, save_arrays, write_atomic
 from .statistics import checked_layer_ids
 
 KIND = "placement"
@@ -105,6 +106,25 @@ class Placement:
     def save(self, path: str | os.PathLike[str], header: Mapping[str, Any] | None = None) -> None:
         """Write a safetensors file atomically; `header` adds model, engine … for the reader."""
         save_arrays(path, KIND, {"phy2log": self.phy2log, "layer_ids": self.layer_ids}, header or {})
+
+    def export(self, engine: str, path: str | os.PathLike[str], num_layers: int | None = None) -> None:
+        """Write the file that an engine starts from: "sglang", JSON for its `--init-expert-location`.
+
+        num_layers: decoder layers of the model, dense ones included, which SGLang counts; default: up to the last MoE
+        layer. Dense layers get the engine's own start. Raises PluginError for another engine, a name that SGLang would
+        not read as JSON, or too few layers.
+        """
+        if engine != "sglang":
+            raise mismatch("engine", found=engine, expected="sglang, which reads placements", fix='pass "sglang"')
+        if not os.fspath(path).endswith(".json"):
+            raise mismatch("path", found=os.fspath(path), expected="a name that ends in .json", fix="rename it")
+        needed = int(self.layer_ids[-1]) + 1
+        layers = needed if num_layers is None else num_layers
+        if layers < needed:
+            raise mismatch("num_layers", found=layers, expected=f"at least {needed}", fix="count the dense layers too")
+        rows = linear_placement(layers, self.num_experts, self.num_slots).phy2log.copy()
+        rows[self.layer_ids] = self.phy2log
+        write_atomic(path, json.dumps({"physical_to_logical_map": rows.tolist()}).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Placement:

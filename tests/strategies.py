@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from eplb_plugin import Placement, RoutingStatistics, Topology
+from eplb_plugin import Placement, Plan, RoutingStatistics, Topology
 
 # no deadline: the first example compiles kernels; derandomized: a failure here is a failure everywhere
 QUICK = settings(deadline=None, max_examples=60, derandomize=True)
@@ -106,3 +106,20 @@ def migrations(draw: st.DrawFn, ranks: int | None = None, max_layers: int = 3) -
             for one, other in draw(st.lists(st.tuples(*[st.integers(0, topology.num_slots - 1)] * 2), max_size=3)):
                 new[layer, [one, other]] = new[layer, [other, one]]
     return old, new, topology
+
+
+@st.composite
+def weighted_plans(draw: st.DrawFn) -> Plan:
+    """Any placement with any source weights, zeros included."""
+    experts = draw(st.integers(1, 8))
+    topology = draw(topologies(experts))
+    placement = draw(placements(2, experts, topology.num_slots))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    drawn = rng.random((topology.num_nodes, *placement.phy2log.shape)) * (rng.random(placement.phy2log.shape) < 0.7)
+    weights = np.zeros_like(drawn)
+    for node, layer in np.ndindex(topology.num_nodes, 2):
+        held = placement.phy2log[layer]
+        sums = np.bincount(held, weights=drawn[node, layer], minlength=experts)
+        even = 1.0 / placement.replica_count[layer][held]
+        weights[node, layer] = np.where(sums[held] > 0, drawn[node, layer] / np.where(sums > 0, sums, 1)[held], even)
+    return Plan(placement, topology, "weighted", weights.mean(axis=0), 0.0, weights)

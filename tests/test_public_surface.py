@@ -31,6 +31,7 @@ PARAMETERS = {
     "Placement": ["phy2log", "layer_ids"],
     "Placement.moves_from": ["self", "previous"],
     "Placement.save": ["self", "path", "header"],
+    "Placement.export": ["self", "engine", "path", "num_layers"],
     "Placement.load": ["path"],
     "Plan": [
         "placement", "topology", "dispatch", "replica_weights", "seconds", "source_weights", "cover_weights",

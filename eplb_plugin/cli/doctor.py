@@ -1,10 +1,11 @@
-"""`eplb-plugin doctor`: would the plugin work with the engine installed here?"""
+"""`eplb-plugin doctor`: would the plugin work with the engines installed here?"""
 
 from __future__ import annotations
 
 import json
 import logging
-from importlib.util import find_spec
+import warnings
+from importlib import import_module
 
 import typer
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
+from ..engines.releases import ENGINES, Engine
 from ..errors import mismatch
 from .options import Json
 
@@ -21,7 +23,7 @@ Row = dict[str, str]
 
 def doctor(as_json: Json = False) -> None:
     """List every hook with ok, fail (found / expected / fix) or not needed. Exit code 1 if one fails."""
-    rows = _vllm_rows()
+    rows = [row for engine in ENGINES for row in _rows(engine)]
     if as_json:
         typer.echo(json.dumps({"eplb_plugin": __version__, "hooks": rows}, indent=2))
     else:
@@ -30,32 +32,33 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _vllm_rows() -> list[Row]:
-    if find_spec("vllm") is None:
-        return [_row("-", "-", "not needed", "vLLM is not installed")]
-    logging.disable(logging.INFO)  # importing vLLM logs what it found; only our table is wanted
+def _rows(engine: Engine) -> list[Row]:
+    """The release of an engine and the state of every hook into it."""
+
+    def row(target: str, kind: str, status: str, detail: str) -> Row:
+        return {"engine": engine.package, "target": target, "kind": kind, "status": status, "detail": detail}
+
+    release = engine.installed
+    if release is None:
+        return [row(engine.title, "-", "not needed", f"{engine.title} is not installed")]
+    logging.disable(logging.INFO)  # importing an engine logs and warns of what it found; only our table is wanted
     from ..engines import hooks
 
     try:
-        from ..engines.vllm.activation import TESTED, installed_version
-        from ..engines.vllm.entrance import ENTRANCE
-        from ..engines.vllm.runtime import RUNTIME
+        with warnings.catch_warnings(action="ignore"):
+            entrance = import_module(f"eplb_plugin.engines.{engine.package}.entrance")
+            runtime = import_module(f"eplb_plugin.engines.{engine.package}.runtime")
+            statuses = hooks.check([*entrance.ENTRANCE, *runtime.RUNTIME])
     except ImportError as error:
         found = f"nothing to import ({error})"
-        refusal = mismatch("vLLM", found=found, expected="the modules we hook", fix=hooks.OTHER_ENGINE)
-        return [_row("vLLM", "import", "fail", str(refusal))]
-
-    found = installed_version()
-    status = "ok" if found == TESTED else "untested"
-    rows = [_row(f"vLLM {found}", "version", status, f"tested: {TESTED}")]
-    for one in hooks.check([*ENTRANCE, *RUNTIME]):
+        refusal = mismatch(engine.title, found=found, expected="the modules we hook", fix=hooks.OTHER_ENGINE)
+        return [row(engine.title, "import", "fail", str(refusal))]
+    status = "ok" if release == engine.tested else "untested"
+    rows = [row(f"{engine.title} {release}", "version", status, f"tested: {engine.tested}")]
+    for one in statuses:
         hook, problem = one.hook, one.problem
-        rows.append(_row(hook.target, hook.kind, "fail" if problem else "ok", problem or hook.why))
+        rows.append(row(hook.target, hook.kind, "fail" if problem else "ok", problem or hook.why))
     return rows
-
-
-def _row(target: str, kind: str, status: str, detail: str) -> Row:
-    return {"engine": "vllm", "target": target, "kind": kind, "status": status, "detail": detail}
 
 
 def _print(rows: list[Row]) -> None:

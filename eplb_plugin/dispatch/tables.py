@@ -8,6 +8,7 @@ rotated, by rank and by expert: position 0 picks entry 0, and a batch of one tok
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +35,33 @@ def weighted_tables(
     chosen_layers = _checked("layers", layers, placement.num_layers)
     shares = source_shares(plan)
     node_of_rank, turn_of_rank = topology.node_of_rank, _turn_within_node(topology.node_of_rank)
+    nodes, node_of_line = np.unique(node_of_rank[chosen_ranks], return_inverse=True)
     tables = np.empty((len(chosen_ranks), len(chosen_layers), placement.num_experts, width), np.int32)
     for column, layer in enumerate(chosen_layers):
         counts = placement.replica_count[layer]
-        rows = rows_of_nodes(np.ascontiguousarray(shares[:, layer]), placement.log2phy[layer], counts, width)
+        rows = rows_of_nodes(np.ascontiguousarray(shares[nodes, layer]), placement.log2phy[layer], counts, width)
         for line, rank in enumerate(chosen_ranks):
             start = turn_of_rank[rank] * width // topology.ranks_per_node
-            rotate_rows(rows[node_of_rank[rank]], start, tables[line, column])
+            rotate_rows(rows[node_of_line[line]], start, tables[line, column])
     return tables
+
+
+def hashed_maps(
+    plan: Plan, owners: Sequence[int], layers: Sequence[int] | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """What an engine needs that takes entry `hash % count` of a row: [layers, E, entries] int32, [layers, E] counts.
+
+    owners: the ranks that route the same token, one or more. All of them need the same rows, or a copy is computed
+    twice or by nobody. A group that lies on several nodes is near to none, and serves by the replica weights.
+    """
+    chosen = _checked("layers", layers, plan.placement.num_layers)
+    if plan.dispatch == "hash":
+        return plan.placement.log2phy[chosen], plan.placement.replica_count[chosen].astype(np.int64)
+    if plan.dispatch != "weighted":
+        raise mismatch("dispatch", found=plan.dispatch, expected="hash or weighted", fix="plan for one of them")
+    on_one_node = len(set(plan.topology.node_of_rank[list(owners)].tolist())) == 1
+    tables = weighted_tables(plan if on_one_node else replace(plan, source_weights=None), owners[:1], chosen)[0]
+    return tables, np.full(tables.shape[:2], tables.shape[2], np.int64)
 
 
 def source_shares(plan: Plan) -> NDArray[np.float64]:

@@ -2,6 +2,9 @@
 
 A hook names its target, says why it exists, and states the signature it was written against. Nothing is touched unless
 every signature of the table matches, so that an engine whose internals moved is refused instead of half hooked.
+
+Only the touching differs by engine: vLLM offers nothing for it, so attributes are set here; SGLang has a registry of
+its own, which its adapter passes as `install`.
 """
 
 from __future__ import annotations
@@ -16,8 +19,6 @@ from typing import Any, Literal
 from ..errors import PluginError, mismatch
 
 OTHER_ENGINE = "use the engine version that the README names, or a newer eplb-plugin"
-_HOOK = "__eplb_plugin_hook__"  # on a wrapper: the target it wraps, so that it is found again
-_ORIGINAL = "__eplb_plugin_original__"
 
 Wrapper = Callable[..., Any]  # called as wrapper(original, *args, **kwargs)
 
@@ -63,27 +64,29 @@ def check(hooks: Iterable[Hook]) -> list[HookStatus]:
         except PluginError as error:
             statuses.append(HookStatus(hook, False, str(error)))
             continue
-        function = getattr(found, "__func__", found)
-        applied = getattr(function, _HOOK, None) == hook.target
-        problem = ""
-        original = getattr(function, _ORIGINAL, function)
+        layers = _layers(found)
+        original = layers[-1]
         signature = signature_of(original) if callable(original) else f"{type(original).__name__}, no function"
+        problem = ""
         if signature != hook.signature:
             problem = str(mismatch(hook.target, found=signature, expected=hook.signature, fix=OTHER_ENGINE))
-        statuses.append(HookStatus(hook, applied, problem))
+        statuses.append(HookStatus(hook, any(_calls(layer, hook.wrapper) for layer in layers), problem))
     return statuses
 
 
-def apply(hooks: Iterable[Hook]) -> None:
-    """Apply every hook that is not applied yet. Raises PluginError, before anything is touched, if one does not fit."""
-    hooks = tuple(hooks)
+def fitting(hooks: Iterable[Hook]) -> list[Hook]:
+    """Those hooks that are not in force yet. Raises PluginError, which names all of them, if any does not fit."""
     statuses = check(hooks)
     problems = [status.problem for status in statuses if status.problem]
     if problems:
         raise PluginError("; ".join(problems))
-    for status in statuses:
-        if not status.applied:
-            _install(status.hook)
+    return [status.hook for status in statuses if not status.applied]
+
+
+def apply(hooks: Iterable[Hook], install: Callable[[list[Hook]], None] | None = None) -> None:
+    """Apply every hook that is not applied yet. Raises PluginError, before anything is touched, if one does not fit."""
+    hooks = tuple(hooks)
+    (install or _install)(fitting(hooks))
     verify(hooks)
 
 
@@ -95,30 +98,44 @@ def verify(hooks: Iterable[Hook]) -> None:
                 status.hook.target,
                 found="not hooked",
                 expected="the eplb-plugin hook in force",
-                fix="disable the other plugin that replaces it (VLLM_PLUGINS names those that load)",
+                fix="disable the other plugin that replaces it (VLLM_PLUGINS or SGLANG_PLUGINS names those that load)",
             )
 
 
 def remove(hooks: Iterable[Hook]) -> None:
-    """Put the originals back (for tests)."""
+    """Put back what our wrappers wrap, where they are outermost (for tests)."""
     for hook in hooks:
         owner, name, found = _resolve(hook.target)
-        function = getattr(found, "__func__", found)
-        if getattr(function, _HOOK, None) == hook.target:
-            setattr(owner, name, _like(found, getattr(function, _ORIGINAL)))
+        function, *wrapped = _layers(found)
+        if wrapped and _calls(function, hook.wrapper):
+            setattr(owner, name, _like(found, wrapped[0]))
 
 
-def _install(hook: Hook) -> None:
-    owner, name, found = _resolve(hook.target)
-    original = getattr(found, "__func__", found)
+def _install(hooks: list[Hook]) -> None:
+    for hook in hooks:
+        owner, name, found = _resolve(hook.target)
+        setattr(owner, name, _like(found, _around(getattr(found, "__func__", found), hook.wrapper)))
 
+
+def _around(original: Callable[..., Any], wrapper: Wrapper) -> Callable[..., Any]:
     @wraps(original)
     def hooked(*args: Any, **kwargs: Any) -> Any:
-        return hook.wrapper(original, *args, **kwargs)
+        return wrapper(original, *args, **kwargs)
 
-    setattr(hooked, _HOOK, hook.target)
-    setattr(hooked, _ORIGINAL, original)
-    setattr(owner, name, _like(found, hooked))
+    return hooked
+
+
+def _layers(found: Any) -> list[Any]:
+    """A function and what it wraps, from the outside to the innermost, as functools.wraps leaves the trace."""
+    layers = [getattr(found, "__func__", found)]
+    while (inner := getattr(layers[-1], "__wrapped__", None)) is not None:
+        layers.append(inner)
+    return layers
+
+
+def _calls(function: Any, wrapper: Wrapper) -> bool:
+    """Whether `function` is a closure over `wrapper`: a mark on it would only say that it was meant to be."""
+    return inspect.isfunction(function) and wrapper in inspect.getclosurevars(function).nonlocals.values()
 
 
 def _like(found: Any, function: Callable[..., Any]) -> Any:

@@ -63,15 +63,20 @@ class Recorder:
         buffers = (self.stage, self._load, self._pairs, self._sample, self._rows)
         return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
 
-    def stage_rows(self, layer: int, ids: torch.Tensor, real: torch.Tensor, chunk: int = 0, ubatch: int = 0) -> None:
-        """Keep ids: [T, K] logical ids of one layer, called inside the forward pass.
+    def stage_rows(
+        self, layer: int, ids: torch.Tensor, real: torch.Tensor | None, chunk: int = 0, ubatch: int = 0
+    ) -> None:
+        """Keep ids: [T, K] logical ids of one layer, called inside the forward pass. Rows above max_tokens are lost.
 
-        real: scalar int32 tensor, real tokens of the whole batch. chunk: under sequence parallelism this rank routes
-        the chunk-th run of T rows of that batch.
+        real: scalar int32 tensor, real tokens of the whole batch; None: ids of others are -1 already. chunk: under
+        sequence parallelism this rank routes the chunk-th run of T rows of that batch.
         """
         rows = ids.shape[0]
-        live = self._rows[:rows] + chunk * rows < real
-        self.stage[ubatch, layer, :rows] = ids.masked_fill(~live.unsqueeze(1), -1).to(torch.int16)
+        kept = ids[: self.stage.shape[2]]
+        if real is not None:
+            live = self._rows[: len(kept)] + chunk * rows < real
+            kept = kept.masked_fill(~live.unsqueeze(1), -1)
+        self.stage[ubatch, layer, : len(kept)] = kept.to(torch.int16)
 
     def expect(self, real_tokens: list[int]) -> None:
         """Tell the host how many real tokens each micro-batch of the coming forward pass has."""

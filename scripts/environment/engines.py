@@ -46,4 +46,37 @@ _VLLM = Engine(
     check=("-m", "pip", "check"),
 )
 
-ENGINES: Mapping[str, Engine] = MappingProxyType({engine.name: engine for engine in (_VLLM,)})
+_SGLANG = Engine(
+    name="sglang",
+    pythons=((3, 11), (3, 12)),
+    probe="torch==2.13.0+cpu",
+    stubs=(
+        # The package index has CUDA builds only, which a CPU torch cannot import. Without these kernels,
+        # SGLang's CPU layers are plain torch, but it imports some of their names unconditionally.
+        Stub("sglang-kernel", "0.4.10+absent", modules=("sgl_kernel",)),
+        Stub(
+            "torchvision",
+            "0.28.0+absent",
+            modules=(
+                "torchvision",
+                "torchvision.io",
+                "torchvision.transforms",
+                "torchvision.transforms.functional",
+                "torchvision.transforms.v2",
+                "torchvision.transforms.v2.functional",
+            ),
+        ),
+        # Imported by SGLang's load generator, used for public data sets only, and large with what it requires.
+        Stub("datasets", "0.0+absent", modules=("datasets",)),
+    ),
+    steps=(
+        Step("sglang.txt", ("--constraint", "{lists}/sglang.constraints.txt")),
+        Step("sglang-nodeps.txt", ("--no-deps",)),
+    ),
+    local_packages=(".", "patches/cpu_engines"),
+    # Not `pip check`, which would name what was left out. Importing these imports all that a server and the load
+    # generator import before they do anything.
+    check=("-c", "import sglang.srt.entrypoints.http_server, sglang.srt.models.qwen3_moe, sglang.bench_serving"),
+)
+
+ENGINES: Mapping[str, Engine] = MappingProxyType({engine.name: engine for engine in (_VLLM, _SGLANG)})

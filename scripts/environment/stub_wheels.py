@@ -1,5 +1,7 @@
 """Tiny wheels, written without a build backend: a second name for a distribution, or a requirement left out on purpose.
 
+A stub without modules is metadata alone. One with modules lets an engine import them; what they hold cannot be used.
+
 Passing their file paths to pip pins them: no index can offer a newer release in their place.
 """
 
@@ -9,14 +11,17 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+PLACEHOLDER = Path(__file__).with_name("placeholder.py")
+
 
 @dataclass(frozen=True)
 class Stub:
-    """A distribution of metadata only: pip counts it as installed, and nothing can be imported from it."""
+    """A distribution that pip counts as installed."""
 
     name: str
     version: str
     requires: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()  # dotted names that can be imported, see placeholder.py
 
 
 def write_wheel(stub: Stub, folder: Path) -> Path:
@@ -29,6 +34,8 @@ def write_wheel(stub: Stub, folder: Path) -> Path:
         f"{info}/METADATA": "\n".join(metadata) + "\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: stub_wheels\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
+    text = f"{PLACEHOLDER.read_text()}\n\n__version__ = {stub.version!r}\n"
+    files |= {f"{module.replace('.', '/')}/__init__.py": text for module in stub.modules}
     record = [f"{name},{_digest(text)},{len(text.encode())}" for name, text in files.items()]
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,"]) + "\n"
 

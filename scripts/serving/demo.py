@@ -20,16 +20,17 @@ from eplb_cpu_engines.meter import read_meter
 from rich.console import Console
 from rich.table import Table
 
-from .arms import Eplb, Layout, arm_arguments
-from .bench import METRICS, PERCENTILES, Load, run_bench
-from .greedy import PROMPTS, Completion, complete_all, largest_difference
+from .bench import run_bench
+from .engine import ARMS, METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
+from .greedy import PROMPTS, complete_all, largest_difference
 from .server import Server, ServerError
+from .sglang import SGLANG
+from .vllm import VLLM
 
 ROOT = Path(__file__).resolve().parents[2]
-OUT = ROOT / "out" / "demo"
-ARMS = ("none", "vanilla", "affinity")
-TITLES = {"none": "no EPLB", "vanilla": "vanilla EPLB (async)", "affinity": "eplb_plugin, affinity"}
-LAYOUT = Layout(data_parallel=2)
+ENGINES = {engine.name: engine for engine in (VLLM, SGLANG)}
+# SGLang has no all-to-all on a CPU: both ranks route every token, and each counts as the owner of half of them
+LAYOUTS = {"vllm": Layout(data_parallel=2), "sglang": Layout(tensor_parallel=2)}
 EPLB = Eplb(redundant_experts=4, window_size=48, step_interval=96)
 MODEL = ["--arch", "qwen3_moe", "--layers", "4", "--experts", "32", "--top-k", "4"]
 # two declared nodes of one rank each: on one machine the links between them are not slow, so what the placement saves
@@ -73,21 +74,44 @@ class Progress:
         return report
 
 
-def run_arm(arm: str, model: Path, load: Load, reference: list[Completion] | None, progress: Progress) -> Any:
+@dataclass(frozen=True)
+class Run:
+    """What all arms have in common."""
+
+    engine: Engine
+    load: Load
+
+    @property
+    def out(self) -> Path:
+        return ROOT / "out" / "demo" / self.engine.name
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.engine.name]
+
+    def title(self, arm: str) -> str:
+        return {"none": "no EPLB", "vanilla": self.engine.vanilla, "affinity": "eplb_plugin, affinity"}[arm]
+
+
+def run_arm(run: Run, arm: str, reference: list[Completion] | None, progress: Progress) -> Any:
     """Start the arm's server, warm it up until its placement has settled, measure, and check its output."""
-    folder = OUT / arm
-    config = OUT / "affinity.yaml"
-    environment = {"EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": "2"}
-    progress.say(f"[bold]{TITLES[arm]}[/]: starting the server")
-    arguments = arm_arguments(arm, LAYOUT, EPLB, config)
-    log = folder / "server.log"
-    starting = progress.running("server")
-    with Server(model, arguments, log, ranks=LAYOUT.ranks, environment=environment, progress=starting) as server:
+    engine, load, layout, folder = run.engine, run.load, run.layout, run.out / arm
+    progress.say(f"[bold]{run.title(arm)}[/]: starting the server")
+    server = Server(
+        engine,
+        run.out / "model",
+        engine.arm_arguments(arm, layout, EPLB, run.out / "affinity.yaml"),
+        folder / "server.log",
+        ranks=layout.ranks,
+        environment={"EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": "2"},
+        progress=progress.running("server"),
+    )
+    with server:
         progress.say("ready; warming up (discarded)")
         complete_all(server)
         run_bench(server, load, folder / "warmup.json", progress.running("warming up"))
         first = _windows(folder)
-        progress.say("measuring with vllm bench serve")
+        progress.say("measuring with the engine's own load generator")
         figures = run_bench(server, load, folder / "bench.json", progress.running("measuring"))
         metered = _metered(folder, first)
         progress.say("checking the output")
@@ -120,11 +144,13 @@ def _metered(folder: Path, first: int) -> dict[str, Any]:
     }
 
 
-def show(outcomes: list[Outcome], console: Console) -> None:
-    table = Table(title="4 MoE layers, 32 experts + 4 redundant, top-4, fp32, DP2 + EP2 on 2 declared nodes, CPU")
+def show(run: Run, outcomes: list[Outcome], console: Console) -> None:
+    ranks = f"DP{run.layout.data_parallel}" if run.layout.data_parallel > 1 else f"TP{run.layout.tensor_parallel}"
+    model = "4 MoE layers, 32 experts + 4 redundant, top-4, fp32"
+    table = Table(title=f"{run.engine.title}: {model}, {ranks} + EP2 on 2 declared nodes, CPU")
     table.add_column("")
     for outcome in outcomes:
-        table.add_column(TITLES[outcome.arm], justify="right")
+        table.add_column(run.title(outcome.arm), justify="right")
 
     def row(name: str, value: Callable[[Outcome], str]) -> None:
         table.add_row(name, *(value(outcome) for outcome in outcomes))
@@ -136,7 +162,7 @@ def show(outcomes: list[Outcome], console: Console) -> None:
     row("balancedness, held-out steps", lambda one: f"{one.balancedness:.3f}")
     row("rebalances", eplb_only(lambda one: str(one.rebalances)))
     row("expert slots moved", eplb_only(lambda one: str(one.slots_moved)))
-    row(f"output equal to {TITLES[outcomes[0].arm]}", lambda one: "reference" if one is outcomes[0] else _equal(one))
+    row(f"output equal to {run.title(outcomes[0].arm)}", lambda one: "reference" if one is outcomes[0] else _equal(one))
     table.add_section()
     for metric in METRICS:
         names = [f"{metric}_p{share}" for share in PERCENTILES]
@@ -161,6 +187,7 @@ def _equal(outcome: Outcome) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description="Compare no EPLB, vanilla EPLB and eplb_plugin.")
+    parser.add_argument("--engine", default="vllm", choices=ENGINES, help="the engine to run (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=192, help="requests per pass (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=16, help="requests in flight (default: %(default)s)")
     parser.add_argument("--arms", default=",".join(ARMS), help="arms to run, in order (default: %(default)s)")
@@ -171,13 +198,13 @@ def main() -> int:
     # as on Ctrl-C: the servers are stopped on the way out
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     progress = Progress()
-    load = Load(options.requests, options.concurrency)
+    run = Run(ENGINES[options.engine], Load(options.requests, options.concurrency))
     outcomes: list[Outcome] = []
     try:
-        model = _prepare(progress)
+        _prepare(run, progress)
         reference = None
         for arm in arms:
-            outcome, completions = run_arm(arm, model, load, reference, progress)
+            outcome, completions = run_arm(run, arm, reference, progress)
             reference = reference or completions
             outcomes.append(outcome)
     except ServerError as error:
@@ -186,27 +213,32 @@ def main() -> int:
     except KeyboardInterrupt:
         print("scripts/demo: interrupted; all servers are stopped", file=sys.stderr)
         return 130
-    show(outcomes, progress.console)
-    results = OUT / "results.json"
+    show(run, outcomes, progress.console)
+    results = run.out / "results.json"
     machine = {"cpus": os.cpu_count(), "python": platform.python_version()}
-    settings = {"load": asdict(load), "eplb": asdict(EPLB), "layout": asdict(LAYOUT), "machine": machine}
-    results.write_text(json.dumps({**settings, "arms": [asdict(outcome) for outcome in outcomes]}, indent=2) + "\n")
+    report = {
+        "engine": run.engine.name,
+        "load": asdict(run.load),
+        "eplb": asdict(EPLB),
+        "layout": asdict(run.layout),
+        "machine": machine,
+        "arms": [asdict(outcome) for outcome in outcomes],
+    }
+    results.write_text(json.dumps(report, indent=2) + "\n")
     progress.say(f"JSON: {results.relative_to(ROOT)}")
     return 0 if all(outcome.largest_logprob_difference < 1e-3 for outcome in outcomes) else 1
 
 
-def _prepare(progress: Progress) -> Path:
+def _prepare(run: Run, progress: Progress) -> None:
     """The demo's model and settings, and an empty folder for what the run leaves."""
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
-    (OUT / "affinity.yaml").write_text(CONFIG)
-    model = OUT / "model"
+    shutil.rmtree(run.out, ignore_errors=True)
+    run.out.mkdir(parents=True)
+    (run.out / "affinity.yaml").write_text(CONFIG)
     progress.say("making a small MoE model with skewed and clustered routing")
-    command = [sys.executable, str(ROOT / "scripts" / "make_model"), str(model), *MODEL]
+    command = [sys.executable, str(ROOT / "scripts" / "make_model"), str(run.out / "model"), *MODEL]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ServerError(f"making the model failed\n{done.stderr[-2000:]}")
-    return model
 
 
 if __name__ == "__main__":

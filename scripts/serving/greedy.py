@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
+from .engine import Completion
 from .server import Server
-
-
-@dataclass(frozen=True)
-class Completion:
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
 
 
 def prompts(count: int, vocabulary: int = 2000, seed: int = 7) -> list[list[int]]:
@@ -26,20 +20,7 @@ TOKENS = 24
 
 
 def complete(server: Server, prompt: list[int]) -> Completion:
-    answer = server.post(
-        "/v1/completions",
-        {
-            "model": str(server.model),
-            "prompt": prompt,
-            "max_tokens": TOKENS,
-            "temperature": 0,
-            "logprobs": 1,
-            "ignore_eos": True,
-            "return_token_ids": True,
-        },
-    )
-    choice = answer["choices"][0]
-    return Completion(tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]))
+    return server.engine.completion(server.post(*server.engine.completion_request(server.model, prompt, TOKENS)))
 
 
 def complete_all(server: Server, clients: int = 8) -> list[Completion]:

@@ -1,4 +1,4 @@
-"""One `vllm serve` in a process group of its own, which is stopped as a group whatever happens."""
+"""One engine server in a process group of its own, which is stopped as a group whatever happens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,15 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-# What every server on CPU needs: loopback only, nothing fetched, no telemetry, small KV cache.
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_HOST_IP": "127.0.0.1",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
+from .engine import Engine
 
 
 class ServerError(RuntimeError):
@@ -32,10 +23,11 @@ class ServerError(RuntimeError):
 
 
 class Server:
-    """Context manager around `vllm serve MODEL …`; on leaving, no process of its group is left."""
+    """Context manager around an engine's server; on leaving, no process of its group is left."""
 
     def __init__(
         self,
+        engine: Engine,
         model: Path,
         arguments: list[str],
         log: Path,
@@ -45,14 +37,13 @@ class Server:
         start_seconds: float = 400,
         progress: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.model, self.arguments, self.log, self.start_seconds = model, arguments, log, start_seconds
+        self.engine, self.model, self.arguments, self.log = engine, model, arguments, log
+        self.start_seconds = start_seconds
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         cores = os.cpu_count() or 1
         bind = "|".join(str(rank % cores) for rank in range(ranks))
-        self.environment = {
-            **os.environ, **ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND": bind, **(environment or {})
-        }  # fmt: skip
+        self.environment = {**os.environ, **engine.environment(bind), **(environment or {})}
         self.progress = progress
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -71,17 +62,7 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        vllm = Path(sys.executable).with_name("vllm")
-        command = [
-            str(vllm),
-            "serve",
-            str(self.model),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            *self.arguments,
-        ]
+        command = [*self.engine.serve(self.model, self.port), *self.arguments]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as stream:
             self.process = subprocess.Popen(

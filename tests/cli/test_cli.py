@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import yaml
 
 from eplb_plugin import __version__
 from eplb_plugin.config import PluginConfig, config_schema, load_config
+from eplb_plugin.engines.releases import ENGINES, VLLM, Engine
 
 doctor = import_module("eplb_plugin.cli.doctor")  # as an attribute of the package it is the command
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -112,12 +112,13 @@ def test_help(call: Callable[..., Answer], words: str) -> None:
 
 def test_doctor_without_an_engine(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
     """No engine installed is no failure: there is nothing to hook."""
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(Engine, "installed", None)
     code, out, err = call("doctor", "--json")
     assert (code, err) == (0, "")
     answer = json.loads(out)
     assert answer["eplb_plugin"] == __version__
-    assert [(row["status"], row["detail"]) for row in answer["hooks"]] == [("not needed", "vLLM is not installed")]
+    expected = [("not needed", "vLLM is not installed"), ("not needed", "SGLang is not installed")]
+    assert [(row["status"], row["detail"]) for row in answer["hooks"]] == expected
 
 
 @pytest.mark.parametrize("words", [(), ("--json",)])
@@ -127,8 +128,9 @@ def test_doctor_exit_code(
 ) -> None:
     """One failing hook makes the exit code 1, however it is printed; anything else is 0."""
     detail = "found (a), expected (b); fix: c [d]"
-    rows = [doctor._row("m:A.f", "around", "ok", "why"), doctor._row("m:B.g", "replace", status, detail)]
-    monkeypatch.setattr(doctor, "_vllm_rows", lambda: rows)
+    fine = {"engine": "vllm", "target": "m:A.f", "kind": "around", "status": "ok", "detail": "why"}
+    row = {"engine": "vllm", "target": "m:B.g", "kind": "replace", "status": status, "detail": detail}
+    monkeypatch.setattr(doctor, "_rows", lambda engine: [fine, row] if engine is VLLM else [])
     monkeypatch.setenv("COLUMNS", "200")
     code, out, err = call("doctor", *words)
     assert (code, err) == (expected, "")
@@ -136,14 +138,14 @@ def test_doctor_exit_code(
     assert detail in out
 
 
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.package)
 def test_doctor_with_an_engine_that_lacks_a_module(
-    call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+    call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, engine: Engine
 ) -> None:
     """An engine without a module that the hooks need is one failing row, not a traceback."""
-    monkeypatch.setattr(doctor, "find_spec", lambda name: object())
+    monkeypatch.setattr(doctor, "ENGINES", (Engine(engine.package, engine.title, ("numpy",), ""),))
     monkeypatch.setattr(doctor.logging, "disable", lambda level: None)
-    monkeypatch.setitem(sys.modules, "eplb_plugin.engines.vllm.runtime", None)  # importing it raises ImportError
-    monkeypatch.delitem(sys.modules, "eplb_plugin.engines.vllm.activation", raising=False)
+    monkeypatch.setitem(sys.modules, f"eplb_plugin.engines.{engine.package}.runtime", None)  # importing it fails
     code, out, err = call("doctor", "--json")
     assert (code, err) == (1, "")
     (row,) = json.loads(out)["hooks"]
@@ -151,15 +153,24 @@ def test_doctor_with_an_engine_that_lacks_a_module(
     assert "; fix: use the engine version that the README names" in row["detail"]
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
+TARGETS = {
+    "vllm": ["vllm.distributed.eplb.eplb_state:EplbState.rearrange", "vllm.engine.arg_utils:EngineArgs.add_cli_args"],
+    "sglang": [
+        "sglang.srt.eplb.eplb_algorithms:rebalance_experts",
+        "sglang.srt.eplb.expert_distribution:_ExpertDistributionRecorderReal.on_select_experts",
+    ],
+}
+
+
+@pytest.mark.skipif(not any(engine.installed for engine in ENGINES), reason="needs an engine")
 def test_doctor_with_the_installed_engine() -> None:
     """The real thing: every hook fits, stdout is JSON and nothing else."""
-    command = [str(Path(sys.executable).with_name("eplb-plugin")), "doctor", "--json"]
+    command = [sys.executable, "-c", "from eplb_plugin.cli import app; app()", "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["hooks"]
-    assert {row["status"] for row in rows} == {"ok"}
-    targets = {row["target"] for row in rows}
-    assert "vllm.distributed.eplb.eplb_state:EplbState.rearrange" in targets
-    assert "vllm.engine.arg_utils:EngineArgs.add_cli_args" in targets
+    for engine in ENGINES:
+        found = [row for row in rows if row["engine"] == engine.package]
+        assert {row["status"] for row in found} == {"ok" if engine.installed else "not needed"}
+        assert not engine.installed or set(TARGETS[engine.package]) <= {row["target"] for row in found}
     assert all(row["detail"] for row in rows)

@@ -48,7 +48,7 @@ def steps(build, monkeypatch):
 def test_an_unknown_engine_is_one_line():
     result = subprocess.run([sys.executable, SCRIPTS / "setup", "tensorrt"], capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr == "scripts/setup: found engine 'tensorrt', expected one of vllm: name one of those\n"
+    assert result.stderr == "scripts/setup: found engine 'tensorrt', expected one of vllm, sglang: name one of those\n"
 
 
 def test_only_what_has_changed_is_done_again(build, engine, steps, tmp_path, monkeypatch):

@@ -10,29 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import Placement, Plan, PluginError, Topology, route
-from eplb_plugin.dispatch.tables import TABLE_WIDTH, share_entries, weighted_tables
-from strategies import QUICK, placements, topologies
+from eplb_plugin.dispatch.tables import TABLE_WIDTH, hashed_maps, share_entries, weighted_tables
+from eplb_plugin.planning.job import plan_of
+from strategies import QUICK, weighted_plans
 
 
 def even_weights(placement: Placement) -> np.ndarray:
     return 1.0 / np.take_along_axis(placement.replica_count, placement.phy2log.astype(np.int64), axis=1)
-
-
-@st.composite
-def weighted_plans(draw: st.DrawFn) -> Plan:
-    """Any placement with any source weights, zeros included."""
-    experts = draw(st.integers(1, 8))
-    topology = draw(topologies(experts))
-    placement = draw(placements(2, experts, topology.num_slots))
-    rng = np.random.default_rng(draw(st.integers(0, 1000)))
-    drawn = rng.random((topology.num_nodes, *placement.phy2log.shape)) * (rng.random(placement.phy2log.shape) < 0.7)
-    weights = np.zeros_like(drawn)
-    for node, layer in np.ndindex(topology.num_nodes, 2):
-        held = placement.phy2log[layer]
-        sums = np.bincount(held, weights=drawn[node, layer], minlength=experts)
-        even = 1.0 / placement.replica_count[layer][held]
-        weights[node, layer] = np.where(sums[held] > 0, drawn[node, layer] / np.where(sums > 0, sums, 1)[held], even)
-    return Plan(placement, topology, "weighted", weights.mean(axis=0), 0.0, weights)
 
 
 def entries_slowly(shares: list[float], width: int) -> list[int]:
@@ -113,6 +97,49 @@ def test_one_token_a_step_does_not_choose_the_first_copy_of_all_experts():
     plan = Plan(placement, Topology(2, 1, experts), "weighted", even_weights(placement), 0.0)
     slots = route(np.arange(experts)[:, None], 0, plan, 0, token_index=np.zeros(experts, int))
     assert 0.35 < (slots < experts).mean() < 0.65
+
+
+def looked_up(maps: tuple[np.ndarray, np.ndarray], rows: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """[T, k] as an engine does it: entry `hash % count` of an expert's row; one layer's maps."""
+    (table,), (count,) = maps
+    hashed = index[:, None] * 2654435769 % 2**32
+    return np.where(rows >= 0, table[rows, hashed % count[rows]], -1)
+
+
+@QUICK
+@given(weighted_plans(), st.sampled_from(["hash", "weighted"]), st.integers(0, 1000))
+def test_an_engine_that_hashes_routes_by_the_rule(plan: Plan, rule: str, seed: int):
+    """With a rank's maps, the engine's lookup is `route` from that rank."""
+    plan = plan if rule == "weighted" else plan_of(plan.placement, plan.topology, "hash")
+    rng = np.random.default_rng(seed)
+    rank, layer = int(rng.integers(plan.topology.num_ranks)), int(rng.integers(2))
+    rows, index = rng.integers(-1, plan.placement.num_experts, (20, 3)), rng.integers(0, 2**31, 20)
+    found = looked_up(hashed_maps(plan, [rank], [layer]), rows, index)
+    np.testing.assert_array_equal(found, route(rows, rank, plan, layer, token_index=index))
+
+
+@pytest.mark.parametrize("rule", ["hash", "weighted"])
+def test_ranks_that_route_the_same_token_have_the_same_maps(rule: str):
+    """On one node they use its weights; spread over nodes, the weights over all sources."""
+    placement = Placement(np.array([[0, 1, 2, 0, 1, 3, 0, 2]], np.int32))
+    near = np.array([[1, 0, 1, 0, 1, 1, 0, 0], [0, 1, 0, 0.5, 0, 1, 0.5, 1]])[:, None]
+    mean = np.array([[0.5, 0.5, 0.5, 0.25, 0.5, 1, 0.25, 0.5]])
+    plan = Plan(placement, Topology(2, 2, 2), rule, mean, 0.0, near if rule == "weighted" else None)
+    for owners in ([0, 1], [2, 3], [0, 1, 2, 3], [3, 0]):
+        maps = [hashed_maps(plan, owners) for _ in owners]
+        assert all(np.array_equal(one, maps[0][0]) for one, _ in maps)
+    if rule == "weighted":
+        assert set(hashed_maps(plan, [0, 1])[0][0, 0]) == {0}
+        assert set(hashed_maps(plan, [2, 3])[0][0, 0]) == {3, 6}
+        assert set(hashed_maps(plan, [0, 1, 2, 3])[0][0, 0]) == {0, 3, 6}
+
+
+def test_other_rules_are_no_maps():
+    """`nearest` needs no hash, and `cover` sees a token's experts together."""
+    placement = Placement(np.array([[0, 1, 0, 1]], np.int32))
+    for rule in ("nearest", "cover"):
+        with pytest.raises(PluginError, match=f"dispatch: found {rule}, expected hash or weighted"):
+            hashed_maps(Plan(placement, Topology(2, 2, 1), rule, np.full((1, 4), 0.5), 0.0), [0])
 
 
 @pytest.mark.parametrize(

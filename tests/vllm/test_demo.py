@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).resolve().parents[2]
-OUT = ROOT / "out" / "demo"
+OUT = ROOT / "out" / "demo" / "vllm"
 
 
 def start_demo(*arguments: str) -> subprocess.Popen[str]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 
 import pytest
 
-from serving.arms import Eplb, Layout
-from serving.greedy import Completion, complete_all, largest_difference
+from serving.engine import Completion, Eplb, Layout
+from serving.greedy import complete_all, largest_difference
 from serving.server import Server
 
 pytestmark = pytest.mark.server
 
-SETTINGS = "topology: {nodes: 2}\nsample_rows: 1024\n"
+SETTINGS = {"topology": {"nodes": 2}, "sample_rows": 1024}
 SPECULATION = ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}']
 
 
@@ -26,9 +27,9 @@ def test_target_and_draft_are_rebalanced_and_the_output_is_unchanged(
     """Speculative greedy decoding answers as plain decoding does, over at least 20 rebalances of both models."""
     expected = reference("glm4_moe")
     eplb = Eplb(16, window_size=4, step_interval=8, use_async=use_async)
-    server = serve(
-        "glm4_moe", Layout(data_parallel=2), [*eplb.arguments(), *SPECULATION], SETTINGS, "additional-config"
-    )
+    layout = Layout(data_parallel=2)
+    settings = ["--additional-config", json.dumps({"eplb_plugin": SETTINGS})]
+    server = serve("glm4_moe", layout, eplb, arguments=[*settings, *SPECULATION])
     server.wait_ready()
     for _ in range(40):
         assert largest_difference(expected, complete_all(server)) < 1e-4

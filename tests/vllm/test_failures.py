@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.arms import Eplb, Layout
-from serving.greedy import Completion, complete_all, largest_difference
+from serving.engine import Completion, Eplb, Layout
+from serving.greedy import complete_all, largest_difference
 from serving.server import Server
 
 pytestmark = pytest.mark.server
@@ -26,7 +26,7 @@ EPLB = Eplb(16, window_size=4, step_interval=8)
 
 def start(serve: Callable[..., Server], control: Path) -> Server:
     faults = {"EPLB_FAULTS": str(control), "PYTHONPATH": str(FAULTS)}
-    return serve("qwen3_moe", LAYOUT, EPLB.arguments(), SETTINGS, **faults)
+    return serve("qwen3_moe", LAYOUT, EPLB, SETTINGS, **faults)
 
 
 def serve_until(server: Server, pattern: str, expected: list[Completion], since: int = 0) -> str:
@@ -98,7 +98,7 @@ def test_a_differing_hook_signature_ends_the_start(serve: Callable[..., Server],
 
 def test_bad_settings_end_the_start_at_once(serve: Callable[..., Server]) -> None:
     """One line with key, value, rule and the nearest valid value; no traceback; no model is loaded."""
-    server = serve("qwen3_moe", LAYOUT, EPLB.arguments(), "window_size: 0\n")
+    server = serve("qwen3_moe", LAYOUT, EPLB, "window_size: 0\n")
     assert server.wait_ended(60) == 2
     lines = [line for line in server.text().splitlines() if line.startswith("eplb-plugin:")]
     assert len(lines) == 1
@@ -108,7 +108,7 @@ def test_bad_settings_end_the_start_at_once(serve: Callable[..., Server]) -> Non
 
 def test_no_process_is_left(serve: Callable[..., Server]) -> None:
     """Stopping a server while it starts leaves no process of its group."""
-    server = serve("qwen3_moe", LAYOUT, EPLB.arguments(), SETTINGS)
+    server = serve("qwen3_moe", LAYOUT, EPLB, SETTINGS)
     time.sleep(15)
     assert server.process is not None
     group = server.process.pid

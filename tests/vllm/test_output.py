@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from eplb_cpu_engines.meter import read_meter
 
-from serving.arms import Eplb, Layout
-from serving.greedy import Completion, complete_all, largest_difference
+from serving.engine import Completion, Eplb, Layout
+from serving.greedy import complete_all, largest_difference
 from serving.server import Server
 
 pytestmark = pytest.mark.server
 
-SETTINGS = "policy: {policy}\ntopology: {{nodes: {nodes}}}\nsample_rows: 1024\n"
+# one window a forecast: each of them surprises the planner again, so that it moves much
+SETTINGS = "policy: {policy}\ndispatch: {rule}\ntopology: {{nodes: {nodes}}}\nsample_rows: 1024\nforecast_windows: 1\n"
 # fp32 sums are ordered by the placement; a wrong expert changes log-probabilities by orders of magnitude more
 TOLERANCE = 1e-4
 REBALANCES = 20
@@ -28,25 +29,32 @@ def moves_planned(server: Server) -> list[int]:
 
 
 CASES = [
-    # model, layout, redundant experts (many, but not every expert on every rank, so that experts do move), async
-    pytest.param("qwen3_moe", Layout(tensor_parallel=2), 16, False, id="tp2-sync"),
-    pytest.param("qwen3_moe", Layout(data_parallel=2), 16, True, id="dp2-async"),
-    pytest.param("qwen3_moe", Layout(2, 2), 32, True, id="tp2dp2-sequence-parallel-async"),
-    pytest.param("glm4_moe", Layout(2, 2), 32, False, id="tp2dp2-not-sequence-parallel-sync"),
-    pytest.param("qwen3_moe", Layout(tensor_parallel=2), 16, True, id="tp2-async"),
-    pytest.param("qwen3_moe", Layout(data_parallel=2), 16, False, id="dp2-sync"),
-    pytest.param("qwen3_moe", Layout(2, 2), 32, False, id="tp2dp2-sequence-parallel-sync", marks=pytest.mark.full),
-    pytest.param("glm4_moe", Layout(2, 2), 32, True, id="tp2dp2-not-sequence-parallel-async", marks=pytest.mark.full),
-    pytest.param("glm4_moe", Layout(data_parallel=2), 16, True, id="glm-dp2-async", marks=pytest.mark.full),
+    # model, layout, redundant experts (many, but not every expert on every rank, so that experts do move), async, rule
+    pytest.param("qwen3_moe", Layout(tensor_parallel=2), 16, False, "weighted", id="tp2-sync"),
+    pytest.param("qwen3_moe", Layout(data_parallel=2), 16, True, "weighted", id="dp2-async"),
+    pytest.param("qwen3_moe", Layout(2, 2), 32, True, "weighted", id="tp2dp2-sequence-parallel-async"),
+    pytest.param("glm4_moe", Layout(2, 2), 32, False, "weighted", id="tp2dp2-not-sequence-parallel-sync"),
+    pytest.param("qwen3_moe", Layout(tensor_parallel=2), 16, True, "hash", id="tp2-async-hash"),
+    pytest.param("qwen3_moe", Layout(data_parallel=2), 16, False, "hash", id="dp2-sync-hash"),
+    *(
+        pytest.param(*case, marks=pytest.mark.full, id=name)
+        for name, case in {
+            "tp2dp2-sequence-parallel-sync-hash": ("qwen3_moe", Layout(2, 2), 32, False, "hash"),
+            "tp2dp2-not-sequence-parallel-async": ("glm4_moe", Layout(2, 2), 32, True, "weighted"),
+            "tp2dp2-not-sequence-parallel-sync-hash": ("glm4_moe", Layout(2, 2), 32, False, "hash"),
+            "glm-dp2-async": ("glm4_moe", Layout(data_parallel=2), 16, True, "weighted"),
+        }.items()
+    ),
 ]
 
 
-@pytest.mark.parametrize(("model", "layout", "redundant", "use_async"), CASES)
+@pytest.mark.parametrize(("model", "layout", "redundant", "use_async", "rule"), CASES)
 def test_output_is_unchanged_over_many_rebalances(
     model: str,
     layout: Layout,
     redundant: int,
     use_async: bool,
+    rule: str,
     serve: Callable[..., Server],
     reference: Callable[[str], list[Completion]],
     tmp_path: Path,
@@ -54,10 +62,10 @@ def test_output_is_unchanged_over_many_rebalances(
     """Greedy output of 16 prompts equals the single process's in every round, over at least 20 rebalances."""
     expected = reference(model)
     eplb = Eplb(redundant, window_size=4, step_interval=8, use_async=use_async)
-    settings = SETTINGS.format(policy="affinity", nodes=layout.ranks)
+    settings = SETTINGS.format(policy="affinity", rule=rule, nodes=layout.ranks)
     metering = {"EPLB_METER_DIR": str(tmp_path / "meter"), "EPLB_METER_WINDOW": "4"}
     way = "flag" if layout.ranks == 2 else "environment"
-    server = serve(model, layout, eplb.arguments(), settings, way, **metering)
+    server = serve(model, layout, eplb, settings, way=way, **metering)
     server.wait_ready()
     rounds = 0
     while len(moves_planned(server)) < REBALANCES or rounds < 3:
@@ -81,8 +89,8 @@ def test_other_policies_leave_the_output_unchanged(
     """Also with the policies that plan by load only."""
     expected = reference("qwen3_moe")
     layout = Layout(data_parallel=2)
-    settings = SETTINGS.format(policy=policy, nodes=2)
-    server = serve("qwen3_moe", layout, Eplb(16, window_size=4, step_interval=8).arguments(), settings)
+    settings = SETTINGS.format(policy=policy, rule="hash", nodes=2)
+    server = serve("qwen3_moe", layout, Eplb(16, window_size=4, step_interval=8), settings)
     server.wait_ready()
     while len(moves_planned(server)) < REBALANCES:
         assert largest_difference(expected, complete_all(server)) < TOLERANCE

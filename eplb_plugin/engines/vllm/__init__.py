@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
-DISABLE = "EPLB_PLUGIN_DISABLE"
-
 
 def register() -> None:
     """Wrap the entrance so that a server can be told to use the plugin. `EPLB_PLUGIN_DISABLE=1`: do nothing at all.
 
     Imports no numba: vLLM on CPU searches every loaded module for kernels after this, and fails on numba's objects.
     """
-    if os.environ.get(DISABLE, "0") not in ("", "0"):
+    from ..settings import disabled
+
+    if disabled():
         return
     from .. import hooks
     from .entrance import ENTRANCE

@@ -8,25 +8,23 @@ other nodes, need no copy. A worker decides in `init_device`, the first point at
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from ...config import PluginConfig, load_config, parse_config
 from ...errors import PluginError, mismatch
+from ...plan_types import Dispatch
 from ..hooks import Hook
+from ..settings import ENVIRONMENT, FLAG, add_flag, from_environment
 
 KEY = "eplb_plugin"
-FLAG = "--eplb-plugin-config"
-ENVIRONMENT = "EPLB_PLUGIN_CONFIG"
+DISPATCH: tuple[Dispatch, ...] = ("weighted", "hash")  # what tables that are looked up by a hash can do
 
 
 def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
     parser = original(parser)
-    parser.add_argument_group("eplb_plugin", "Affinity-aware expert placement").add_argument(
-        FLAG, metavar="FILE", default=None, help="YAML settings of eplb_plugin; needs --enable-eplb."
-    )
+    add_flag(parser, needs="--enable-eplb")
     return parser
 
 
@@ -57,8 +55,7 @@ def configured(additional_config: Any) -> PluginConfig | None:
         raise _no_object(additional_config)
     if isinstance(additional_config, dict) and KEY in additional_config:
         return parse_config(additional_config[KEY], f"--additional-config {KEY}")
-    path = os.environ.get(ENVIRONMENT)
-    return load_config(path) if path else None
+    return from_environment()
 
 
 def _requested(args: argparse.Namespace) -> PluginConfig | None:
@@ -87,9 +84,7 @@ def _no_object(found: object) -> PluginError:
 
 def refuse_unsuited(config: PluginConfig, *, enable_eplb: bool, elastic: bool) -> None:
     """Raises PluginError where the engine and the settings do not fit together."""
-    if config.dispatch != "hash":
-        expected = "hash, the rule by which vLLM chooses a replica"
-        raise mismatch("dispatch", found=config.dispatch, expected=expected, fix="dispatch: hash")
+    config.dispatch_among(DISPATCH)
     if not enable_eplb:
         fix = f"add --enable-eplb, or remove {FLAG} / unset {ENVIRONMENT}"
         raise mismatch("enable_eplb", found=False, expected="--enable-eplb, which the plugin builds on", fix=fix)

@@ -13,7 +13,7 @@ import torch
 from vllm.distributed.eplb import async_worker
 
 from ..hooks import Hook
-from .adapter import LAYER, Adapter, PlannedPolicy
+from .adapter import LAYER, TABLES, Adapter, PlannedPolicy
 
 _ADAPTER = "_eplb_plugin_adapter"  # on an EplbState
 
@@ -22,7 +22,8 @@ def _add_model(original: Callable[..., Any], self: Any, model: Any, model_config
     original(self, model, model_config, model_name)
     if not hasattr(self, _ADAPTER):
         setattr(self, _ADAPTER, Adapter())
-    getattr(self, _ADAPTER).add(model, model_config, draft=model_name is not None)
+    model_state = self.model_states[model_config.compute_hash()]
+    getattr(self, _ADAPTER).add(model_state, model_config, draft=model_name is not None)
 
 
 def _prepare_forward(
@@ -77,6 +78,19 @@ def _run_rebalance_experts(
     return getattr(eplb_state, _ADAPTER).decide(key, physical_to_logical_map_cpu, load)
 
 
+def _commit_eplb_maps(
+    original: Callable[..., Any], model_state: Any, new_physical_to_logical_map: torch.Tensor
+) -> None:
+    layers = range(len(new_physical_to_logical_map))
+    getattr(model_state, TABLES).commit(new_physical_to_logical_map.cpu(), layers)
+
+
+def _commit_eplb_maps_for_layer(
+    original: Callable[..., Any], model_state: Any, new_physical_to_logical_map: torch.Tensor, layer: int
+) -> None:
+    getattr(model_state, TABLES).commit(new_physical_to_logical_map.cpu()[None], range(layer, layer + 1))
+
+
 _STATE = "vllm.distributed.eplb.eplb_state:EplbState"
 
 RUNTIME = (
@@ -114,6 +128,20 @@ RUNTIME = (
         "in async mode, plans in vLLM's background thread instead of vLLM's policy",
         "(model_state, eplb_state, physical_to_logical_map_cpu, stream)",
         _run_rebalance_experts,
+    ),
+    Hook(
+        "vllm.distributed.eplb.eplb_state:_commit_eplb_maps",
+        "replace",
+        "fills the plugin's tables instead of vLLM's replica maps, all layers at once (sync mode)",
+        "(model_state, new_physical_to_logical_map)",
+        _commit_eplb_maps,
+    ),
+    Hook(
+        "vllm.distributed.eplb.eplb_state:_commit_eplb_maps_for_layer",
+        "replace",
+        "the same for the layer whose experts have just moved (async mode)",
+        "(model_state, new_physical_to_logical_map, layer)",
+        _commit_eplb_maps_for_layer,
     ),
     Hook(
         "vllm.model_executor.layers.fused_moe.router.base_router:BaseRouter._apply_eplb_mapping",

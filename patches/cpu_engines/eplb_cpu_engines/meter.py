@@ -5,6 +5,7 @@ Each rank writes one JSON line per window to `rank<R>.jsonl`; `read_meter` sums 
 """
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,23 @@ class Meter:
     rebalances: int = 0  # in the current window: rebalances begun
     _steps: int = 0
     _layers: dict[str, _Layer] = field(default_factory=dict)
+
+    @staticmethod
+    def wanted() -> bool:
+        return "EPLB_METER_DIR" in os.environ
+
+    @classmethod
+    def from_environment(cls, rank: int, num_ranks: int, experts: int) -> "Meter":
+        """The meter of one rank, set up by the EPLB_METER_* variables; experts: physical ones of a layer."""
+        if experts % num_ranks:
+            raise ValueError(
+                f"found {experts} experts on {num_ranks} ranks, expected a multiple: change the number of redundant "
+                "experts, or unset EPLB_METER_DIR"
+            )
+        folder = Path(os.environ["EPLB_METER_DIR"])
+        folder.mkdir(parents=True, exist_ok=True)
+        seat = Seat(rank, num_ranks, int(os.environ.get("EPLB_METER_NODES", num_ranks)), experts // num_ranks)
+        return cls(folder, seat, int(os.environ.get("EPLB_METER_WINDOW", 32)))
 
     def record(self, layer: str, physical_ids: np.ndarray, owners: int) -> None:
         """physical_ids: [tokens, k] of the real tokens, without padding; -1 = none.

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,12 @@ def require(expected: str, found: str) -> None:
         raise UnknownEngine(
             f"found {found}, expected {expected}: install the engine version that eplb-cpu-engines' README names"
         )
+
+
+def say_in_force(logger: logging.Logger, parts: list[str]) -> None:
+    """Name in the log what was replaced in this process."""
+    # A warning, because the front ends register plugins before they have set up their logs, and show only those.
+    logger.warning("Test bed for CPUs, not for production: eplb_cpu_engines is in force (%s)", ", ".join(parts))
 
 
 def _parameters(function: Callable) -> str:

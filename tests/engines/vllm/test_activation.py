@@ -8,18 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-pytest.importorskip("vllm")
-
 from vllm.config.parallel import EPLBConfig
 from vllm.distributed.eplb.eplb_state import EplbState
 
 from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.engines import hooks
-from eplb_plugin.engines.vllm import activation, state
-from eplb_plugin.engines.vllm.activation import TESTED, activate, installed_version, slots_for
+from eplb_plugin.engines.releases import VLLM, Engine
+from eplb_plugin.engines.vllm import state
+from eplb_plugin.engines.vllm.activation import activate
 from eplb_plugin.engines.vllm.runtime import RUNTIME
 from eplb_plugin.errors import PluginError
 
@@ -83,7 +79,11 @@ def test_engine_settings_stay_where_ours_are_left_out() -> None:
         ({}, {"enable_eplb": False}, "enable_eplb: found False"),
         ({}, {"enable_elastic_ep": True}, "enable_elastic_ep: found True"),
         ({}, {"redundant": 5}, "num_redundant_experts: found 60 + 5 slots on 4 ranks"),
-        ({"num_redundant_experts": 8}, {}, "num_redundant_experts: found 4 in the engine, expected 8; fix: start vLLM"),
+        (
+            {"num_redundant_experts": 8},
+            {},
+            "num_redundant_experts: found 4 in the engine, expected 8; fix: start the server",
+        ),
         ({"topology": {"nodes": 3}}, {}, "topology: found nodes=3"),
         ({"topology": {"node_of_rank": [0, 1]}}, {}, "topology.node_of_rank: found 2 ranks, expected 4"),
     ],
@@ -113,22 +113,22 @@ def test_moved_engine_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(applied())
 
 
-@pytest.mark.parametrize(("version", "rank"), [(TESTED, 0), ("0.33.1", 0), ("0.33.1", 1)])
+@pytest.mark.parametrize(("version", "rank"), [(VLLM.tested, 0), ("0.33.1", 0), ("0.33.1", 1)])
 def test_untested_version_warns(monkeypatch: pytest.MonkeyPatch, version: str, rank: int) -> None:
     """A version that was not tested but whose signatures all match starts with one warning, of one rank."""
-    monkeypatch.setattr(activation, "installed_version", lambda: version)
+    monkeypatch.setattr(Engine, "installed", version)
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(logging.getLogger("vllm"), "handlers", [handler])
     activate(PluginConfig(), engine(data_parallel_rank=rank))
-    expected = f"vLLM {version} is untested (tested: {TESTED}); all hooked signatures are checked"
-    assert lines == ([] if version == TESTED or rank else [expected])
+    expected = f"vLLM {version} is untested (tested: {VLLM.tested}); all hooked signatures are checked"
+    assert lines == ([] if version == VLLM.tested or rank else [expected])
 
 
 def test_tested_version_is_the_installed_one() -> None:
     """These tests run against the version that the plugin says it was tested with."""
-    assert installed_version() == TESTED
+    assert VLLM.installed == VLLM.tested
 
 
 @pytest.mark.parametrize("level", ["debug", "warning"])
@@ -140,40 +140,7 @@ def test_log_level(level: str) -> None:
     assert logger.handlers == logging.getLogger("vllm").handlers
 
 
-def test_slots_for() -> None:
-    """Slots per rank are (experts + redundant) / ranks."""
-    assert slots_for(256, 32, 32, PluginConfig()) == 9
-    assert slots_for(8, 0, 1, PluginConfig(num_redundant_experts=0)) == 8
-
-
-@pytest.mark.parametrize(
-    ("experts", "redundant", "ranks", "near"),
-    [(60, 5, 4, "4 or 8"), (60, 1, 8, "4"), (256, 3, 32, "0 or 32"), (7, 0, 2, "1")],
-)
-def test_slots_name_the_nearest_counts(experts: int, redundant: int, ranks: int, near: str) -> None:
-    """Slots that do not divide are refused with the redundant counts on both sides that would."""
-    with pytest.raises(PluginError) as caught:
-        slots_for(experts, redundant, ranks, PluginConfig())
-    assert str(caught.value) == (
-        f"num_redundant_experts: found {experts} + {redundant} slots on {ranks} ranks, "
-        f"expected the same number of slots on every rank; fix: --eplb-config.num_redundant_experts {near}"
-    )
-
-
-@given(st.integers(1, 512), st.integers(0, 128), st.integers(1, 64))
-def test_proposed_counts_divide(experts: int, redundant: int, ranks: int) -> None:
-    """Every redundant count that a refusal proposes is accepted, and none between them is."""
-    try:
-        assert slots_for(experts, redundant, ranks, PluginConfig()) * ranks == experts + redundant
-    except PluginError as error:
-        proposed = [int(word) for word in str(error).split("experts ")[-1].split(" or ")]
-        for count in proposed:
-            slots_for(experts, count, ranks, PluginConfig())
-        assert proposed[-1] - redundant < ranks
-        assert redundant - proposed[0] < ranks
-
-
 def test_another_rule_than_the_engines_is_refused() -> None:
     """A plan made for a replica choice that vLLM does not make would be balanced for nobody."""
-    with pytest.raises(PluginError, match=r"dispatch: found nearest, expected hash.*fix: dispatch: hash"):
+    with pytest.raises(PluginError, match=r"found nearest, expected auto or one of weighted, hash"):
         activate(PluginConfig(dispatch="nearest"), engine())

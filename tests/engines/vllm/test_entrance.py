@@ -13,9 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-pytest.importorskip("vllm")
-
 import vllm.plugins
 from vllm.distributed.eplb.eplb_state import EplbState
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs

@@ -4,6 +4,8 @@ One file for each thing that the CPU backend lacks. All of it is replaced in `re
 processes before it makes anything, hence before another plugin that hooks the same names when its worker starts.
 """
 
+from ..patching import say_in_force
+
 _registered = False
 
 
@@ -29,7 +31,4 @@ def register() -> None:
     names = [part.__name__.rpartition(".")[2] for part in parts]
     if metering.install():
         names.append("metering")
-    # A warning, because the front end registers plugins before it has set up its log, and shows only those.
-    init_logger("vllm.eplb_cpu_engines").warning(
-        "Test bed for CPUs, not for production: eplb_cpu_engines is in force (%s)", ", ".join(names)
-    )
+    say_in_force(init_logger("vllm.eplb_cpu_engines"), names)

@@ -8,10 +8,8 @@ A step ends where the model runner steps EPLB. Every rank passes there once per 
 EPLB off the engine's own method does nothing, but is called. Ranks that step together thus agree on the window.
 """
 
-import os
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMo
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from ..meter import Meter, Seat
+from ..meter import Meter
 from ..patching import replace, require
 
 _meter: Meter | None = None  # made by the first step's first layer, which knows the experts
@@ -31,9 +29,8 @@ _meter: Meter | None = None  # made by the first step's first layer, which knows
 
 def install() -> bool:
     """Whether the meter is on."""
-    if "EPLB_METER_DIR" not in os.environ:
+    if not Meter.wanted():
         return False
-    Path(os.environ["EPLB_METER_DIR"]).mkdir(parents=True, exist_ok=True)
     parameters = "self, hidden_states, router_logits, topk_indices_dtype, *, input_ids"
     replace(FusedMoERouter, "select_experts", parameters, _recorded)
     replace(GPUModelRunner, "eplb_step", "self, is_dummy, is_profile", _ending_a_step)
@@ -108,20 +105,13 @@ def own_chunk(is_padding: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
 
 
 def _make_meter(runner: MoERunner) -> Meter:
-    experts, parallel = runner.moe_config.num_experts, runner.moe_config.moe_parallel_config
-    placement = runner.expert_placement_strategy
-    if experts % parallel.ep_size or placement != "linear":
+    if runner.expert_placement_strategy != "linear":
         raise ValueError(
-            f"found {experts} experts placed {placement} on {parallel.ep_size} ranks, expected a multiple, linear:"
-            " change the number of redundant experts or the placement strategy, or unset EPLB_METER_DIR"
+            f"found expert placement strategy {runner.expert_placement_strategy}, expected linear: change it, or unset "
+            "EPLB_METER_DIR"
         )
-    seat = Seat(
-        rank=parallel.ep_rank,
-        num_ranks=parallel.ep_size,
-        num_nodes=int(os.environ.get("EPLB_METER_NODES", parallel.ep_size)),
-        slots_per_rank=experts // parallel.ep_size,
-    )
-    return Meter(Path(os.environ["EPLB_METER_DIR"]), seat, int(os.environ.get("EPLB_METER_WINDOW", 32)))
+    parallel = runner.moe_config.moe_parallel_config
+    return Meter.from_environment(parallel.ep_rank, parallel.ep_size, runner.moe_config.num_experts)
 
 
 @cache

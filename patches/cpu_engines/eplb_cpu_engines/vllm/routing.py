@@ -37,7 +37,7 @@ def map_to_physical_and_record(
     logical = logical.where(known, 0)
     position = torch.arange(topk_ids.shape[0])[:, None]
     replica = (position * _KNUTH & 0xFFFFFFFF) % logical_replica_count[logical].clamp(min=1)
-    physical = logical_to_physical_map[logical, replica].where(known, -1)
+    physical = logical_to_physical_map[logical, replica].long().where(known, -1)
 
     counted = record_enabled & (physical >= 0)
     if num_unpadded_tokens is not None:

@@ -3,9 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-
-pytest.importorskip("vllm")
-
 import torch
 from eplb_cpu_engines.vllm.experts import apply_local, local_pairs
 from vllm._custom_ops import cpu_prepack_moe_weight

@@ -1,9 +1,6 @@
 """Which rows a rank routes under sequence parallelism."""
 
 import pytest
-
-pytest.importorskip("vllm")
-
 import torch
 from eplb_cpu_engines.vllm.metering import own_chunk
 

@@ -1,10 +1,6 @@
 """The mapping of logical to physical experts against a slow reference of vLLM's GPU kernel."""
 
 import numpy as np
-import pytest
-
-pytest.importorskip("vllm")
-
 import torch
 from eplb_cpu_engines.vllm.routing import map_to_physical_and_record
 from hypothesis import given

@@ -1,0 +1,27 @@
+"""SGLang: the entry point `sglang.srt.plugins`, called in every SGLang process."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ..settings import ENVIRONMENT, FLAG, disabled
+
+
+def register() -> None:
+    """Register the entrance so that a server can be told to use the plugin. `EPLB_PLUGIN_DISABLE=1`: nothing at all.
+
+    SGLang only logs what a plugin raises and starts without it. A server that was told to use the plugin ends instead.
+    """
+    if disabled():
+        return
+    from ...errors import PluginError
+    from .entrance import ENTRANCE, stop
+    from .registry import register_hooks
+
+    try:
+        register_hooks(ENTRANCE)  # SGLang applies what was registered when all plugins have been asked
+    except PluginError as error:
+        if os.environ.get(ENVIRONMENT) or any(word.startswith(FLAG) for word in sys.argv):
+            stop(error)
+        raise

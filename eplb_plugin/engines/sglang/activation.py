@@ -1,0 +1,47 @@
+"""Turning the plugin on in a scheduler: everything that can be refused is refused here, before the model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sglang.srt.distributed.parallel_state import get_world_group
+from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
+from sglang.srt.runtime_context import get_exec
+
+from ...errors import mismatch
+from ..agreement import agree
+from ..fit import log_through, slots_for
+from ..releases import SGLANG
+from ..settings import from_environment
+from . import registry
+from .adapter import Adapter
+from .layout import Layout, refuse_unsuited
+from .runtime import RUNTIME
+from .state import set_adapter
+
+REDUNDANT = "--ep-num-redundant-experts"
+
+
+def activate(model_config: Any) -> None:
+    """Collective over all ranks: agree on the settings, check SGLang's configuration, apply the runtime hooks.
+
+    Raises PluginError, before anything is touched, where engine and settings do not fit.
+    """
+    group = get_world_group()
+    config, hosts = agree(from_environment(), group.cpu_group)
+    layout = Layout.resolved()
+    refuse_unsuited(config, layout)
+    assert layout.ep_size is not None
+    experts = ModelConfigForExpertLocation.from_model_config(model_config)
+    if experts is None:
+        expected = "a model that tells SGLang its expert layout (get_model_config_for_expert_location)"
+        raise mismatch("model", found=model_config.model_path, expected=expected, fix="serve it without EPLB")
+    redundant = get_exec().moe.ep_num_redundant_experts
+    slots_per_rank = slots_for(experts.num_logical_experts, redundant, layout.ep_size, config, REDUNDANT)
+    topology = config.topology_for(layout.ep_size, slots_per_rank, hosts)
+    logger = log_through(logging.getLogger("sglang"), config.logging.level)
+    if group.rank_in_group == 0:
+        SGLANG.warn_untested(logger)
+    registry.apply(RUNTIME)
+    set_adapter(Adapter(config, layout, topology, experts, model_config.model_path))

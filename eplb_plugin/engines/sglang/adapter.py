@@ -1,0 +1,162 @@
+"""The plugin beside SGLang's EPLB: what SGLang lends (ids, maps, groups) and what it gets back (placements)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sglang.srt.distributed.parallel_state import get_world_group
+from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
+from sglang.srt.model_executor.forward_context import get_forward_context, has_forward_context
+from sglang.srt.runtime_context import get_exec, get_schedule, get_spec
+
+from ...config import PluginConfig
+from ...controller import ModelEntry, Rebalancer
+from ...placement import Placement, linear_placement
+from ...recording.recorder import Recorder
+from ...topology import Topology
+from .layers import inspect_layers
+from .layout import Layout
+
+KEY = "target"  # SGLang rebalances one model per process: its drafts have no EPLB
+
+
+class Adapter:
+    """One per scheduler: feeds the Rebalancer, and puts its placement where SGLang expects its algorithm's."""
+
+    def __init__(self, config: PluginConfig, layout: Layout, topology: Topology, experts: Any, name: str) -> None:
+        self.config, self.layout, self.topology, self.name = config, layout, topology, name
+        self.num_experts, self.num_groups = experts.num_logical_experts, max(1, experts.num_groups or 1)
+        self.rebalancer = Rebalancer(config)
+        self._manager: Any = None
+        self._recorder: Recorder | None = None
+        self._row_of: dict[int, int] = {}  # decoder-layer number -> row of the recorder
+        self._calls: dict[int, int] = {}  # per row, in this pass: micro-batches route one after the other
+        self._stale = False  # rows were staged outside a pass, by a warm-up or while a graph was captured
+        self._passes = 0  # since the window's start
+
+    def manage(self, manager: Any) -> None:
+        """SGLang has built its EPLBManager."""
+        self._manager = manager
+        if self.config.step_interval is not None:
+            manager._rebalance_num_iterations = self.config.step_interval
+
+    def attach(self, model: Any) -> None:
+        """A model was loaded. Raises PluginError if its layers cannot be served; drafts are left alone."""
+        if self._manager is None or self._manager._get_model() is not model:
+            return
+        layers = inspect_layers(model)
+        self._row_of = {layer: row for row, layer in enumerate(layers.layer_ids)}
+        self._recorder = Recorder(
+            num_layers=len(layers.layer_ids),
+            num_experts=self.num_experts,
+            top_k=layers.top_k,
+            max_tokens=_max_tokens(),
+            sample_rows=self.config.sample_rows,
+            device=get_global_expert_location_metadata().physical_to_logical_map.device,
+            num_ubatches=2 if get_exec().overlap.enable_two_batch_overlap else 1,
+        )
+        entry = self._entry(layers.layer_ids)
+        entry.recorder, entry.owner_group_size = self._recorder, self.layout.owner_group_size
+        self.rebalancer.add(KEY, entry, planning_rank=get_world_group().rank_in_group == 0)
+
+    def _entry(self, layer_ids: list[int]) -> ModelEntry:
+        return ModelEntry(
+            name=self.name,
+            topology=self.topology,
+            policy=self.config.policy,
+            num_experts=self.num_experts,
+            num_groups=self.num_groups,
+            layer_ids=layer_ids,
+            dispatch=self.layout.rule,
+        )
+
+    def begin_pass(self, forward_batch: Any) -> None:
+        """The coming forward pass, of the target or a draft, has this many real tokens at most."""
+        if self._recorder is None:
+            return
+        if self._stale:
+            self._recorder.drop()
+            self._stale = False
+        self._calls.clear()
+        tokens = forward_batch.global_num_token_non_padded_cpu or 0
+        self._recorder.expect([tokens] * len(self._recorder.stage))
+
+    def stage(self, engine_recorder: Any, topk_ids: torch.Tensor) -> None:
+        """Inside the forward pass, also while a graph is captured: keep [T, K] physical ids, -1 = padding."""
+        layer = engine_recorder._current_layer_idx.value
+        row = self._row_of.get(layer)
+        if row is None or engine_recorder._disable_all:
+            return
+        assert self._recorder is not None
+        self._stale = self._stale or engine_recorder._current_forward_pass_id.value is None
+        ubatch = self._calls.get(row, 0) % len(self._recorder.stage)
+        self._calls[row] = self._calls.get(row, 0) + 1
+        phy2log = engine_recorder._expert_location_metadata.physical_to_logical_map[layer]
+        self._recorder.stage_rows(row, logical_ids(topk_ids, phy2log), _real_rows(), ubatch=ubatch)
+
+    def end_pass(self, recording: bool) -> None:
+        """A forward pass of the target is over: count what it routed, or forget it outside the window."""
+        if self._recorder is None:
+            return
+        self._passes += 1
+        self._recorder.fold(recording and self._passes > self._passes_between() - self._window())
+
+    def _passes_between(self) -> int:
+        """Forward passes from one rebalance to the next; in chunks, the rebalance takes one pass for each."""
+        chunks = len(self._manager._compute_update_layer_ids_chunks()) if self.config.window_size else 1
+        interval: int = self._manager._rebalance_num_iterations
+        return interval + (chunks if chunks > 1 else 0)
+
+    def _window(self) -> int:
+        buffered: int = get_exec().moe.expert_distribution_recorder_buffer_size
+        return self.config.window_size or (buffered if buffered > 0 else self._passes_between())
+
+    def end_window(self) -> None:
+        """Collective over all ranks."""
+        self._passes = 0
+        if KEY in self.rebalancer.entries:
+            self.rebalancer.observe(KEY, get_world_group().device_group)
+
+    def plan(self, load: NDArray[np.int64]) -> Placement:
+        """Collective over all ranks. load: [L, E] of all decoder layers, by SGLang's own count.
+
+        The placement of all decoder layers: SGLang also counts the dense ones, which keep the rows they have.
+        """
+        group = get_world_group().cpu_group
+        metadata = get_global_expert_location_metadata()
+        if metadata is None:  # SGLang solves its initial placement from a file of counts: no routing is recorded yet
+            old = linear_placement(len(load), self.num_experts, self.topology.num_slots).phy2log
+            key, layer_ids, counts = "start", np.flatnonzero(load.sum(1)).tolist(), load
+            entry = self._entry(layer_ids)
+            entry.policy = "deepseek" if self.config.policy == "deepseek" else "balanced"
+            self.rebalancer.entries[key] = entry
+        else:
+            old, key, counts = metadata.physical_to_logical_map_cpu.numpy(), KEY, None
+            layer_ids = self.rebalancer.entries[KEY].layer_ids
+        placed = old.copy()
+        if layer_ids:
+            own = None if counts is None else counts[layer_ids]
+            placed[layer_ids] = self.rebalancer.decide(key, old[layer_ids], group, own).placement.phy2log
+        return Placement(placed)
+
+
+def logical_ids(topk_ids: torch.Tensor, phy2log: torch.Tensor) -> torch.Tensor:
+    """[T, K] logical ids of physical ones; what names no routed slot (padding, shared experts) is -1."""
+    routed = (topk_ids >= 0) & (topk_ids < phy2log.shape[0])
+    return torch.where(routed, phy2log[topk_ids.masked_fill(~routed, 0).long()], -1)
+
+
+def _real_rows() -> torch.Tensor | None:
+    """Scalar tensor of how many rows of the layer's input are real, in a graph its static buffer; None: all."""
+    bound = get_forward_context().moe_num_token_non_padded if has_forward_context() else None
+    return bound() if bound is not None else None
+
+
+def _max_tokens() -> int:
+    """Rows that one forward pass of a rank may route; what is above is not recorded."""
+    schedule, drafted = get_schedule(), get_spec().speculative_num_draft_tokens or 1
+    prefill = schedule.chunked_prefill_size or 0
+    return max(prefill if prefill > 0 else schedule.max_prefill_tokens, (schedule.max_running_requests or 0) * drafted)

@@ -1,0 +1,42 @@
+"""What the plugin must know of an SGLang model's MoE layers, read from their routers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sglang.srt.layers.moe.hash_topk import HashTopK
+from sglang.srt.layers.moe.topk import TopK, TopKOutputFormat
+
+from ...errors import mismatch
+
+_USE_VANILLA = "use SGLang's own EPLB for this model: remove the plugin's settings"
+_SEEN = (None, TopKOutputFormat.STANDARD)
+
+
+@dataclass(frozen=True)
+class MoeLayers:
+    """layer_ids: decoder-layer numbers of the MoE layers, increasing. top_k: routed experts per token."""
+
+    layer_ids: list[int]
+    top_k: int
+
+
+def inspect_layers(model: Any) -> MoeLayers:
+    """Read the routers of a loaded model. Raises PluginError for a layer whose routing the plugin cannot see."""
+    top_k_of: dict[int, int] = {}
+    for module in model.modules():
+        if not isinstance(module, (TopK, HashTopK)) or module.is_draft:
+            continue
+        if isinstance(module, TopK):
+            config = module.topk_config
+            if config.output_format not in _SEEN:
+                found = f"{config.output_format.name}, routing inside the expert kernel"
+                raise mismatch(f"layer {module.layer_id}", found=found, expected="routing before it", fix=_USE_VANILLA)
+            top_k_of[module.layer_id] = config.top_k - config.num_shared_topk_slots
+        else:
+            top_k_of[module.layer_id] = module.topk - module.num_shared_topk_slots
+    if len(set(top_k_of.values())) != 1:
+        found = f"top-k {sorted(set(top_k_of.values()))}" if top_k_of else "no router of SGLang's"
+        raise mismatch("MoE layers", found=found, expected="one top-k for all layers", fix=_USE_VANILLA)
+    return MoeLayers(sorted(top_k_of), next(iter(top_k_of.values())))

@@ -1,0 +1,167 @@
+"""The hooks inside a scheduler: SGLang's EPLB manager, recorder and algorithms, never a model or a kernel.
+
+Expert weights are moved by SGLang's own updater.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
+
+from ...errors import PluginError
+from .. import hooks
+from ..hooks import Hook
+from .dispatch_table import dispatch_table
+from .entrance import ENTRANCE, stop
+from .layout import AFFINITY
+from .state import get_adapter
+
+_PLUGIN = object()  # stands for a member of SGLang's closed enumeration of algorithms
+
+
+def _manager_init(original: Callable[..., Any], self: Any, **collaborators: Any) -> None:
+    original(self, **collaborators)
+    try:
+        hooks.verify([*ENTRANCE, *RUNTIME])
+    except PluginError as error:
+        stop(error)
+    get_adapter().manage(self)
+
+
+def _prepare_moe_topk(original: Callable[..., Any], *, model: Any, model_config: Any) -> None:
+    original(model=model, model_config=model_config)
+    try:
+        get_adapter().attach(model)
+    except PluginError as error:
+        stop(error)
+
+
+def _on_forward_pass_start(original: Callable[..., Any], self: Any, forward_batch: Any) -> None:
+    get_adapter().begin_pass(forward_batch)
+    original(self, forward_batch)
+
+
+def _on_select_experts(original: Callable[..., Any], self: Any, topk_ids: torch.Tensor) -> None:
+    get_adapter().stage(self, topk_ids)
+    original(self, topk_ids)
+
+
+def _on_forward_pass_end(original: Callable[..., Any], self: Any) -> None:
+    get_adapter().end_pass(get_global_expert_distribution_recorder().recording)
+    original(self)
+
+
+def _dump_record(original: Callable[..., Any], self: Any, output_mode: str = "file") -> Any:
+    if output_mode == "object":  # for a rebalance; dumps to files leave our window alone
+        get_adapter().end_window()
+    return original(self, output_mode)
+
+
+def _compute_algorithm(original: Callable[..., Any], raw_algorithm: str, num_groups: Any, num_nodes: int) -> Any:
+    return _PLUGIN if raw_algorithm == AFFINITY else original(raw_algorithm, num_groups, num_nodes)
+
+
+def _rebalance_experts(
+    original: Callable[..., Any],
+    tokens_per_expert: torch.Tensor,
+    num_physical_experts: int,
+    num_local_physical_experts: int,
+    num_groups: int | None,
+    num_nodes: int,
+    algorithm: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if algorithm is not _PLUGIN:
+        return original(
+            tokens_per_expert, num_physical_experts, num_local_physical_experts, num_groups, num_nodes, algorithm
+        )
+    made = get_adapter().plan(tokens_per_expert.sum(dim=0).cpu().numpy())
+    phy2log, log2phy, count = (torch.from_numpy(one).long() for one in (made.phy2log, made.log2phy, made.replica_count))
+    return phy2log, log2phy, count
+
+
+def _compute_dispatch_table(
+    original: Callable[..., Any],
+    logical_to_all_physical_map: torch.Tensor,
+    ep_size: int,
+    num_physical_experts: int,
+    ep_rank: int,
+    seed: int = 42,
+) -> torch.Tensor:
+    table = dispatch_table(
+        logical_to_all_physical_map.cpu().numpy(), get_adapter().topology, ep_rank, num_physical_experts, seed
+    )
+    return torch.from_numpy(table).to(logical_to_all_physical_map)
+
+
+_MANAGER = "sglang.srt.eplb.eplb_manager:EPLBManager"
+_RECORDER = "sglang.srt.eplb.expert_distribution:_ExpertDistributionRecorderReal"
+_ALGORITHMS = "sglang.srt.eplb.eplb_algorithms"
+
+RUNTIME = (
+    Hook(
+        f"{_MANAGER}.__init__",
+        "around",
+        "verifies that every hook is in force: SGLang only logs those that it could not apply",
+        "(self, *, model_config, get_model, get_expert_location_updater, get_expert_backup_client, get_weight_updater)",
+        _manager_init,
+    ),
+    Hook(
+        "sglang.srt.model_executor.model_runner_components.moe_ep_setup:prepare_moe_topk",
+        "around",
+        "sees the loaded model before graphs are captured, to make the buffers of its MoE layers",
+        "(*, model, model_config)",
+        _prepare_moe_topk,
+    ),
+    Hook(
+        f"{_RECORDER}._on_forward_pass_start",
+        "around",
+        "tells the host how many tokens of the coming forward pass are real",
+        "(self, forward_batch)",
+        _on_forward_pass_start,
+    ),
+    Hook(
+        f"{_RECORDER}.on_select_experts",
+        "around",
+        "sees the physical top-k ids of every layer with every all-to-all, also where SGLang's own count has none",
+        "(self, topk_ids)",
+        _on_select_experts,
+    ),
+    Hook(
+        f"{_MANAGER}.on_forward_pass_end",
+        "around",
+        "counts what a forward pass of the target model routed",
+        "(self)",
+        _on_forward_pass_end,
+    ),
+    Hook(
+        f"{_RECORDER}.dump_record",
+        "around",
+        "ends the window on every rank at the same step",
+        "(self, output_mode='file')",
+        _dump_record,
+    ),
+    Hook(
+        f"{_ALGORITHMS}:compute_algorithm",
+        "around",
+        f"knows the name {AFFINITY}, which SGLang's list of algorithms does not",
+        "(raw_algorithm, num_groups, num_nodes)",
+        _compute_algorithm,
+    ),
+    Hook(
+        f"{_ALGORITHMS}:rebalance_experts",
+        "around",
+        "plans instead of SGLang's algorithms",
+        "(tokens_per_expert, num_physical_experts, num_local_physical_experts, num_groups, num_nodes, algorithm)",
+        _rebalance_experts,
+    ),
+    Hook(
+        "sglang.srt.eplb.expert_location:compute_logical_to_rank_dispatch_physical_map",
+        "replace",
+        "makes the same table of --ep-dispatch-algorithm static without a Python loop over ranks",
+        "(logical_to_all_physical_map, ep_size, num_physical_experts, ep_rank, seed=42)",
+        _compute_dispatch_table,
+    ),
+)

@@ -1,0 +1,88 @@
+"""vLLM: `vllm serve` and `vllm bench serve`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .engine import ENVIRONMENT, METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
+
+
+class Vllm(Engine):
+    name = "vllm"
+    title = "vLLM"
+    vanilla = "vanilla EPLB (async)"
+
+    def serve(self, model: Path, port: int) -> list[str]:
+        return [_program(), "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
+
+    def environment(self, bind: str) -> dict[str, str]:
+        return {
+            **ENVIRONMENT,
+            "VLLM_HOST_IP": "127.0.0.1",
+            "VLLM_CPU_OMP_THREADS_BIND": bind,
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+
+    def arguments(self, layout: Layout, eplb: Eplb | None = None) -> list[str]:
+        # fp32, because bf16 output changes with the placement (order of summation) on any engine; eager, because a tiny
+        # model gains nothing from compilation.
+        words = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "32"]
+        if layout.ranks > 1:
+            words += ["--tensor-parallel-size", str(layout.tensor_parallel)]
+            words += ["--data-parallel-size", str(layout.data_parallel)]
+            words += ["--enable-expert-parallel", "--api-server-count", "1"]
+        if eplb is not None:
+            words += ["--enable-eplb"]
+            words += ["--eplb-config.num_redundant_experts", str(eplb.redundant_experts)]
+            words += ["--eplb-config.window_size", str(eplb.window_size)]
+            words += ["--eplb-config.step_interval", str(eplb.step_interval)]
+            words += ["--eplb-config.use_async", str(eplb.use_async).lower()]
+        return words
+
+    def plugin_arguments(self, config: Path) -> list[str]:
+        return ["--eplb-plugin-config", str(config)]
+
+    def completion_request(self, model: Path, prompt: list[int], tokens: int) -> tuple[str, dict[str, Any]]:
+        return "/v1/completions", {
+            "model": str(model),
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "temperature": 0,
+            "logprobs": 1,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+
+    def completion(self, answer: Mapping[str, Any]) -> Completion:
+        choice = answer["choices"][0]
+        return Completion(tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]))
+
+    def bench(self, model: Path, url: str, load: Load, result: Path) -> list[str]:
+        return [
+            _program(), "bench", "serve", "--backend", "vllm", "--base-url", url, "--model", str(model),
+            "--dataset-name", "random",
+            "--random-input-len", str(load.input_tokens), "--random-output-len", str(load.output_tokens),
+            "--num-prompts", str(load.requests), "--max-concurrency", str(load.concurrency),
+            "--ignore-eos", "--seed", str(load.seed), "--disable-tqdm",
+            "--percentile-metrics", ",".join(METRICS), "--metric-percentiles", ",".join(map(str, PERCENTILES)),
+            "--save-result", "--result-dir", str(result.parent), "--result-filename", result.name,
+        ]  # fmt: skip
+
+    def bench_figures(self, report: Mapping[str, Any]) -> dict[str, float]:
+        figures = {f"{name}_p{share}": report[f"p{share}_{name}_ms"] for name in METRICS for share in PERCENTILES}
+        return {
+            **figures,
+            "output_tokens_per_second": report["output_throughput"],
+            "completed": report["completed"],
+        }
+
+
+def _program() -> str:
+    return str(Path(sys.executable).with_name("vllm"))
+
+
+VLLM = Vllm()
