@@ -138,7 +138,7 @@ def test_nothing_to_move(pools: dict[int, Ranks]) -> None:
 
 
 def announced(topology: Topology) -> list[str]:
-    old, new = rotated(2, topology, 0), rotated(2, topology, 3)
+    old, new = rotated(2, topology, 0), rotated(2, topology, 1)
     model = Model(old, topology.slots_per_rank)
     with Log() as log:
         shuffler = model.shuffler(topology, *groups(), Budget(message_bytes=1))
