@@ -1,7 +1,8 @@
-"""Run a function in several processes of one gloo group. Whatever hangs is ended after a while."""
+"""Run functions in several processes of one gloo group. Whatever hangs is ended after a while."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -21,7 +22,9 @@ if ROOT not in sys.path:
 
 # The server process imports torch once, on one thread; every rank is a fork of it.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch.distributed", "eplb_plugin.controller"])
+_CONTEXT.set_forkserver_preload(
+    ["torch.distributed", "eplb_plugin.controller", "eplb_plugin.migration.shuffle", "pytest", "hypothesis"]
+)
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list[Any]:
@@ -30,53 +33,100 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     `function` is a module's own function and must return what can be pickled. Raises AssertionError with the traceback
     of the first rank that fails, and TimeoutError if a rank does not answer in time.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(world_size)]
-        ranks = [
-            _CONTEXT.Process(target=_rank, args=(rank, world_size, f"{folder}/store", timeout, pipe[1], function, args))
-            for rank, pipe in enumerate(pipes)
+    with Ranks(world_size, timeout) as ranks:
+        return ranks.run(function, *args)
+
+
+class Ranks:
+    """Processes that run one function after another; a context manager, after which none of them is left.
+
+    timeout: seconds for one function, and of every collective of the default group.
+    """
+
+    def __init__(self, world_size: int, timeout: float = 60.0) -> None:
+        self.timeout = timeout
+        self._folder = tempfile.TemporaryDirectory()
+        store = f"{self._folder.name}/store"
+        pipes = [_CONTEXT.Pipe() for _ in range(world_size)]
+        self._ends = [end for end, _ in pipes]
+        self.processes = [
+            _CONTEXT.Process(target=_serve, args=(rank, world_size, store, timeout, end))
+            for rank, (_, end) in enumerate(pipes)
         ]
-        try:
-            for rank in ranks:
-                rank.start()
-            for _, sender in pipes:
-                sender.close()
-            return _collect([receiver for receiver, _ in pipes], time.monotonic() + timeout)
-        finally:
-            for rank in ranks:
-                if rank.is_alive():
-                    rank.join(1.0)
-                if rank.is_alive():
-                    rank.kill()
-                rank.join()
-            for receiver, _ in pipes:
-                receiver.close()
+        for process in self.processes:
+            process.start()
+        for _, end in pipes:
+            end.close()
 
+    def __enter__(self) -> Ranks:
+        return self
 
-def _collect(receivers: list[Connection], deadline: float) -> list[Any]:
-    results: dict[int, Any] = {}
-    while len(results) < len(receivers):
-        waiting = [one for rank, one in enumerate(receivers) if rank not in results]
-        ready = wait(waiting, max(0.0, deadline - time.monotonic()))
-        if not ready:
-            missing = [rank for rank in range(len(receivers)) if rank not in results]
-            raise TimeoutError(f"ranks {missing} did not answer")
-        for one in ready:
-            assert isinstance(one, Connection)
-            rank = receivers.index(one)
-            try:
-                ok, value = one.recv()
-            except EOFError:
-                raise AssertionError(f"rank {rank} died") from None
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()  # a rank that waits for its next function ends
+        for process in self.processes:
+            process.join(1.0)
+            if process.is_alive():
+                process.kill()
+            process.join()
+        self._folder.cleanup()
+
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """The value of every rank; see `run_ranks`."""
+        self.start(function, *args)
+        values = []
+        for rank, (ok, value) in enumerate(self.answers()):
+            if ok is None:
+                raise AssertionError(f"rank {rank} died")
             if not ok:
                 raise AssertionError(f"rank {rank} failed:\n{value}")
-            results[rank] = value
-    return [results[rank] for rank in range(len(receivers))]
+            values.append(value)
+        return values
+
+    def start(self, function: Callable[..., Any], *args: Any) -> None:
+        for end in self._ends:
+            end.send((function, args))
+
+    def answered(self, rank: int) -> bool:
+        """Whether a rank has answered, or ended, since `start`."""
+        return self._ends[rank].poll()
+
+    def answers(self, expected: set[int] | None = None) -> list[tuple[bool | None, Any]]:
+        """Of every rank (or of those expected): (True, value), (False, traceback) or (None, exit code).
+
+        A failure ends the waiting, because the other ranks may wait for the one that failed. Raises TimeoutError.
+        """
+        deadline = time.monotonic() + self.timeout
+        found: dict[int, tuple[bool | None, Any]] = {}
+        waiting = set(range(len(self._ends))) if expected is None else set(expected)
+        while waiting - set(found):
+            left = {rank: self._ends[rank] for rank in waiting - set(found)}
+            ready = wait(left.values(), max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError(f"ranks {sorted(left)} did not answer")
+            for rank, end in left.items():
+                if end in ready:
+                    found[rank] = self._receive(rank, end)
+                    if expected is None and not found[rank][0]:
+                        return [found.get(rank, (True, None)) for rank in range(len(self._ends))]
+        return [found[rank] for rank in sorted(found)]
+
+    def _receive(self, rank: int, end: Connection) -> tuple[bool | None, Any]:
+        try:
+            return end.recv()
+        except (EOFError, ConnectionResetError):
+            self.processes[rank].join()
+            return None, self.processes[rank].exitcode
 
 
-def _rank(
-    rank: int, size: int, store: str, timeout: float, answer: Connection, function: Callable[..., Any], args: Any
-) -> None:
+def _serve(rank: int, size: int, store: str, timeout: float, end: Connection) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
     import torch.distributed as dist
@@ -86,10 +136,16 @@ def _rank(
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
         )
-        result = (True, function(*args))
+        while True:
+            try:
+                function, args = end.recv()
+            except EOFError:
+                break
+            end.send((True, function(*args)))
+    except BaseException:
+        with contextlib.suppress(OSError):  # nobody waits for it any more
+            end.send((False, traceback.format_exc()))
+    end.close()
+    with contextlib.suppress(Exception):  # ranks may have died
         dist.barrier()  # no rank leaves while another still talks to it
         dist.destroy_process_group()
-    except BaseException:
-        result = (False, traceback.format_exc())
-    answer.send(result)
-    answer.close()

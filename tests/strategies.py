@@ -88,6 +88,27 @@ def cases(draw: st.DrawFn, max_experts: int = 14, **shape: Any) -> Case:
 
 
 @st.composite
+def migrations(draw: st.DrawFn, ranks: int | None = None, max_layers: int = 3) -> tuple[Any, Any, Topology]:
+    """old, new [L, P] int32 and their topology: unrelated placements, or some slots changed, or none."""
+    experts = draw(st.integers(1, 12))
+    if ranks is None:
+        topology = draw(topologies(experts, max_nodes=4, max_ranks_per_node=4))
+    else:
+        nodes = draw(st.sampled_from([n for n in range(1, ranks + 1) if ranks % n == 0]))
+        node_of_rank = draw(st.permutations(sorted(list(range(nodes)) * (ranks // nodes))))
+        topology = Topology.from_nodes(node_of_rank, -(-experts // ranks) + draw(st.integers(0, 3)))
+    layers = draw(st.integers(1, max_layers))
+    old = draw(placements(layers, experts, topology.num_slots)).phy2log
+    new = draw(placements(layers, experts, topology.num_slots)).phy2log
+    if draw(st.booleans()):
+        new = old.copy()
+        for layer in range(layers):  # exchanges keep every expert placed
+            for one, other in draw(st.lists(st.tuples(*[st.integers(0, topology.num_slots - 1)] * 2), max_size=3)):
+                new[layer, [one, other]] = new[layer, [other, one]]
+    return old, new, topology
+
+
+@st.composite
 def weighted_plans(draw: st.DrawFn) -> Plan:
     """Any placement with any source weights, zeros included."""
     experts = draw(st.integers(1, 8))

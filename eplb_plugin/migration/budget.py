@@ -1,0 +1,55 @@
+"""What may happen in one step: how many layers change, and how many bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import mismatch
+from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bounds of one step, and deadlines.
+
+    layers_per_step, bytes_per_step: at most so many layers are switched on a step, and (unless one layer alone needs
+    more) so many bytes copied on any rank; None = one layer's worth of this rank's experts.
+    message_bytes: rows travel in messages of at most this size (at least one expert).
+    transfer_seconds: a message that takes longer breaks the migration off, and the old placement serves on.
+    vote_seconds: a rank that does not vote for so long ends the others: longer than the slowest step of the engine.
+    """
+
+    layers_per_step: int = 1
+    bytes_per_step: int | None = None
+    message_bytes: int = 64 << 20
+    transfer_seconds: float = 30.0
+    vote_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("layers_per_step", "bytes_per_step", "message_bytes", "transfer_seconds", "vote_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise mismatch(f"budget.{name}", found=value, expected="more than 0", fix="set a positive bound")
+
+
+def batches(plan: Schedule, row_bytes: Sequence[int], budget: Budget, capacity: int) -> list[list[int]]:
+    """Layers that are staged, voted on and switched together, in order; layers without a change are in none.
+
+    capacity: bytes of staging. The same on every rank: what counts is the rank that stages most.
+    """
+    bound = capacity if budget.bytes_per_step is None else min(capacity, budget.bytes_per_step)
+    staged = plan.staged_rows * np.asarray(row_bytes, np.int64)[:, None]
+    found: list[list[int]] = []
+    filled = np.zeros(plan.topology.num_ranks, np.int64)
+    for layer in plan.changed_layers:
+        fits = found and len(found[-1]) < budget.layers_per_step and (filled + staged[layer]).max() <= bound
+        if fits:
+            found[-1].append(layer)
+            filled += staged[layer]
+        else:
+            found.append([layer])
+            filled = staged[layer].copy()
+    return found

@@ -1,0 +1,120 @@
+"""Expert tensors of every odd kind, whose bytes say which layer, expert and tensor they are of; run in the ranks."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from eplb_plugin import Topology
+from eplb_plugin.migration.budget import Budget
+from eplb_plugin.migration.layout import expert_rows
+from eplb_plugin.migration.shuffle import Shuffler
+
+# name -> dtype, shape of one expert
+KINDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+    "w13_weight": (torch.float32, (6, 8)),
+    "w2_weight": (torch.bfloat16, (8, 3)),
+    "w13_weight_scale_inv": (torch.float8_e4m3fn, (3, 5)),
+    "w2_qzeros": (torch.int8, (3,)),
+    "w13_qweight": (torch.int32, (2, 5)),
+    "w2_bias": (torch.float64, (5,)),
+    "w2_alpha": (torch.float16, ()),
+    "w2_mask": (torch.bool, (7,)),
+}
+LONG = {"w2_long": (torch.int16, (4099, 5))}  # more words than a block of the seal
+
+
+class Model:
+    """The MoE layers of one rank. phy2log: [L, P] what its tensors hold and its maps say."""
+
+    def __init__(self, phy2log: NDArray[Any], slots: int, long_rows: bool = False) -> None:
+        self.rank, self.slots, self.phy2log = dist.get_rank(), slots, np.array(phy2log, np.int32)
+        self.kinds = KINDS | LONG if long_rows else KINDS
+        self.tensors = [self._layer(layer) for layer in range(len(phy2log))]
+        self.addresses = self._addresses()
+        self.switched: list[list[int]] = []
+
+    def _layer(self, layer: int) -> dict[str, torch.Tensor]:
+        tensors = {name: torch.empty(self.slots, *shape, dtype=dtype) for name, (dtype, shape) in self.kinds.items()}
+        tensors["w13_weight_scale_inv"] = torch.empty(self.slots, 5, 3, dtype=torch.float8_e4m3fn).transpose(1, 2)
+        tensors["w2_bias"] = torch.zeros(self.slots, 8, dtype=torch.float64)[:, :5]  # rows with room between them
+        for slot, expert in enumerate(self._own(self.phy2log[layer])):
+            for name in self.kinds:
+                self._bytes(tensors[name], slot)[:] = self._expected(layer, expert, name)
+        tensors["w13_input_scale"] = torch.tensor([float(self.rank)]).expand(self.slots)  # this rank's, stays
+        tensors["w13_again"] = tensors["w13_weight"]
+        tensors["group_size"] = torch.tensor(128)
+        return {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
+
+    def _own(self, row: NDArray[Any]) -> NDArray[Any]:
+        return row[self.rank * self.slots : (self.rank + 1) * self.slots]
+
+    def _bytes(self, tensor: torch.Tensor, slot: int) -> NDArray[np.uint8]:
+        row = tensor.detach()[slot]
+        inner = row if row.dim() < 2 or row.is_contiguous() else row.transpose(0, 1)
+        return inner.reshape(1, -1)[0].view(torch.uint8).numpy()
+
+    def _expected(self, layer: int, expert: int, name: str) -> NDArray[np.uint8]:
+        dtype, shape = self.kinds[name]
+        seed = [layer, int(expert), list(self.kinds).index(name)]
+        size = int(np.prod(shape)) * dtype.itemsize
+        return np.random.default_rng(seed).integers(0, 2 if dtype == torch.bool else 256, size, dtype=np.uint8)
+
+    def _addresses(self) -> list[int]:
+        return [tensor.data_ptr() for layer in self.tensors for tensor in layer.values()]
+
+    def shuffler(self, topology: Topology, data: Any, votes: Any, budget: Budget | None = None) -> Shuffler:
+        shared = ("w13_input_scale",) if self.slots == 1 else ()  # else its stride tells
+        rows = [expert_rows(layer, self.slots, shared) for layer in self.tensors]
+        return Shuffler(rows, topology, data=data, votes=votes, switch=lambda *args: self.switch(*args), budget=budget)
+
+    def switch(self, layers: list[int], rows: NDArray[np.int32]) -> None:
+        self.switched.append(layers)
+        self.phy2log[layers] = rows
+
+    def check(self) -> None:
+        """Every tensor, bit for bit, is what the maps of this rank say, at the address where it was."""
+        assert self._addresses() == self.addresses
+        for layer, tensors in enumerate(self.tensors):
+            assert tensors["w13_input_scale"].tolist() == [float(self.rank)] * self.slots
+            for slot, expert in enumerate(self._own(self.phy2log[layer])):
+                for name in self.kinds:
+                    found, expected = self._bytes(tensors[name], slot), self._expected(layer, expert, name)
+                    assert np.array_equal(found, expected), f"layer {layer}, slot {slot}, expert {expert}, {name}"
+
+
+_groups: dict[str, Any] = {}
+
+
+def groups(fresh: bool = False) -> tuple[Any, Any]:
+    """Collective: the two groups that a Shuffler needs; those of an earlier test of these processes unless `fresh`."""
+    if fresh or not _groups:
+        _groups.update(data=dist.new_group(timeout=timedelta(seconds=30)))
+        _groups.update(votes=dist.new_group(timeout=timedelta(seconds=30)))
+    return _groups["data"], _groups["votes"]
+
+
+class Log(logging.Handler):
+    """The lines of the plugin's log while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def __enter__(self) -> Log:
+        logger = logging.getLogger("eplb_plugin")
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("eplb_plugin").removeHandler(self)

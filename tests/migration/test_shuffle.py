@@ -1,0 +1,218 @@
+"""Weights that moved between real processes, over gloo."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eplb_plugin import PluginError, Topology
+from eplb_plugin.migration.budget import Budget
+from expert_models import Log, Model, groups
+from processes import Ranks
+from strategies import QUICK, migrations
+
+SIZES = (2, 3, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def pools() -> Iterator[dict[int, Ranks]]:
+    """Processes by their number, reused by all examples."""
+    started: dict[int, Ranks] = {}
+    try:
+        yield started
+    finally:
+        for ranks in started.values():
+            ranks.close()
+
+
+def pool(pools: dict[int, Ranks], size: int) -> Ranks:
+    if size in pools and not pools[size].alive:  # after a failure, so that Hypothesis can go on
+        pools.pop(size).close()
+    if size not in pools:
+        pools[size] = Ranks(size)
+    return pools[size]
+
+
+def migrate(old: Any, new: Any, topology: Topology, budget: Budget, stepwise: bool, long_rows: bool) -> int:
+    """-> steps; the weights, the maps and the addresses are checked here, after every step."""
+    model = Model(old, topology.slots_per_rank, long_rows)
+    shuffler = model.shuffler(topology, *groups(), budget)
+    steps = 0
+    shuffler.begin(old, new)
+    if stepwise:
+        while shuffler.step():
+            steps += 1
+            model.check()
+    else:
+        shuffler.finish()
+    model.check()
+    assert shuffler.refusal == ""
+    assert np.array_equal(model.phy2log, new)
+    changed = np.flatnonzero((np.asarray(old) != new).any(axis=1)).tolist()
+    assert [layer for layers in model.switched for layer in layers] == changed
+    assert all(len(layers) <= budget.layers_per_step for layers in model.switched)
+    return steps
+
+
+@pytest.mark.parametrize("size", SIZES)
+@given(data=st.data())
+@settings(QUICK, max_examples=20)
+def test_any_placement_becomes_any_other(pools: dict[int, Ranks], size: int, data: st.DataObject) -> None:
+    """Every row of every kind of tensor is right, bit for bit, after every step, and no tensor has a new address."""
+    old, new, topology = data.draw(migrations(size))
+    budget = Budget(
+        layers_per_step=data.draw(st.integers(1, 3)),
+        bytes_per_step=data.draw(st.sampled_from([None, 1, 2000])),
+        message_bytes=data.draw(st.sampled_from([1, 1500, 1 << 20])),
+    )
+    pool(pools, size).run(migrate, old, new, topology, budget, data.draw(st.booleans()), data.draw(st.booleans()))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("size", SIZES)
+@given(data=st.data())
+@settings(QUICK, max_examples=400)
+def test_any_placement_becomes_any_other_at_length(pools: dict[int, Ranks], size: int, data: st.DataObject) -> None:
+    """The same, for longer."""
+    old, new, topology = data.draw(migrations(size, max_layers=6))
+    budget = Budget(data.draw(st.integers(1, 4)), None, data.draw(st.sampled_from([1, 1500, 1 << 20])))
+    pool(pools, size).run(migrate, old, new, topology, budget, data.draw(st.booleans()), data.draw(st.booleans()))
+
+
+def rotated(layers: int, topology: Topology, by: int) -> np.ndarray[Any, Any]:
+    slots = np.arange(topology.num_slots, dtype=np.int32)
+    return np.stack([(slots + by * (layer + 1)) % topology.num_slots for layer in range(layers)])
+
+
+def test_one_layer_a_step(pools: dict[int, Ranks]) -> None:
+    """A layer is switched on each step once the first is staged; begin and vote take a few steps more."""
+    topology = Topology(2, 1, 4)
+    args = (rotated(12, topology, 0), rotated(12, topology, 1), topology, Budget(), True, False)
+    steps = pool(pools, 2).run(migrate, *args)
+    assert len(set(steps)) == 1
+    assert steps[0] >= 12
+
+
+def many(rounds: int, topology: Topology) -> None:
+    rng = np.random.default_rng(0)
+    old = rotated(4, topology, 0)
+    model = Model(old, topology.slots_per_rank)
+    shuffler = model.shuffler(topology, *groups())
+    for _ in range(rounds):
+        new = rng.permuted(model.phy2log, axis=1)
+        shuffler.begin(model.phy2log.copy(), new)
+        while shuffler.step():
+            pass
+        assert np.array_equal(model.phy2log, new)
+        model.check()
+
+
+def test_many_migrations_one_after_the_other(pools: dict[int, Ranks]) -> None:
+    """Fifty in a row by one Shuffler: nothing of one is left over for the next."""
+    pool(pools, 4).run(many, 50, Topology(2, 2, 3))
+
+
+def nothing_to_do(topology: Topology) -> list[str]:
+    old = rotated(2, topology, 0)
+    model = Model(old, topology.slots_per_rank)
+    shuffler = model.shuffler(topology, *groups())
+    with Log() as log:
+        shuffler.begin(old, old)
+        assert not shuffler.step()
+        shuffler.finish()
+    assert model.switched == []
+    return log.lines
+
+
+def test_nothing_to_move(pools: dict[int, Ranks]) -> None:
+    """An equal placement ends before anything is sent, voted on or said."""
+    assert pool(pools, 2).run(nothing_to_do, Topology(1, 2, 3)) == [[], []]
+
+
+def announced(topology: Topology) -> list[str]:
+    old, new = rotated(2, topology, 0), rotated(2, topology, 1)
+    model = Model(old, topology.slots_per_rank)
+    with Log() as log:
+        shuffler = model.shuffler(topology, *groups(), Budget(message_bytes=1))
+        widest = max(rows.row_bytes for rows in shuffler.layers)
+        assert shuffler.wires.nbytes == 2 * topology.slots_per_rank * widest + 2 * widest
+        shuffler.begin(old, new)
+        assert not model.switched
+        shuffler.finish()
+    return log.lines
+
+
+def test_memory_and_traffic_are_stated_first(pools: dict[int, Ranks]) -> None:
+    """Staging memory when it is made, bytes between ranks and nodes before any moves."""
+    lines = pool(pools, 2).run(announced, Topology(2, 1, 3))[0]
+    assert lines[0].startswith("migration: 0.0 MiB of staging memory on cpu, at most 1 layers")
+    assert "2 of 2 layers" in lines[1]
+    assert "between nodes" in lines[1]
+
+
+def under_way(topology: Topology) -> None:
+    old, new = rotated(2, topology, 0), rotated(2, topology, 1)
+    model = Model(old, topology.slots_per_rank)
+    shuffler = model.shuffler(topology, *groups())
+    shuffler.begin(old, new)
+    with pytest.raises(PluginError, match="one under way"):
+        shuffler.begin(old, new)
+    shuffler.finish()
+    model.check()
+    other = Topology(1, topology.num_ranks, topology.slots_per_rank + 1)
+    with pytest.raises(PluginError, match="slots of the expert tensors"):
+        model.shuffler(other, *groups())
+    with pytest.raises(PluginError, match="ranks of the groups"):
+        model.shuffler(Topology(1, topology.num_ranks + 1, topology.slots_per_rank), *groups())
+
+
+def test_misuse_is_refused(pools: dict[int, Ranks]) -> None:
+    """A second migration during one, tensors or groups of another topology: one line each."""
+    pool(pools, 2).run(under_way, Topology(1, 2, 3))
+
+
+def inference(topology: Topology) -> None:
+    with torch.inference_mode():
+        model = Model(rotated(2, topology, 0), topology.slots_per_rank)
+        shuffler = model.shuffler(topology, *groups())
+    shuffler.begin(model.phy2log.copy(), rotated(2, topology, 1))
+    while shuffler.step():
+        pass
+    model.check()
+    assert len(model.switched) == 2
+
+
+def test_tensors_of_inference_mode(pools: dict[int, Ranks]) -> None:
+    """Engines load weights in inference mode, in which alone they may be written; steps need not be in it."""
+    pool(pools, 2).run(inference, Topology(1, 2, 3))
+
+
+def without_thread(topology: Topology) -> int:
+    threads = threading.active_count()
+    backend, dist.get_backend = dist.get_backend, lambda group: "nccl"
+    try:
+        steps = migrate(rotated(5, topology, 0), rotated(5, topology, 1), topology, Budget(), True, False)
+    finally:
+        dist.get_backend = backend
+    assert threading.active_count() == threads
+    return steps
+
+
+def test_without_a_background_thread(pools: dict[int, Ranks]) -> None:
+    """What a backend other than gloo gets: transfers inside `step`, one batch at a time, on the caller's thread."""
+    assert pool(pools, 4).run(without_thread, Topology(2, 2, 3)) == [6] * 4
+
+
+@pytest.mark.parametrize("field", ["layers_per_step", "bytes_per_step", "transfer_seconds"])
+def test_budget_must_be_positive(field: str) -> None:
+    """A bound of 0 would never end."""
+    with pytest.raises(PluginError, match=f"budget.{field}: found 0"):
+        Budget(**{field: 0})
