@@ -34,7 +34,7 @@ def windows() -> dict[str, RoutingStatistics]:
 
 @pytest.fixture(scope="module")
 def placements(windows: dict[str, RoutingStatistics]) -> dict[str, Placement]:
-    return {"planned <1>": plan(windows["window 0"], TOPOLOGY, policy="affinity", dispatch="hash").placement}
+    return {"planned <i>": plan(windows["window 0"], TOPOLOGY, policy="affinity", dispatch="hash").placement}
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_figures_are_those_of_the_planner(windows, placements, arms) -> None:
     """Balancedness of the start and the plan on the newest window; every section is there; names are escaped."""
     text = Text(report("A <title>", windows, placements, arms, **SHAPE)).text
     newest = windows["window 1"]
-    for placement in (linear_placement(3, 32, 36, [3, 5, 7]), placements["planned <1>"]):
+    for placement in (linear_placement(3, 32, 36, [3, 5, 7]), placements["planned <i>"]):
         expected = balancedness(expected_rank_load(newest.load, plan_of(placement, TOPOLOGY, "hash")))
         assert f"{expected:.3f}" in text
     for part in ("A <title>", "Load of ranks", "Co-activation", "over windows", "Moves", "Serving", "<b>plugin</b>"):
@@ -92,7 +92,7 @@ def test_equal_input_gives_equal_bytes(windows, placements, arms) -> None:
 def test_every_heatmap_value_is_in_the_file(windows, placements) -> None:
     html = report("t", windows, placements, {}, **SHAPE)
     shown = json.loads(re.search(r'id="load1">(.*?)</script>', html).group(1))
-    load = expected_rank_load(windows["window 1"].load, plan_of(placements["planned <1>"], TOPOLOGY, "hash"))
+    load = expected_rank_load(windows["window 1"].load, plan_of(placements["planned <i>"], TOPOLOGY, "hash"))
     np.testing.assert_allclose(shown["values"], load / load.mean(axis=1, keepdims=True), atol=6e-4)
     assert (shown["rows"], shown["columns"]) == ([3, 5, 7], [0, 1, 2, 3])
 
@@ -112,7 +112,7 @@ def test_wrong_input_is_refused(windows, placements) -> None:
     cases = [
         (({}, {}, {}), {}, "nothing to show"),
         (({}, placements, {}), {}, "placements alone"),
-        (({"o": other}, placements, {}), SHAPE, "planned <1>: found 32 experts"),
+        (({"o": other}, placements, {}), SHAPE, "planned <i>: found 32 experts"),
         ((windows, placements, {}), {"nodes": 5, "ranks_per_node": 1}, "a divisor of 36 slots"),
         ((windows, placements, {}), {**SHAPE, "layer": 4}, "--layer: found 4"),
         ((windows, {**placements, "b": linear_placement(3, 32, 40, [3, 5, 7])}, {}), SHAPE, "b: found 40 slots"),
