@@ -22,7 +22,9 @@ if ROOT not in sys.path:
 
 # The server process imports torch once, on one thread; every rank is a fork of it.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch.distributed", "eplb_plugin.controller", "eplb_plugin.migration.shuffle", "pytest", "hypothesis"])
+_CONTEXT.set_forkserver_preload(
+    ["torch.distributed", "eplb_plugin.controller", "eplb_plugin.migration.shuffle", "pytest", "hypothesis"]
+)
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list[Any]:
