@@ -25,7 +25,7 @@ from .replication import TOO_HEAVY, apportion, copy_limit, list_copies
 from .search import Search
 from .sources import arrival_cost
 from .tokens import Tokens, every
-from .visits import Visits, open_visits
+from .visits import open_visits
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
 NODE_TOLERANCE = 0.003  # … and around the replicas …
@@ -178,19 +178,13 @@ def level(rule: Rule, made: Layer, before: Array) -> Layer:
 
 def mend(rule: Rule, old: Layer, before: Array, budget: int, good_enough: float) -> Layer:
     """The same from a placement in use, within `budget` moves: as flat as is good enough, then fewer crossings."""
-    aim = (good_enough - 1.0) / 2.0
-
-    def swap(phy2log: Array, slot_load: Array, cluster: Cluster, movable: Array, visits: Visits) -> int:
-        swaps = 0
-        if old.peak > good_enough:
-            swaps += level_ranks(phy2log, slot_load, cluster, movable, visits, before, budget, aim)
-        if len(visits.rows):
-            bound = slot_load.sum() / len(before) * good_enough
-            swaps += improve_locality(phy2log, slot_load, cluster, movable, visits, before, budget, bound)
-        return swaps
-
-    again = _swapped(rule, old, swap)
-    return again if again.peak <= max(old.peak, good_enough) else old
+    if old.peak > good_enough:
+        aim = (good_enough - 1.0) / 2.0
+        flatter = _swapped(rule, old, partial(level_ranks, before=before, budget=budget, aim=aim))
+        old = flatter if flatter.peak < old.peak else old
+    bound = rule.load.sum() / len(before) * good_enough
+    nearer = _swapped(rule, old, partial(improve_locality, before=before, budget=budget, bound=bound))
+    return nearer if nearer.peak <= max(old.peak, good_enough) else old
 
 
 def _save_visits(rule: Rule, made: Layer) -> Layer:
