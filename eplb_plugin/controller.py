@@ -136,7 +136,7 @@ class Rebalancer:
                 logger.info("rebalance of %s skipped: no token was routed in the window", entry.name)
                 return encode(in_force)
             statistics = entry.history.expected()
-            made = self._plan(entry, statistics, in_force.placement, self._options(entry))
+            made = self._plan(entry, statistics, in_force, self._options(entry))
             if self.config.logging.rebalances:
                 logger.info("%s", _describe(entry, statistics, in_force, made))
             return encode(made)
@@ -160,12 +160,12 @@ class Rebalancer:
             horizon_steps=price.horizon_steps or entry.step_interval,
         )
 
-    def _plan(self, entry: ModelEntry, statistics: RoutingStatistics, placed: Placement, options: PlanOptions) -> Plan:
+    def _plan(self, entry: ModelEntry, statistics: RoutingStatistics, in_force: Plan, options: PlanOptions) -> Plan:
         return plan(
             statistics,
             entry.topology,
             policy=entry.policy,
-            previous=placed,
+            previous=in_force,
             dispatch=entry.dispatch,
             num_groups=entry.num_groups,
             options=options,
@@ -180,7 +180,8 @@ class Rebalancer:
         else:
             rows = np.random.default_rng(0).integers(0, experts, (1, 64, entry.recorder.sample.shape[2]))
             statistics = RoutingStatistics.from_topk(rows, experts)
-        return self._plan(replace(entry, layer_ids=[0]), statistics, placed, self._options(entry)).seconds
+        in_force = plan_of(placed, entry.topology, entry.dispatch)
+        return self._plan(replace(entry, layer_ids=[0]), statistics, in_force, self._options(entry)).seconds
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from eplb_plugin import PlanOptions, RoutingStatistics, Topology, plan
-from eplb_plugin.cli.judged import average, figures, judge_draws
+from eplb_plugin.cli.judged import figures
+from eplb_plugin.observe.judging import average, judge_draws
 from eplb_plugin.workloads.routing import ClusteredRouter
 from eplb_plugin.workloads.trace import read_window
 
