@@ -14,13 +14,11 @@ from .tokens import Tokens
 
 
 @kernel
-def home_nodes(
-    load: Array, pairs: Array, rows: Array, nodes: int, groups: int, slack: float, ingress: float, sweeps: int
-) -> Array:
-    """[E] int32: the better of the starts by co-activation and by expert group, refined."""
+def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, slack: float, sweeps: int) -> Array:
+    """[E] int32: the better of the starts by co-activation and by expert group, refined; arrivals may be uneven yet."""
     movable, limits = (
         np.ones(load.shape[0], np.bool_),
-        Limits(slack, ingress, np.zeros(nodes), np.zeros(nodes, np.int64)),
+        Limits(slack, np.inf, np.zeros(nodes), np.zeros(nodes, np.int64)),
     )
     best, fewest = np.empty(0, np.int32), np.int64(0)
     for start in range(2 if groups > 1 else 1):
@@ -54,7 +52,8 @@ def refine_singles(
     own = np.zeros(cluster.num_nodes, np.int64)
     if cluster.nearest:
         own += count_sources(tokens.source, cluster)
-    refine_nodes(load, node_of, movable, singles, pins, Limits(slack, ingress, fixed_load, own), sweeps)
+    for bound in (np.inf, ingress):  # first near, then even as well: from the start, the price bars most swaps
+        refine_nodes(load, node_of, movable, singles, pins.copy(), Limits(slack, bound, fixed_load, own), sweeps)
     for expert in range(experts):
         if movable[expert]:
             copies[expert] = 0
@@ -84,7 +83,7 @@ def solve_affinity(
     search: Search,
 ) -> Array:  # fmt: skip
     """One layer, from scratch -> phy2log [P] int32. load: [E] float64; pairs: [E, E]."""
-    home = home_nodes(load, pairs, tokens.rows, cluster.num_nodes, groups, slack, ingress, search.sweeps)
+    home = home_nodes(load, pairs, tokens.rows, cluster.num_nodes, groups, slack, search.sweeps)
     copies = place_copies(load, home, cluster, tokens, search.rounds)
     if copies.sum() > load.shape[0]:  # replicas changed what the others are worth where
         refine_singles(load, copies, cluster, tokens, slack, ingress, search.sweeps)

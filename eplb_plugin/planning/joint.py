@@ -108,8 +108,9 @@ def _one_turn(rule: Rule, home: Array, slack: float) -> tuple[Array, Array]:
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
     rows, pins = rule.pins(use, movable)
     own = count_sources(rule.tokens.source, cluster)
-    limits = Limits(max(NODE_TOLERANCE, slack), rule.ingress_tolerance, fixed_load, own)
-    refine_nodes(load, home, movable, rows, pins, limits, rule.search.sweeps)
+    for bound in (np.inf, rule.ingress_tolerance):  # first near, then even as well: at once, most swaps are barred
+        limits = Limits(max(NODE_TOLERANCE, slack), bound, fixed_load, own)
+        refine_nodes(load, home, movable, rows, pins.copy(), limits, rule.search.sweeps)
     copies[movable] = 0
     copies[movable, home[movable]] = 1
     keep_at_home(use, movable, home)
@@ -127,7 +128,7 @@ def _homes(rule: Rule, pairs: Array, groups: int, tolerance: float) -> list[Arra
     """[E] int32 nodes of every expert if there were no replicas: from several starts, refined."""
     load, nodes, tokens = rule.load, rule.cluster.num_nodes, rule.tokens
     movable = np.ones(len(load), np.bool_)
-    limits = Limits(tolerance, rule.ingress_tolerance, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
+    limits = Limits(tolerance, np.inf, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
     pins = np.zeros((len(tokens.rows), nodes), np.int16)
     pins[np.arange(len(pins)), rule.cluster.node_of_rank[tokens.source]] = 1
     starts = [grow_nodes(load, pairs, nodes, tolerance, start) for start in range(rule.search.starts)]

@@ -14,6 +14,7 @@ from eplb_plugin.planning.crossings import Cluster
 from eplb_plugin.planning.exchange import best_exchange
 from eplb_plugin.planning.sources import arrival_cost
 from eplb_plugin.planning.tokens import Tokens
+from eplb_plugin.planning.search import SEARCHES
 from eplb_plugin.planning.weighted import WeightedRule, lost_copies
 from strategies import QUICK
 
@@ -73,7 +74,7 @@ def test_cover_exchanges_bring_a_misplaced_copy_where_it_is_needed():
 def test_weighted_exchanges_only_for_fewer_crossings(seed: int):
     tokens = some_tokens(seed)
     load = np.bincount(tokens.rows.ravel(), minlength=EXPERTS) + 1e-3
-    rule = WeightedRule(load, CLUSTER, tokens, np.repeat(np.arange(NODES), SLOTS), 0.02)
+    rule = WeightedRule(load, CLUSTER, tokens, np.repeat(np.arange(NODES), SLOTS), 0.02, SEARCHES["thorough"])
     copies = some_copies(seed)
     use = rule.settle(copies, np.repeat((copies / copies.sum(axis=1, keepdims=True))[None], NODES, axis=0))
     before = arrival_cost(rule.arrivals(use), 0.02)

@@ -79,7 +79,7 @@ def test_partition_evens_out_what_arrives():
             pins[np.arange(300), source] = 1
             arriving = open_visits(rows, pins.copy(), node_of.copy()).visited - own
             costs[turn] += arrival_cost(arriving, 0.02)
-            refine_nodes(load, node_of, np.ones(24, np.bool_), rows, pins, Limits(1.0, 0.02, np.zeros(3), own))
+            refine_nodes(load, node_of, np.ones(24, np.bool_), rows, pins, Limits(1.0, 0.02, np.zeros(3), own), 12)
     assert costs[1] < costs[0]
 
 

@@ -52,7 +52,7 @@ def test_three_plus_three_equals_brute_force(rows, evenly: bool):
     statistics = RoutingStatistics.from_topk(rows, 6)
     tokens, pairs = layer_tokens(statistics, 0, Topology(2, 1, 3), "hash")
     load = np.ones(6) if evenly else statistics.load[0].astype(float)
-    node_of = home_nodes(load, pairs, tokens.rows, 2, 1, 10.0, 1.0)
+    node_of = home_nodes(load, pairs, tokens.rows, 2, 1, 10.0, 12)
     splits = [np.isin(np.arange(6), half).astype(int) for half in combinations(range(6), 3)]
     assert visits_of(rows[0], node_of) == min(visits_of(rows[0], split) for split in splits)
 
@@ -63,7 +63,7 @@ def test_load_bound_holds_unless_the_gain_is_larger(seed: int):
     rng = np.random.default_rng(seed)
     load = rng.integers(90, 110, 24).astype(float)
     rows = rng.integers(0, 24, (200, 3)).astype(np.int16)
-    node_of = home_nodes(load, np.zeros((24, 24)), rows, 3, 1, 0.02, 1.0)
+    node_of = home_nodes(load, np.zeros((24, 24)), rows, 3, 1, 0.02, 12)
     per_node = np.bincount(node_of, load, 3)
     assert per_node.max() <= per_node.mean() * 1.025
 
@@ -169,7 +169,7 @@ def test_copies_fill_every_node_exactly(seed: int, nearest: bool, per_node: int,
         rng.integers(0, nodes * per_node, 30),
     )
     home = (np.arange(experts) % nodes).astype(np.int32)
-    copies = place_copies(rng.integers(0, 9, experts).astype(float), home, cluster, tokens)
+    copies = place_copies(rng.integers(0, 9, experts).astype(float), home, cluster, tokens, 4)
     assert copies.sum(axis=0).tolist() == [per_node * slots_per_rank] * nodes
     assert (copies[np.arange(experts), home] >= 1).all()
     if slots_per_rank <= experts:
