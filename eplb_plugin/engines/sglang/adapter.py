@@ -17,7 +17,7 @@ from ...controller import ModelEntry, Rebalancer
 from ...placement import Placement, linear_placement
 from ...recording.recorder import Recorder
 from ...topology import Topology
-from .layers import inspect_layers
+from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
 
 KEY = "target"  # SGLang rebalances one model per process: its drafts have no EPLB
@@ -47,6 +47,7 @@ class Adapter:
         """A model was loaded. Raises PluginError if its layers cannot be served; drafts are left alone."""
         if self._manager is None or self._manager._get_model() is not model:
             return
+        refuse_immovable(model)
         layers = inspect_layers(model, self.topology.num_slots)
         self._row_of = {layer: row for row, layer in enumerate(layers.layer_ids)}
         self._recorder = Recorder(

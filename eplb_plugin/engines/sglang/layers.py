@@ -12,6 +12,7 @@ from sglang.srt.layers.moe.topk import TopK, TopKOutputFormat
 from ...errors import mismatch
 
 _USE_VANILLA = "use SGLang's own EPLB for this model: remove the plugin's settings"
+_WEIGHTS = "routed_experts_weights_of_layer"  # where SGLang's updater finds a model's expert weights
 _SEEN = (None, TopKOutputFormat.STANDARD)
 
 
@@ -21,6 +22,16 @@ class MoeLayers:
 
     layer_ids: list[int]
     top_k: int
+
+
+def refuse_immovable(model: Any) -> None:
+    """Raises PluginError for a model whose expert weights SGLang cannot move: it would fail at its first rebalance.
+
+    The attribute is looked for, not read: it may be made when first read, which must not be before loading has ended.
+    """
+    if not (hasattr(type(model), _WEIGHTS) or _WEIGHTS in vars(model)):
+        found = f"{type(model).__name__} without {_WEIGHTS}"
+        raise mismatch("model", found=found, expected="one that SGLang's EPLB can serve", fix="serve it without EPLB")
 
 
 def inspect_layers(model: Any, num_slots: int) -> MoeLayers:

@@ -11,7 +11,7 @@ from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.hash_topk import HashTopK
 from sglang.srt.layers.moe.topk import TopK, TopKConfig, TopKOutputFormat
 
-from eplb_plugin.engines.sglang.layers import inspect_layers
+from eplb_plugin.engines.sglang.layers import inspect_layers, refuse_immovable
 from eplb_plugin.errors import PluginError
 
 SLOTS = 36
@@ -55,6 +55,22 @@ def test_routing_inside_the_kernel_refused(unseen: TopKOutputFormat) -> None:
     """By the layer's number and the kind."""
     with pytest.raises(PluginError, match=f"layer 4: found {unseen.name}, routing inside the expert kernel, expected"):
         inspect_layers(model(router(3), router(4, output_format=unseen)), SLOTS)
+
+
+def test_a_model_whose_weights_cannot_be_moved_refused() -> None:
+    """SGLang's GLM-4-MoE names no weights to move; where they are named, they are not read yet."""
+    with pytest.raises(PluginError, match="found Sequential without routed_experts_weights_of_layer"):
+        refuse_immovable(model(router(3)))
+
+    class Lazy(torch.nn.Module):
+        @property
+        def routed_experts_weights_of_layer(self) -> None:
+            raise AssertionError("read too early")
+
+    refuse_immovable(Lazy())
+    known = model(router(3))
+    known.routed_experts_weights_of_layer = {}
+    refuse_immovable(known)
 
 
 def test_layers_that_differ_or_are_missing_refused() -> None:
