@@ -12,9 +12,9 @@ from eplb_plugin.planning.cover_copies import exchange_cover, grow_cover
 from eplb_plugin.planning.cover_sets import count_cover_arrivals
 from eplb_plugin.planning.crossings import Cluster
 from eplb_plugin.planning.exchange import best_exchange
+from eplb_plugin.planning.search import SEARCHES
 from eplb_plugin.planning.sources import arrival_cost
 from eplb_plugin.planning.tokens import Tokens
-from eplb_plugin.planning.search import SEARCHES
 from eplb_plugin.planning.weighted import WeightedRule, lost_copies
 from strategies import QUICK
 

@@ -58,7 +58,9 @@ def test_any_input_gives_a_valid_plan(case: Case, policy: str, rule: str, warm: 
     groups = data.draw(st.sampled_from([g for g in (1, 2, 3, 4) if case.statistics.num_experts % g == 0]))
     previous = case.previous if warm else None
     made = plan(case.statistics, case.topology, policy=policy, dispatch=rule, previous=previous, num_groups=groups)
-    check(made, case.statistics, case.topology, twins_excused=warm or policy != "affinity" or case.topology.num_nodes == 1)
+    check(
+        made, case.statistics, case.topology, twins_excused=warm or policy != "affinity" or case.topology.num_nodes == 1
+    )
 
 
 @QUICK
@@ -68,7 +70,7 @@ def test_loads_of_any_kind(data: st.DataObject, rule: str):
     statistics = RoutingStatistics(data.draw(loads(2, experts)))
     topology = Topology(data.draw(st.integers(1, 3)), 2, data.draw(st.integers(-(-experts // 2), experts + 2)))
     made = plan(statistics, topology, policy="balanced", dispatch=rule)
-    check(made, statistics, topology)
+    check(made, statistics, topology, twins_excused=True)
 
 
 @QUICK
@@ -208,6 +210,6 @@ def test_one_node_needs_no_co_activation():
 def test_an_empty_window_plans_something(policy):
     statistics = RoutingStatistics.from_topk(np.full((2, 5, 2), -1), 8)
     made = plan(statistics, Topology(2, 2, 3), policy=policy)
-    check(made, statistics, made.topology, twins_excused=policy == "deepseek")
+    check(made, statistics, made.topology, twins_excused=policy != "affinity")
     again = plan(statistics, Topology(2, 2, 3), policy=policy, previous=made.placement)
     assert moved_slots(again.placement, made.placement, made.topology).sum() == 0
