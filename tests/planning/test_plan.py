@@ -22,7 +22,7 @@ policies, rules = st.sampled_from(POLICIES), st.sampled_from(RULES)
 
 
 def check(made: Plan, statistics: RoutingStatistics, topology: Topology, twins_excused: bool = False) -> None:
-    """A plan is a placement of every expert, without twins on a rank unless they even it out, and shares that sum to 1."""
+    """A plan is a placement of every expert, shares sum to 1, and no rank has twins unless they may even it out."""
     placement = made.placement
     assert placement.phy2log.shape == (statistics.num_layers, topology.num_slots)
     assert placement.num_experts == statistics.num_experts
