@@ -8,6 +8,7 @@ plan or an error; all ranks vote on what they received. Anything but a unanimous
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,12 +20,12 @@ from numpy.typing import NDArray
 from .config import PluginConfig
 from .errors import PluginError
 from .history import History
+from .outcome import Outcome, assess
 from .placement import Placement
 from .plan_message import accept, encode, encode_error
 from .plan_types import Dispatch, Plan, PlanOptions, Policy
 from .planning.job import plan_of
 from .planning.plan import plan
-from .planning.score import balancedness, expected_rank_load, judge, moved_slots
 from .recording.recorder import Recorder
 from .recording.snapshot import snapshot
 from .statistics import RoutingStatistics
@@ -71,8 +72,9 @@ class ModelEntry:
 class Rebalancer:
     """Snapshot → plan → broadcast → vote, for the models of one EP group."""
 
-    def __init__(self, config: PluginConfig) -> None:
-        self.config = config
+    def __init__(self, config: PluginConfig, report: Callable[[Outcome], None] | None = None) -> None:
+        """report: called on the planning rank with the outcome of every rebalance."""
+        self.config, self._report = config, report
         self.entries: dict[str, ModelEntry] = {}
 
     def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> None:
@@ -110,7 +112,7 @@ class Rebalancer:
         in_force = entry.in_force(placed)
         if load is not None:
             entry.history.add(RoutingStatistics(load, layer_ids=np.array(entry.layer_ids, np.int32)))
-        message = self._propose(entry, in_force) if dist.get_rank(group) == 0 else b""
+        outcome, message = self._propose(entry, in_force) if dist.get_rank(group) == 0 else (None, b"")
         received = _broadcast(message, group)
         entry.rebalances += 1
         accepted: Plan | None = None
@@ -119,7 +121,10 @@ class Rebalancer:
             accepted = accept(received, in_force)
         except Exception as error:  # a damaged message must end in the vote as well, or the other ranks wait forever
             problem = _reason(error)
-        if not _unanimous(accepted is not None, group):
+        unanimous = _unanimous(accepted is not None, group)
+        if outcome is not None:
+            self._tell(outcome if unanimous else replace(outcome, result="refused"))
+        if not unanimous:
             logger.error(
                 "rebalance %d of %s refused, the old placement stays: %s",
                 entry.rebalances, entry.name, problem or "another rank did not accept the plan",
@@ -129,20 +134,29 @@ class Rebalancer:
         entry.plan = accepted
         return accepted
 
-    def _propose(self, entry: ModelEntry, in_force: Plan) -> bytes:
+    def _tell(self, outcome: Outcome) -> None:
+        """A failure of who listens must not part this rank from the others, which go on."""
+        try:
+            if self._report is not None:
+                self._report(outcome)
+        except Exception as error:
+            logger.warning("the outcome of a rebalance was not reported: %s", _reason(error))
+
+    def _propose(self, entry: ModelEntry, in_force: Plan) -> tuple[Outcome, bytes]:
         """On the planning rank: a plan, or the reason why there is none. Never raises: all ranks wait for it."""
         try:
             if not entry.history.has_tokens:
                 logger.info("rebalance of %s skipped: no token was routed in the window", entry.name)
-                return encode(in_force)
+                return Outcome(entry.name, "skipped"), encode(in_force)
             statistics = entry.history.expected()
             made = self._plan(entry, statistics, in_force, self._options(entry))
+            assessment = assess(statistics, in_force, made)
             if self.config.logging.rebalances:
-                logger.info("%s", _describe(entry, statistics, in_force, made))
-            return encode(made)
+                logger.info("rebalance %d of %s: %s", entry.rebalances + 1, entry.name, assessment)
+            return Outcome(entry.name, "accepted", assessment), encode(made)
         except Exception as error:  # whatever fails here must reach the other ranks, or they wait forever
             logger.debug("planning failed", exc_info=True)
-            return encode_error(f"planning failed: {_reason(error)}")
+            return Outcome(entry.name, "refused"), encode_error(f"planning failed: {_reason(error)}")
 
     def _options(self, entry: ModelEntry) -> PlanOptions:
         """With the price of a move, where the settings name one and the entry's gain can be told."""
@@ -220,23 +234,3 @@ def _introduce(entry: ModelEntry, planner_seconds: float) -> str:
         f"{entry.table_bytes / 2**20:.1f} MiB of tables per rank, "
         f"planner ready in {planner_seconds:.1f} s"
     )
-
-
-def _describe(entry: ModelEntry, statistics: RoutingStatistics, before: Plan, made: Plan) -> str:
-    """One line for the log. All figures are in-sample: what the plan is expected to do on the window it was made of."""
-    balance = [balancedness(expected_rank_load(statistics.load, one)) for one in (before, made)]
-    moved = int(moved_slots(made.placement, before.placement, entry.topology).sum())
-    text = (
-        f"rebalance {entry.rebalances + 1} of {entry.name}: planned balancedness {balance[0]:.3f} -> {balance[1]:.3f}"
-    )
-    if statistics.sample is not None and entry.topology.num_nodes > 1:
-        rows = statistics.sample
-        sources = np.arange(rows.shape[1]) % entry.topology.num_ranks
-        copies = [judge(rows, sources, one).cross_node_copies for one in (before, made)]
-        text += f", cross-node copies/token {copies[0]:.3f} -> {copies[1]:.3f}"
-    text += f", {moved} of {made.placement.phy2log.size} slots move"
-    if made.skipped_layers:
-        text += f" (layers that stay because their move would not pay: {made.skipped_layers})"
-    text += f", planned in {made.seconds * 1e3:.1f} ms"
-    # the engine's load counts, which a draft is planned by, do not say how many tokens they are of
-    return f"{text} from {statistics.num_tokens.max()} tokens" if statistics.sample is not None else text

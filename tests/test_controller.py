@@ -16,6 +16,7 @@ from eplb_plugin import controller
 from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.controller import ModelEntry, Rebalancer
 from eplb_plugin.errors import PluginError
+from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import Placement, linear_placement
 from eplb_plugin.plan_message import encode
 from eplb_plugin.plan_types import Plan, Policy
@@ -239,6 +240,54 @@ def test_windows_follow_one_another() -> None:
     assert moved[-1] <= moved[0] // 2
 
 
+def rebalance_and_report(spoil: Callable[[int], None] | None = None) -> list[tuple[str, bool]]:
+    """On every rank: the results that were reported, and whether a plan was assessed."""
+    told: list[tuple[str, bool]] = []
+    rebalancer, entry = (
+        Rebalancer(PluginConfig(), lambda outcome: told.append((outcome.result, bool(outcome.assessment)))),
+        new_entry(),
+    )
+    rebalancer.add("key", entry, planning_rank=dist.get_rank() == 0)
+    for tokens in (0, TOKENS):
+        record(entry, tokens)
+        if spoil is not None and tokens:
+            spoil(dist.get_rank())
+        rebalancer.observe("key", dist.group.WORLD)
+        rebalancer.decide("key", OLD.copy(), dist.group.WORLD)
+    return told
+
+
+def test_outcomes_are_reported_on_the_planning_rank() -> None:
+    """Skipped, accepted; and refused where another rank refused or planning failed."""
+    assert run_ranks(2, rebalance_and_report, timeout=300) == [[("skipped", False), ("accepted", True)], []]
+    spoilt = run_ranks(2, rebalance_and_report, flipped_body, timeout=300)
+    assert spoilt == [[("skipped", False), ("refused", True)], []]
+    failed = run_ranks(2, rebalance_and_report, plan_crashes, timeout=300)
+    assert failed == [[("skipped", False), ("refused", False)], []]
+
+
+def rebalance_to_deaf_ears() -> Result:
+    def fail(_: object) -> None:
+        raise OSError("no space left on device")
+
+    log = Log()
+    logging.getLogger("eplb_plugin").addHandler(log)
+    rebalancer, entry = Rebalancer(PluginConfig(), fail), new_entry()
+    rebalancer.add("key", entry, planning_rank=dist.get_rank() == 0)
+    record(entry)
+    rebalancer.observe("key", dist.group.WORLD)
+    return rebalancer.decide("key", OLD.copy(), dist.group.WORLD).placement.phy2log, log.lines
+
+
+def test_a_report_that_fails_parts_no_ranks() -> None:
+    """All ranks still move to the new plan; one line says what failed."""
+    (first, lines), (second, _) = run_ranks(2, rebalance_to_deaf_ears, timeout=300)
+    np.testing.assert_array_equal(first, second)
+    assert (first != OLD).any()
+    warnings = [text for level, text in lines if level == "WARNING"]
+    assert warnings == ["the outcome of a rebalance was not reported: OSError: no space left on device"]
+
+
 # or the old one for all
 
 
@@ -308,12 +357,16 @@ def evenly(slots: int, experts: int) -> Plan:
     return plan_of(linear_placement(LAYERS, experts, slots), Topology(2, 1, slots // 2), "hash")
 
 
+def proposed(plan: Plan) -> tuple[Outcome, bytes]:
+    return Outcome("model", "accepted"), encode(plan)
+
+
 def propose_other_shape(rank: int) -> None:
-    controller.Rebalancer._propose = lambda *_: encode(evenly(SLOTS + 2, EXPERTS))  # type: ignore[method-assign]
+    controller.Rebalancer._propose = lambda *_: proposed(evenly(SLOTS + 2, EXPERTS))  # type: ignore[method-assign]
 
 
 def propose_fewer_experts(rank: int) -> None:
-    controller.Rebalancer._propose = lambda *_: encode(evenly(SLOTS, EXPERTS - 1))  # type: ignore[method-assign]
+    controller.Rebalancer._propose = lambda *_: proposed(evenly(SLOTS, EXPERTS - 1))  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,24 @@ def test_output_is_unchanged_over_many_rebalances(
     assert 0.6 < recorded[recorded > 0].mean() / (2 * counted["tokens"].mean()) < 1.6
 
 
+def metrics_of(server: Server) -> str:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as answer:
+        return answer.read().decode()
+
+
+def test_metrics_tell_what_the_plugin_did(server: Server) -> None:
+    """Beside SGLang's own gauges, of the planning rank: rebalances as in its log, and what the last plan expects."""
+    found = dict(re.findall(r"^(eplb_plugin_\w+)\{.*\} (\S+)$", metrics_of(server), re.MULTILINE))
+    assert float(found["eplb_plugin_rebalances_total"]) >= 10
+    assert float(found["eplb_plugin_moved_slots_total"]) > 0
+    assert 0.5 < float(found["eplb_plugin_planned_balancedness"]) <= 1
+    assert 0 < float(found["eplb_plugin_planned_cross_node_copies_per_token"]) < 1
+    assert float(found["eplb_plugin_last_success_timestamp_seconds"]) > 1.7e9
+
+
 def test_the_engines_own_report_keeps_working(server: Server) -> None:
     """SGLang's balancedness is in /metrics and in its log."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
+    text = metrics_of(server)
     total, count = (
         sum(
             float(value)

@@ -14,6 +14,7 @@ from sglang.srt.runtime_context import get_exec, get_schedule, get_spec
 
 from ...config import PluginConfig
 from ...controller import ModelEntry, Rebalancer
+from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
 from ...recording.recorder import Recorder
 from ...topology import Topology
@@ -29,7 +30,7 @@ class Adapter:
     def __init__(self, config: PluginConfig, layout: Layout, topology: Topology, experts: Any, name: str) -> None:
         self.config, self.layout, self.topology, self.name = config, layout, topology, name
         self.num_experts, self.num_groups = experts.num_logical_experts, max(1, experts.num_groups or 1)
-        self.rebalancer = Rebalancer(config)
+        self.rebalancer = Rebalancer(config, metrics())
         self._manager: Any = None
         self._recorder: Recorder | None = None
         self._row_of: dict[int, int] = {}  # decoder-layer number -> row of the recorder

@@ -11,6 +11,7 @@ from vllm.distributed.parallel_state import get_ep_group, get_eplb_group
 from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
 from ...controller import ModelEntry, Rebalancer
+from ...observe.metrics import metrics
 from ...placement import Placement
 from ...recording.recorder import Recorder
 from ..agreement import agree
@@ -30,7 +31,7 @@ class Adapter:
         active = get_active()
         self.vllm_config = active.vllm_config
         self.config, self._hosts = agree(active.config, get_eplb_group().cpu_group)
-        self.rebalancer = Rebalancer(self.config)
+        self.rebalancer = Rebalancer(self.config, metrics())
         self._tables: dict[str, Tables] = {}
 
     def add(self, model_state: Any, model_config: Any, draft: bool) -> None:
