@@ -7,7 +7,7 @@ import numpy as np
 from ..jit import Array, kernel
 from .crossings import Cluster, copy_shares, count_sources, fixed_pins
 from .packing import pack
-from .partition import Limits, grow_groups, grow_nodes, refine_nodes
+from .partition import ANYWHERE, Limits, grow_groups, grow_nodes, refine_nodes
 from .replication import list_copies, place_copies
 from .search import Search
 from .tokens import Tokens
@@ -18,7 +18,7 @@ def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, 
     """[E] int32: the better of the starts by co-activation and by expert group, refined; arrivals may be uneven yet."""
     movable, limits = (
         np.ones(load.shape[0], np.bool_),
-        Limits(slack, np.inf, np.zeros(nodes), np.zeros(nodes, np.int64)),
+        Limits(slack, ANYWHERE, np.zeros(nodes), np.zeros(nodes, np.int64)),
     )
     best, fewest = np.empty(0, np.int32), np.int64(0)
     for start in range(2 if groups > 1 else 1):
@@ -52,8 +52,7 @@ def refine_singles(
     own = np.zeros(cluster.num_nodes, np.int64)
     if cluster.nearest:
         own += count_sources(tokens.source, cluster)
-    for bound in (np.inf, ingress):  # first near, then even as well: from the start, the price bars most swaps
-        refine_nodes(load, node_of, movable, singles, pins.copy(), Limits(slack, bound, fixed_load, own), sweeps)
+    refine_nodes(load, node_of, movable, singles, pins, Limits(slack, ingress, fixed_load, own), sweeps)
     for expert in range(experts):
         if movable[expert]:
             copies[expert] = 0

@@ -18,7 +18,7 @@ from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak
 from .level import level_ranks, save_visits
 from .locality import improve_locality
 from .packing import pack
-from .partition import Limits, grow_groups, grow_nodes, refine_nodes
+from .partition import ANYWHERE, Limits, grow_groups, grow_nodes, refine_nodes
 from .ranks import count_held
 from .repair import NO_LIMIT
 from .replication import TOO_HEAVY, apportion, copy_limit, list_copies
@@ -108,9 +108,8 @@ def _one_turn(rule: Rule, home: Array, slack: float) -> tuple[Array, Array]:
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
     rows, pins = rule.pins(use, movable)
     own = count_sources(rule.tokens.source, cluster)
-    for bound in (np.inf, rule.ingress_tolerance):  # first near, then even as well: at once, most swaps are barred
-        limits = Limits(max(NODE_TOLERANCE, slack), bound, fixed_load, own)
-        refine_nodes(load, home, movable, rows, pins.copy(), limits, rule.search.sweeps)
+    limits = Limits(max(NODE_TOLERANCE, slack), rule.ingress_tolerance, fixed_load, own)
+    refine_nodes(load, home, movable, rows, pins, limits, rule.search.sweeps)
     copies[movable] = 0
     copies[movable, home[movable]] = 1
     keep_at_home(use, movable, home)
@@ -128,7 +127,7 @@ def _homes(rule: Rule, pairs: Array, groups: int, tolerance: float) -> list[Arra
     """[E] int32 nodes of every expert if there were no replicas: from several starts, refined."""
     load, nodes, tokens = rule.load, rule.cluster.num_nodes, rule.tokens
     movable = np.ones(len(load), np.bool_)
-    limits = Limits(tolerance, np.inf, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
+    limits = Limits(tolerance, ANYWHERE, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
     pins = np.zeros((len(tokens.rows), nodes), np.int16)
     pins[np.arange(len(pins)), rule.cluster.node_of_rank[tokens.source]] = 1
     starts = [grow_nodes(load, pairs, nodes, tolerance, start) for start in range(rule.search.starts)]

@@ -17,6 +17,7 @@ from .visits import Visits, open_visits, swap_changes, swap_experts
 TRIES = 4  # candidates per expert and sweep; a gain from the tables is wrong where a token has both experts
 LEAST_GAIN = 1e-9
 NEVER = 1e300
+ANYWHERE = 1e9  # tolerance of ingress that no node exceeds
 OVERLOAD_PRICE = 4.0  # visits per token that a node overload of one mean node load is worth
 
 
@@ -177,11 +178,21 @@ def refine_nodes(
     for expert in range(experts):
         if movable[expert]:
             node_load[node_of[expert]] += load[expert]
-    rejected, offers = np.zeros(experts, np.bool_), np.empty((node_load.shape[0], node_load.shape[0]))
+    # first near, then even as well: with a price on arrivals from the start, most swaps are barred
+    _sweep(load, movable, visits, node_load, Limits(limits.load, ANYWHERE, limits.fixed_load, limits.own), sweeps)
+    arriving = visits.visited - limits.own
+    if arriving.max() > arriving.mean() * (1.0 + limits.ingress):
+        _sweep(load, movable, visits, node_load, limits, sweeps)
+
+
+@kernel
+def _sweep(load: Array, movable: Array, visits: Visits, node_load: Array, limits: Limits, sweeps: int) -> None:
+    """Up to `sweeps` looks at every expert, each swapped with its best partner, in place."""
+    rejected, offers = np.zeros(load.shape[0], np.bool_), np.empty((node_load.shape[0], node_load.shape[0]))
     _find_offers(visits, movable, offers)
     for _ in range(sweeps):
         swapped = False
-        for mine in range(experts):
+        for mine in range(load.shape[0]):
             if not movable[mine]:
                 continue
             rejected[:] = False
