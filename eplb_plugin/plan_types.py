@@ -40,7 +40,7 @@ class PlanOptions:
 
     effort: Effort = "thorough"
     balance_tolerance: float = 0.02
-    ingress_tolerance: float = 0.01
+    ingress_tolerance: float = 0.02
     max_moved_slots: int | None = None
     max_moved_slots_total: int | None = None
     expert_bytes: float | None = None

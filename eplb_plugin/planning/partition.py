@@ -172,17 +172,41 @@ def refine_nodes(
     node_of: [E]; rows: [T, K] movable experts' ids only; pins: [T, nodes] all other reasons to visit (the movable
     experts' are added).
     """
-    experts = load.shape[0]
+    start, others = node_of.copy(), pins.copy()
     visits = open_visits(rows, pins, node_of)
-    node_load = limits.fixed_load.copy()
-    for expert in range(experts):
-        if movable[expert]:
-            node_load[node_of[expert]] += load[expert]
+    node_load = _loads(load, node_of, movable, limits)
+    before = _cost(visits, node_load, limits)
     # first near, then even as well: with a price on arrivals from the start, most swaps are barred
     _sweep(load, movable, visits, node_load, Limits(limits.load, ANYWHERE, limits.fixed_load, limits.own), sweeps)
     arriving = visits.visited - limits.own
-    if arriving.max() > arriving.mean() * (1.0 + limits.ingress):
-        _sweep(load, movable, visits, node_load, limits, sweeps)
+    if arriving.max() <= arriving.mean() * (1.0 + limits.ingress):
+        return
+    _sweep(load, movable, visits, node_load, limits, sweeps)
+    if _cost(visits, node_load, limits) > before:  # what is near can be too uneven to be mended
+        node_of[:], pins[:] = start, others
+        visits = open_visits(rows, pins, node_of)
+        _sweep(load, movable, visits, _loads(load, node_of, movable, limits), limits, sweeps)
+
+
+@kernel
+def _loads(load: Array, node_of: Array, movable: Array, limits: Limits) -> Array:
+    """[nodes] load of what moves and what does not."""
+    node_load = limits.fixed_load.copy()
+    for expert in range(load.shape[0]):
+        if movable[expert]:
+            node_load[node_of[expert]] += load[expert]
+    return node_load
+
+
+@kernel
+def _cost(visits: Visits, node_load: Array, limits: Limits) -> float:
+    """Visits, and what is above the limits at its price."""
+    bound, price, most = _bounds(visits, node_load, limits)
+    overload, excess = (
+        np.maximum(node_load - bound, 0.0).sum(),
+        np.maximum(visits.visited - limits.own - most, 0.0).sum(),
+    )
+    return float(visits.visited.sum() + price * overload + INGRESS_PRICE * excess)
 
 
 @kernel

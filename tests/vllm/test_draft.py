@@ -14,7 +14,8 @@ from serving.server import Server
 
 pytestmark = pytest.mark.server
 
-SETTINGS = {"topology": {"nodes": 2}, "sample_rows": 1024}
+# by hash: with weighted tables so many replicas are evened out without a move
+SETTINGS = {"topology": {"nodes": 2}, "sample_rows": 1024, "dispatch": "hash", "forecast_windows": 1}
 SPECULATION = ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}']
 
 
