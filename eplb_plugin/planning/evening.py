@@ -12,7 +12,6 @@ from ..jit import Array, kernel
 from .even_ranks import EvenRanks, may_hold, open_even, overwrite, swap, swap_cost, weights_received
 
 LEAST = 1e-4  # of the bound: what a move must take from the busiest rank
-UNDO = 0.5  # cost of a move that needs no weight, because it undoes another
 SURPLUS = 0.02  # what a unit of load counts that a swap shifts beyond need …
 RELIEF = 0.001  # … and one that leaves the busiest rank while the pair remains overloaded
 NEAR = 1.1  # a move inside a node is worth this much more
