@@ -85,7 +85,7 @@ def rebalance(stepwise: bool) -> list[Any]:
 @pytest.mark.parametrize("stepwise", [True, False])
 def test_models_are_rebalanced_one_after_the_other(stepwise: bool) -> None:
     """Every layer is put in force once, on all ranks by the same plan, with its experts in place."""
-    found = run_ranks(4, rebalance, stepwise)
+    found = run_ranks(4, rebalance, stepwise, timeout=300.0)
     assert all(one == found[0] for one in found)
 
 
@@ -116,7 +116,7 @@ def failing() -> list[str]:
 
 def test_what_fails_is_reported_and_the_next_rebalance_works() -> None:
     """A plan that was refused, and one that was accepted but could not be carried out."""
-    found = run_ranks(4, failing)
+    found = run_ranks(4, failing, timeout=300.0)
     first = ["target refused", "draft accepted"]
     second = ["target accepted", "target interrupted", "draft accepted"]
     assert found == [[*first, *second, "target accepted", "draft accepted"], [], [], []]
