@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from eplb_plugin import PluginError, controller
 from eplb_plugin.migration.shuffle import EXIT_CODE
+from eplb_plugin.migration.transfer import Transfer
 from processes import Ranks, run_ranks
 
 SECONDS = 300.0  # the planner may have to be compiled
@@ -80,6 +81,39 @@ def test_a_rebalance_that_is_due_during_one_waits_for_its_end() -> None:
     """vLLM's counter goes on; the next window ends on the step on which the migration does, on all ranks."""
     found = run_ranks(2, deferred, timeout=SECONDS)
     assert found[0] == found[1]
+
+
+def recovering(use_async: bool) -> tuple[str, int]:
+    from engines.vllm.eplb_models import Engine
+
+    engine, pack = Engine(use_async), Transfer._pack
+    shuffler = engine.adapter.cycle._models["target"].shuffler
+
+    def unreadable(*_: Any) -> None:
+        raise OSError("struck")
+
+    if dist.get_rank() == 1:
+        Transfer._pack = unreadable
+    while not shuffler.refusal:
+        engine.step()
+        assert engine.steps < 3000
+        time.sleep(0.002)
+    refusal, before = shuffler.refusal, engine.placed("target")
+    Transfer._pack = pack
+    while np.array_equal(engine.placed("target"), before):
+        engine.step()
+        assert engine.steps < 3000
+        time.sleep(0.002)
+    return refusal, engine.steps
+
+
+@pytest.mark.parametrize("use_async", [True, False], ids=["async", "sync"])
+def test_a_rank_that_cannot_read_its_weights_makes_all_refuse_until_it_can(use_async: bool) -> None:
+    """Serving goes on with weights that fit the maps, on all ranks alike, and the next rebalance works."""
+    (refusal, steps), (own, same) = run_ranks(2, recovering, use_async, timeout=SECONDS)
+    assert " refused" in refusal
+    assert own.endswith(" refused; here: reading: OSError: struck")
+    assert steps == same
 
 
 def refused() -> str:
