@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,22 +16,20 @@ from sglang.srt.runtime_context import get_exec, get_schedule, get_spec
 
 from ...config import PluginConfig
 from ...controller import ModelEntry, Rebalancer
-from ...migration.budget import Budget
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
 from ...recording.recorder import Recorder
 from ...topology import Topology
 from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
-from .mover import Mover
-
-KEY = "target"  # SGLang rebalances one model per process: its drafts have no EPLB
+from .mover import KEY, Mover
 
 
 class Adapter:
     """One per scheduler: feeds the Rebalancer, and moves experts where it says."""
 
     def __init__(self, config: PluginConfig, layout: Layout, topology: Topology, experts: Any, name: str) -> None:
+        config = _within_chunks(config)
         self.config, self.layout, self.topology, self.name = config, layout, topology, name
         self.num_experts, self.num_groups = experts.num_logical_experts, max(1, experts.num_groups or 1)
         self.rebalancer = Rebalancer(config, metrics())
@@ -68,18 +65,11 @@ class Adapter:
             device=get_global_expert_location_metadata().physical_to_logical_map.device,
             num_ubatches=2 if get_exec().overlap.enable_two_batch_overlap else 1,
         )
-        self._mover = Mover(model, layers.layer_ids, self.topology, self._budget())
         entry = self._entry(layers.layer_ids)
         entry.recorder, entry.owner_group_size = self._recorder, self.layout.owner_group_size
         entry.window_steps, entry.step_interval = self._window(), self._manager._rebalance_num_iterations
-        entry.expert_bytes = self._mover.expert_bytes
+        self._mover = Mover(model, entry, self.rebalancer)
         self.rebalancer.add(KEY, entry, planning_rank=get_world_group().rank_in_group == 0)
-
-    def _budget(self) -> Budget:
-        """Of the settings; SGLang's own flag can only lower it."""
-        budget = Budget()
-        chunk = self._manager._rebalance_layers_per_chunk
-        return replace(budget, layers_per_step=min(budget.layers_per_step, chunk or budget.layers_per_step))
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
         return ModelEntry(
@@ -139,7 +129,7 @@ class Adapter:
         try:
             self.rebalancer.observe(KEY, get_world_group().device_group)
             if self._is_needed() and not self._loading:
-                yield from self._mover.move(self._plan)
+                yield from self._mover.move()
         finally:
             self._rebalancing, self._passes = False, 0
         get_global_expert_distribution_recorder()._reset()  # its counts are of slots, which hold other experts now
@@ -152,12 +142,6 @@ class Adapter:
             average = record["average_utilization_rate_over_window"]
         needed: bool = self._manager._check_rebalance_needed(average)
         return needed
-
-    def _plan(self) -> NDArray[np.int32]:
-        """In a thread of every rank, collective: where the experts shall lie."""
-        assert self._mover is not None
-        plan = self.rebalancer.decide(KEY, self._mover.placed(), self._mover.plans)
-        return plan.placement.phy2log
 
     def load(self, loading: bool) -> None:
         """Collective, between two passes: SGLang begins or ends to write the weights of a model."""
@@ -182,6 +166,14 @@ class Adapter:
         plan = first.decide(KEY, rows[layer_ids], get_world_group().cpu_group, load[layer_ids])
         rows[layer_ids] = plan.placement.phy2log
         return Placement(rows)
+
+
+def _within_chunks(config: PluginConfig) -> PluginConfig:
+    """SGLang's own bound on the layers of a pass, where it was given, can only lower ours."""
+    chunk = get_exec().moe.eplb_rebalance_layers_per_chunk
+    bound = min(config.migration.layers_per_step, chunk or config.migration.layers_per_step)
+    migration = config.migration.model_copy(update={"layers_per_step": bound})
+    return config.model_copy(update={"migration": migration})
 
 
 def logical_ids(topk_ids: torch.Tensor, phy2log: torch.Tensor) -> torch.Tensor:

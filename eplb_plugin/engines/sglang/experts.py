@@ -25,7 +25,8 @@ def expert_layers(model: Any, layer_ids: list[int], num_slots: int, canaries: to
         if layer not in modules:
             raise mismatch(f"layer {layer}", found="no FusedMoE", expected="experts that the plugin knows", fix=_FIX)
         tensors, shared = _tensors_of(modules[layer], f"layer {layer}: ", num_slots)
-        refuse_derived(modules[layer], tensors, num_slots)
+        for size in {num_slots, modules[layer].num_local_experts}:
+            refuse_derived(modules[layer], tensors, size)
         if canaries is not None:
             tensors["canary"] = canaries[row]
         rows.append(expert_rows(tensors, num_slots, shared))

@@ -15,7 +15,11 @@ from .dispatch_table import dispatch_table
 
 
 def switch_maps(
-    metadata: Any, layer_ids: Sequence[int], phy2log: NDArray[np.int32], topology: Topology, rank: int
+    metadata: Any,
+    layer_ids: Sequence[int] | NDArray[np.int64],
+    phy2log: NDArray[np.int32],
+    topology: Topology,
+    rank: int,
 ) -> None:
     """Put rows phy2log [n, P] in force for these n decoder layers of SGLang's ExpertLocationMetadata.
 

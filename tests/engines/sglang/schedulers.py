@@ -92,6 +92,7 @@ class Scheduler:
             get_expert_backup_client=lambda: None,
             get_weight_updater=lambda: SimpleNamespace(update_weights_from_disk=None),
         )
+        self._generation = 0  # of the weights
         self.model = self._model()
         moe_ep_setup.prepare_moe_topk(model=self.model, model_config=config)
         self._passes = 0
@@ -142,7 +143,21 @@ class Scheduler:
     def _marks(self, layer: int) -> Any:
         """[slots] what the experts of this rank hold, by the map in force."""
         slots = (EXPERTS + REDUNDANT) // self.ranks
-        return (self.metadata.physical_to_logical_map_cpu[layer, self.rank * slots :][:slots] + 100 * layer).float()
+        held = self.metadata.physical_to_logical_map_cpu[layer, self.rank * slots :][:slots]
+        return (held + 100 * layer + 1000 * self._generation).float()
+
+    def reload(self) -> None:
+        """SGLang writes new weights in a session, into tensors that it makes anew, as some quantisations do."""
+        from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
+
+        fields = {name: None for name in WeightUpdater.__dataclass_fields__ if not name.startswith("_")}
+        updater = WeightUpdater(**(fields | {"device": "cpu", "get_model": lambda: self.model}))
+        updater.begin_weight_update()
+        self._generation += 1
+        for old in self.model.experts:
+            fresh = self._experts(old.layer_id)
+            old.w13_weight, old.w2_bias = fresh.w13_weight, fresh.w2_bias
+        updater.end_weight_update(run_post_load=False)
 
     def weights_are_right(self) -> bool:
         """Every slot of this rank holds the weights of the expert that the map says; the shared expert's stay."""

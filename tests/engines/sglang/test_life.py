@@ -22,7 +22,7 @@ from processes import run_ranks
 from .schedulers import EXPERTS, LAYERS, MOE_LAYERS, ON_CPU, REDUNDANT, TOP_K, Scheduler, Start, model_folder
 
 RANKS, REBALANCES, TOKENS, FAILING, INTERVAL = 2, 5, 6, 2, 4
-SETTINGS = {"topology": {"nodes": 2}, "sample_rows": 256}
+SETTINGS = {"topology": {"nodes": 2}, "sample_rows": 256, "migration": {"layers_per_step": 3}}
 SLOTS = EXPERTS + REDUNDANT
 DEEPEP = {"moe_a2a_backend": "deepep"}
 
@@ -53,7 +53,10 @@ class Seen:
 
 
 def live(start: Start, shared: bool) -> Seen:
-    """Passes of the target, each with one of a draft before it; rebalance number FAILING finds a planner that fails."""
+    """Passes of the target, each with one of a draft before it; rebalance number FAILING finds a planner that fails.
+
+    If layers move one by one, new weights are loaded once between two of them.
+    """
     import eplb_plugin.controller as controller
     from eplb_plugin.engines.sglang.state import get_adapter
 
@@ -78,6 +81,7 @@ def live(start: Start, shared: bool) -> Seen:
             seen.statistics.append(dict(vars(entry.history._windows[-1])))
 
     adapter.rebalancer.observe = observing
+    before, reload = seen.first_map, start.options.get("eplb_rebalance_layers_per_chunk") == 1
     addresses = addresses_of(scheduler, entry.recorder)
     scheduler.route(np.tile(routed(scheduler.rank, 2000, shared), (1, 3, 1)))  # a warm-up, outside any pass
     while len(seen.over) < REBALANCES:
@@ -91,6 +95,14 @@ def live(start: Start, shared: bool) -> Seen:
             seen.over.append(step)
         seen.maps.append(metadata.physical_to_logical_map_cpu.numpy().copy())
         seen.weights_right &= scheduler.weights_are_right()
+        moved, before = not np.array_equal(before, seen.maps[-1]), seen.maps[-1]
+        if reload and moved and adapter._rebalancing:
+            reload = False
+            scheduler.reload()
+            addresses = addresses_of(scheduler, entry.recorder)
+            seen.weights_right &= scheduler.weights_are_right()
+            seen.maps[-1] = before = metadata.physical_to_logical_map_cpu.numpy().copy()
+    assert not reload
     seen.addresses_kept = addresses == addresses_of(scheduler, entry.recorder)
     if metadata.logical_to_rank_dispatch_physical_map is not None:
         seen.table = metadata.logical_to_rank_dispatch_physical_map.numpy()
@@ -116,15 +128,16 @@ class Case:
     gatherer: str
     start: str = "trivial"
     window: int = INTERVAL
-    layers: int = 1
+    layers: int = 3
     settings: tuple[bool, bool] = (True, True)
 
 
 CASES = (
-    Case("no all-to-all", {}, True, "_SelectExpertsSinglePassGatherer", settings=(True, False)),
+    Case("no all-to-all", {"eplb_rebalance_layers_per_chunk": 1}, True, "_SelectExpertsSinglePassGatherer", layers=1,
+         settings=(True, False)),
     Case("DeepEP normal", {**DEEPEP, "deepep_mode": "normal", "eplb_rebalance_layers_per_chunk": 2,
           "enable_two_batch_overlap": True}, False,
-         "_SelectExpertsSinglePassGatherer", start="placement"),
+         "_SelectExpertsSinglePassGatherer", start="placement", layers=2),
     Case("DeepEP normal, approximate",
          {**DEEPEP, "deepep_mode": "normal", "expert_distribution_recorder_mode": "stat_approx"}, False,
          "_DeepepNormalSinglePassGatherer", start="counts"),
@@ -212,7 +225,7 @@ def test_serving_goes_on_while_experts_move(case: Case, seen: list[Seen]) -> Non
     assert all(over > begun for begun, over in zip(seen[0].begun, seen[0].over, strict=True))
     maps = [seen[0].first_map, *seen[0].maps]
     moved = [int((one != other).any(1).sum()) for one, other in itertools.pairwise(maps)]
-    assert max(moved) == case.layers
+    assert sorted(moved)[-2] <= case.layers  # but once, where a reload ended what was under way
     assert sum(moved) > len(MOE_LAYERS)
 
 
