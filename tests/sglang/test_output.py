@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import urllib.request
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def server(serve_shared: Callable[..., Server], meter: Path, faults: Path) -> Se
         EPLB_METER_DIR=str(meter),
         EPLB_METER_WINDOW="4",
         EPLB_FAULTS=str(faults),
-        PYTHONPATH=str(FAULTS),
+        PYTHONPATH=os.pathsep.join([str(FAULTS), os.environ.get("PYTHONPATH", "")]),
         **CANARY,
     )
     server.wait_ready()
@@ -65,7 +66,7 @@ def test_output_is_unchanged_over_many_rebalances(
     assert moved > slots, f"only {moved} moves were seen in the server's maps: the test would not notice a wrong one"
     # both ranks see every token, and the statistics must not count it twice
     recorded = np.array([int(count) for count in re.findall(r" from (\d+) tokens", server.text())])
-    assert 0.6 < recorded[recorded > 0].mean() / (2 * counted["tokens"].mean()) < 1.6
+    assert 0.6 < recorded[recorded > 0].mean() / counted["tokens"].mean() < 1.6
 
 
 def test_failures_leave_output_and_placement(
@@ -77,7 +78,7 @@ def test_failures_leave_output_and_placement(
     line = serve_until(server, "refused, the old placement stays", expected)
     assert "planning failed: RuntimeError: a fault was injected into the planner" in line
     faults.write_text("row")
-    line = serve_until(server, r"migration \d+ refused after 0 of", expected)
+    line = serve_until(server, r"migration \d+ refused after \d of", expected)
     assert "rank 0 refused" in line
     assert "rows differ from their source" in server.text()
     faults.write_text("")
@@ -93,8 +94,12 @@ def metrics_of(server: Server) -> str:
 
 def test_metrics_tell_what_the_plugin_did(server: Server) -> None:
     """Beside SGLang's own gauges, of the planning rank: rebalances as in its log, and what the last plan expects."""
-    found = dict(re.findall(r"^(eplb_plugin_\w+)\{.*\} (\S+)$", metrics_of(server), re.MULTILINE))
-    assert float(found["eplb_plugin_rebalances_total"]) >= 10
+    text = metrics_of(server)
+    found = dict(re.findall(r"^(eplb_plugin_\w+)\{.*\} (\S+)$", text, re.MULTILINE))
+    results = dict(re.findall(r"^eplb_plugin_rebalances_total\{.*result=\"(\w+)\".*\} (\S+)$", text, re.MULTILINE))
+    assert float(results["accepted"]) >= 50
+    assert float(results["refused"]) >= 1
+    assert float(results["interrupted"]) >= 1
     assert float(found["eplb_plugin_moved_slots_total"]) > 0
     assert 0.5 < float(found["eplb_plugin_planned_balancedness"]) <= 1
     assert 0 < float(found["eplb_plugin_planned_cross_node_copies_per_token"]) < 1
