@@ -168,6 +168,9 @@ def show(run: Run, outcomes: list[Outcome], console: Console) -> None:
         names = [f"{metric}_p{share}" for share in PERCENTILES]
         label = f"{metric.upper()} P50 / P90 / P99, ms"
         row(label, lambda one, names=names: " / ".join(f"{one.figures[name]:.0f}" for name in names))
+    plain = next((one.figures["itl_p99"] for one in outcomes if one.arm == "none"), None)
+    if plain is not None:
+        row("ITL P99 with rebalances, times that without", lambda one: f"{one.figures['itl_p99'] / plain:.2f}")
     row("output tokens / s", lambda one: f"{one.figures['output_tokens_per_second']:.0f}")
     console.print(table)
     console.print(
