@@ -110,7 +110,8 @@ class Adapter:
         """A forward pass of the target is over: count what it routed, or forget it outside the window."""
         if self._recorder is None:
             return
-        self._passes += not self._rebalancing
+        if not self._rebalancing:
+            self._passes += 1
         in_window = self._passes > self._manager._rebalance_num_iterations - self._window()
         self._recorder.fold(recording and in_window and not self._rebalancing)
 
