@@ -109,6 +109,7 @@ def live(start: Start, shared: bool) -> Seen:
             seen.maps[-1] = before = metadata.physical_to_logical_map_cpu.numpy().copy()
     assert not reload
     seen.addresses_kept = addresses == addresses_of(scheduler, entry.recorder)
+    adapter.rebalancer.observe = observe
     if scheduler.reloads:
         seen.after_another_layout = after_another_layout(scheduler, shared)
     if metadata.logical_to_rank_dispatch_physical_map is not None:
