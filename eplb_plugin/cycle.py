@@ -87,6 +87,17 @@ class Cycle:
             self._start()
         return False
 
+    def finish(self) -> None:
+        """Collective: what is under way, to its end, without forward steps in between."""
+        while self._ahead:
+            self._models[self._ahead[0]].shuffler.finish()
+            self._end(self._ahead.pop(0))
+            self._start()
+
+    def rebind(self, key: str, layers: Sequence[ExpertRows]) -> None:
+        """See Shuffler."""
+        self._models[key].shuffler.rebind(layers)
+
     def _start(self) -> None:
         if not self._ahead:
             return
