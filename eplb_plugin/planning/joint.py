@@ -180,14 +180,18 @@ def level(rule: Rule, made: Layer, before: Array) -> Layer:
 
 def mend(rule: Rule, old: Layer, before: Array, budget: int, good_enough: float) -> Layer:
     """The same from a placement in use, within `budget` moves: as flat as is good enough, then fewer crossings."""
-    ingress = rule.ingress_tolerance
-    if old.peak > good_enough:
-        aim = (good_enough - 1.0) / 2.0
-        flatter = _swapped(rule, old, partial(level_ranks, before=before, budget=budget, aim=aim, ingress=ingress))
-        old = flatter if flatter.peak < old.peak else old
+    aim, ingress = (good_enough - 1.0) / 2.0, rule.ingress_tolerance
+    flatten = partial(level_ranks, before=before, budget=budget, aim=aim, ingress=ingress)
     demands = Demands(rule.load.sum() / len(before) * good_enough, ingress, REAL_SHARE, REAL_SIGMAS)
-    nearer = _swapped(rule, old, partial(save_visits, before=before, budget=budget, demands=demands))
-    return nearer if nearer.peak <= max(old.peak, good_enough) else old
+    bring_near = partial(save_visits, before=before, budget=budget, demands=demands)
+    if old.peak <= good_enough:
+        nearer = _swapped(rule, old, bring_near)
+        return nearer if nearer.peak <= good_enough else old
+    both = _swapped(rule, old, lambda *layer: flatten(*layer) + bring_near(*layer))
+    if both.peak <= good_enough:
+        return both
+    flatter = _swapped(rule, old, flatten)
+    return min((both, flatter, old), key=lambda made: made.peak)
 
 
 def _save_visits(rule: Rule, made: Layer) -> Layer:

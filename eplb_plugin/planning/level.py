@@ -9,7 +9,7 @@ import numpy as np
 
 from ..jit import Array, kernel
 from .crossings import Cluster
-from .ranks import count_held
+from .ranks import count_held, received
 from .visits import Visits, most_arrivals, swap_experts, swap_worth
 
 RELIEF_PRICE = 0.3  # crossings per token that a relief of one mean rank load is worth
@@ -80,6 +80,7 @@ def level_ranks(
     rank_load = np.zeros(held.shape[0])
     for slot in range(phy2log.shape[0]):
         rank_load[slot // slots] += slot_load[slot]
+    left = budget - received(held, before)
     stuck, swaps, mean = np.zeros(held.shape[0], np.bool_), 0, rank_load.mean()
     for _ in range(MAX_SWAPS):
         busiest = -1
@@ -88,7 +89,6 @@ def level_ranks(
                 busiest = rank
         if busiest < 0 or rank_load[busiest] <= mean * (1.0 + aim):
             break
-        left = budget - np.maximum(held - before, 0).sum()
         own, slot = _best_swap(
             busiest, phy2log, slot_load, rank_load, cluster, movable, visits, held, before, left, aim, ingress
         )
@@ -98,6 +98,7 @@ def level_ranks(
         rank, mine, theirs, shift = slot // slots, phy2log[own], phy2log[slot], slot_load[own] - slot_load[slot]
         if cluster.node_of_rank[rank] != cluster.node_of_rank[busiest]:
             swap_experts(visits, mine, theirs)
+        left -= receipt(held, before, busiest, theirs, mine) + receipt(held, before, rank, mine, theirs)
         phy2log[own], phy2log[slot] = theirs, mine
         slot_load[own], slot_load[slot] = slot_load[slot], slot_load[own]
         rank_load[busiest] -= shift

@@ -9,7 +9,7 @@ import numpy as np
 from ..jit import Array, kernel
 from .crossings import Cluster
 from .level import receipt
-from .ranks import count_held
+from .ranks import count_held, received
 from .repair import LEAST_COST
 from .visits import Visits, most_arrivals, real_changes, swap_changes, swap_experts
 
@@ -91,7 +91,7 @@ def save_visits(
     for slot in range(count):
         rank_load[slot // slots] += slot_load[slot]
     least = max(demands.share * visits.rows.shape[0], 1.0)
-    left = budget - np.maximum(held - before, 0).sum()
+    left = budget - received(held, before)
     for _ in range(SWEEPS):
         best, partner = np.zeros(count), np.zeros(count, np.int64)
         gain, most = _single_gains(visits, movable)

@@ -95,14 +95,21 @@ def _peak_after(ranks: Ranks, cluster: Cluster, expert: int, victim: int, slot: 
 
 @kernel
 def _best_overwrite(
-    busiest: int, budget: int, ranks: Ranks, cluster: Cluster, saved: Array, lost: Array, price: float
+    busiest: int,
+    budget: int,
+    ranks: Ranks,
+    cluster: Cluster,
+    saved: Array,
+    lost: Array,
+    is_replicated: Array,
+    price: float,
 ) -> tuple[float, int, int]:
     """Like `_best_swap`, for one more copy of an expert of the busiest rank in another rank's redundant slot.
 
-    saved, lost: [E, nodes] crossings that a copy more or less is worth.
+    saved, lost: [E, nodes] crossings that a copy more or less is worth; is_replicated: [E].
     """
     slots, rank_load, least = cluster.slots_per_rank, ranks.rank_load, LEAST_RELIEF * ranks.rank_load.mean()
-    home, top, total = cluster.node_of_rank[busiest], ranks.rank_load[busiest], ranks.copies.sum(axis=1)
+    home, top = cluster.node_of_rank[busiest], ranks.rank_load[busiest]
     best, best_own, best_slot = 0.0, -1, -1
     for own in range(busiest * slots, (busiest + 1) * slots):
         expert, grown_for = ranks.phy2log[own], -1
@@ -119,7 +126,7 @@ def _best_overwrite(
             at_best = ranks.load[expert] * (ranks.shares[expert, home] - grown[home])
             for slot in range(rank * slots, (rank + 1) * slots if at_best >= least else rank * slots):
                 victim = ranks.phy2log[slot]
-                if expert == victim or total[victim] < 2:
+                if expert == victim or not is_replicated[victim]:
                     continue
                 after = rank_load[rank] + ranks.load[expert] * grown[node]
                 after -= ranks.load[victim] * ranks.shares[victim, node]
@@ -164,15 +171,16 @@ def relieve(
     if not aware and not cluster.nearest:
         movable[:] = True
     saved, lost = copy_values(ranks.copies, cluster, tokens)
+    is_replicated = ranks.copies.sum(axis=1) > 1
     price = RELIEF_PRICE * max(tokens.rows.shape[0], 1) / mean
     for _ in range(4 * ranks.phy2log.shape[0]):
         busiest = int(np.argmax(ranks.rank_load))
-        left = budget - received(ranks)
+        left = budget - received(ranks.held, ranks.before)
         if ranks.rank_load[busiest] <= bound:
             break
         most = most_arrivals(visits, ingress)
         swap_value, own, other = _best_swap(busiest, left, ranks, cluster, movable, visits, price, most)
-        copy_value, source, slot = _best_overwrite(busiest, left, ranks, cluster, saved, lost, price)
+        copy_value, source, slot = _best_overwrite(busiest, left, ranks, cluster, saved, lost, is_replicated, price)
         if swap_value <= 0.0 and copy_value <= 0.0:
             break
         if swap_value >= copy_value:
@@ -183,6 +191,8 @@ def relieve(
         else:
             if aware or cluster.nearest:
                 movable[ranks.phy2log[source]] = False  # it has two copies now
+            victim = ranks.phy2log[slot]
             write_slot(ranks, cluster, slot, ranks.phy2log[source])
+            is_replicated[ranks.phy2log[slot]], is_replicated[victim] = True, ranks.copies[victim].sum() > 1
             written += 1
     return written
