@@ -67,5 +67,10 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.ops)
 
+    @property
+    def num_calls(self) -> int:
+        """How often it turns to the other half of the double buffer: a stock one does at every launch."""
+        return 2 if self.api == "patched" else self.num_rounds + 1
+
     def of_kind(self, kind: Kind) -> list[Op]:
         return [op for op in self.ops if op.kind == kind]

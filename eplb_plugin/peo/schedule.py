@@ -131,7 +131,11 @@ class _Layer:
         self.add("gemm down", round_id, self.shares.down, stream="gemm", records=f"computed {round_id}")
 
     def stock(self) -> None:
-        """Rounds on the dispatch side; one combine with the merged handle: its bits are those of the unsplit layer."""
+        """Rounds on the dispatch side; one combine with the merged handle: its bits are those of the unsplit layer.
+
+        A round masks the other rounds' top-k ids by -1. To renumber the experts would need less memory, but the place
+        of the flags in the buffer depends on `num_experts`, which must be that of the combine.
+        """
         for round_id in range(self.num_rounds):
             self.add("dispatch send", round_id, self.shares.device)
             self.add("dispatch recv", round_id, self.shares.device, records=f"received {round_id}")
