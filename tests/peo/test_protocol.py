@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from double_buffer import Broken, Machine, explore, stroll
 from eplb_plugin import PluginError
 from eplb_plugin.peo import protocol
-from eplb_plugin.peo.ops import Api, Method, Schedule
+from eplb_plugin.peo.ops import Api, Kind, Method, Schedule
 from eplb_plugin.peo.schedule import make_schedule
 from op_list_mutants import single_mutants
 from strategies import QUICK
@@ -133,6 +133,45 @@ def test_names_the_op_in_one_line(wrong: Callable[[], Schedule], words: str):
         protocol.check(wrong())
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def unforked() -> Schedule:
+    """A layer that begins on the comm stream, which nothing holds back until the layer before is over."""
+    schedule = change(make("non-overlap", num_rounds=1), 0, stream="comm")
+    return change(change(schedule, 1, stream="comm", records="received"), 2, waits=("received",))
+
+
+def unjoined() -> Schedule:
+    """A layer that ends on the comm stream, which the next one does not wait for."""
+    schedule = change(make("non-overlap", num_rounds=1), 4, records="sent back")
+    return change(schedule, 5, stream="comm", waits=("sent back",))
+
+
+@pytest.mark.parametrize(("wrong", "words"), [(unforked, "forked from main"), (unjoined, "may end after combine send")])
+def test_a_layer_begins_and_ends_on_main(wrong: Callable[[], Schedule], words: str):
+    assert breaks(wrong())
+    with pytest.raises(PluginError, match=words):
+        protocol.check(wrong())
+
+
+def test_split_alike_where_one_takes_what_the_other_gives():
+    split, whole = make("overlap-2"), make("overlap-4")
+
+    def mixed(kind: Kind) -> Schedule:
+        """`split`, all on main, with this kind of op in one piece."""
+        ops = [replace(op, stream="main", waits=()) for op in split]
+        first = next(place for place, op in enumerate(ops) if op.kind == kind)
+        one = replace(ops[first], num_rounds=1, experts=(0, 2))
+        return replace(split, ops=(*ops[:first], one, *(op for op in ops[first:] if op.kind != kind)))
+
+    with pytest.raises(PluginError, match=r"gemm down on main\): found 1 rounds, expected 2, as of gemm up"):
+        protocol.check(mixed("gemm down"))
+    with pytest.raises(PluginError, match=r"dispatch recv on main\): found 1 rounds, expected 2, as of dispatch send"):
+        protocol.check(mixed("dispatch recv"))
+    twice = [replace(whole.ops[-1], round=r, num_rounds=2, experts=(r, r + 1)) for r in (0, 1)]
+    with pytest.raises(PluginError, match="found 2 rounds, expected one, of all experts"):
+        protocol.check(replace(whole, ops=(*whole.ops[:-1], *twice)))
+    assert breaks(replace(whole, ops=(*whole.ops[:-1], *twice)))
 
 
 def test_the_order_that_hangs_a_stock_buffer():
