@@ -4,8 +4,8 @@ An engine dispatches, computes and combines once for a layer, with arguments of 
 `deep_ep.Buffer` during that layer and turns the three steps into the schedule's ops. So all that an engine does around
 them (ids, scales, statistics, shared experts) stays its own.
 
-Ops are launched phase by phase: all of the dispatch, all GEMMs, all of the combine. On a device that is the order of the
-list, because in it no stream has an op of an earlier phase behind one of a later; `RoundBuffer` refuses other lists.
+Ops are launched phase by phase: all of the dispatch, all GEMMs, all of the combine. On a device that is the order of
+the list, because no stream of it has an op of an earlier phase behind one of a later; `RoundBuffer` refuses others.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def choose_api(buffer: Any, backend: Backend) -> tuple[Api | None, str]:
 class RoundInput(NamedTuple):
     """What the GEMMs of one round get. n: its local experts [first, end); P: rows per expert.
 
-    x: [n, P, hidden]; scales: [n, P, hidden / 128] or None; count: [n] int32 rows that count.
+    x: [n, P, hidden]; scales: [n, P, hidden / 128] or None; masked_m: [n] int32 rows of each that count.
     """
 
     first: int
     end: int
     x: torch.Tensor
     scales: torch.Tensor | None
-    count: torch.Tensor
+    masked_m: torch.Tensor
 
 
 class RoundBuffer:
@@ -171,7 +171,7 @@ class RoundBuffer:
         return combined, event, hook
 
     def _whole_output(self, x: torch.Tensor) -> torch.Tensor:
-        """[local experts, P, hidden]: the engine's tensor, or the rounds' put together where it has only one of them."""
+        """[local experts, P, hidden]: the engine's tensor, or those of the rounds if it knows only one of them."""
         return x if len(x) == self._schedule.num_local_experts else torch.cat([*self._outputs.values()])
 
     def _whole_handle(self) -> tuple[Any, ...]:
@@ -217,6 +217,8 @@ def _launchable_by_phase(schedule: Schedule) -> None:
     for op in schedule:
         now = order[op.kind.split()[0]]
         if phase.get(op.stream, 0) > now:
-            expected = "dispatch, GEMMs and combine one after the other on each stream"
-            raise mismatch(f"PEO schedule {schedule.method}", found=f"{op} late", expected=expected, fix="another method")
+            expected = "dispatch, then GEMMs, then combine on each stream"
+            raise mismatch(
+                f"PEO schedule {schedule.method}", found=f"{op} late", expected=expected, fix="another method"
+            )
         phase[op.stream] = now

@@ -14,7 +14,7 @@ def cast(x: torch.Tensor, round_scale: bool = False) -> tuple[torch.Tensor, torc
 
     round_scale: scales are the next power of two.
     """
-    blocks = x.float().unflatten(-1, (-1, BLOCK))
+    blocks = x.float().view(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK)
     amax = blocks.abs().amax(dim=-1).clamp(min=LEAST_AMAX)
     if round_scale:
         inverse = torch.exp2(torch.ceil(torch.log2(amax * (1.0 / LARGEST))))
@@ -26,4 +26,4 @@ def cast(x: torch.Tensor, round_scale: bool = False) -> tuple[torch.Tensor, torc
 
 def restore(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """The inverse of `cast`: [..., hidden] float32."""
-    return (values.float().unflatten(-1, (-1, BLOCK)) * scales.unsqueeze(-1)).flatten(-2)
+    return (values.float().view(*scales.shape, BLOCK) * scales.unsqueeze(-1)).flatten(-2)

@@ -1,4 +1,4 @@
-"""CPU reference of what DeepGEMM does between dispatch and combine: masked grouped FP8 GEMMs with an activation between.
+"""CPU reference of what runs between dispatch and combine: DeepGEMM's masked grouped FP8 GEMM, and the activation.
 
 Shapes: E experts, m rows per expert of which the first masked_m[e] count, k inputs, n outputs.
 """

@@ -33,8 +33,8 @@ class EventOverlap:
         pass
 
 
-class Buffer:
-    """The low-latency half of `deep_ep.Buffer` on CPU. deadline_seconds: when a RECV raises ProtocolTimeout."""
+class _LowLatency:
+    """What both buffers share. deadline_seconds: when a RECV raises ProtocolTimeout."""
 
     deadline_seconds = 20.0
 
@@ -69,46 +69,6 @@ class Buffer:
         for buffer in (0, 1):
             layout.signals(self._heap.own, buffer).zero_()
         dist.barrier(self.group)
-
-    def low_latency_dispatch(
-        self,
-        x: torch.Tensor,
-        topk_idx: torch.Tensor,
-        num_max_dispatch_tokens_per_rank: int,
-        num_experts: int,
-        cumulative_local_expert_recv_stats: torch.Tensor | None = None,
-        dispatch_wait_recv_cost_stats: torch.Tensor | None = None,
-        use_fp8: bool = True,
-        round_scale: bool = False,
-        use_ue8m0: bool = False,
-        async_finish: bool = False,
-        return_recv_hook: bool = False,
-    ) -> tuple[Any, torch.Tensor, Handle, EventOverlap, Hook | None]:
-        """x: [tokens, hidden] bfloat16; topk_idx: [tokens, k] int64, -1 = none. Returns as deep_ep.Buffer does."""
-        return self._dispatch(
-            UNSPLIT, x, topk_idx, num_max_dispatch_tokens_per_rank, num_experts, cumulative_local_expert_recv_stats,
-            dispatch_wait_recv_cost_stats, use_fp8, round_scale, use_ue8m0, async_finish, return_recv_hook,
-        )  # fmt: skip
-
-    def low_latency_combine(
-        self,
-        x: torch.Tensor,
-        topk_idx: torch.Tensor,
-        topk_weights: torch.Tensor,
-        handle: Handle,
-        use_logfmt: bool = False,
-        zero_copy: bool = False,
-        async_finish: bool = False,
-        return_recv_hook: bool = False,
-        out: torch.Tensor | None = None,
-        combine_wait_recv_cost_stats: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, EventOverlap, Hook | None]:
-        """x: [local experts, ranks * tokens, hidden] bfloat16 -> [tokens, hidden]. Returns as deep_ep.Buffer does."""
-        _require(not use_logfmt and not zero_copy, "use_logfmt, zero_copy", True, "False: the reference has neither")
-        return self._combine(
-            UNSPLIT, x, 0, topk_idx, topk_weights, handle, async_finish, return_recv_hook, out,
-            combine_wait_recv_cost_stats,
-        )  # fmt: skip
 
     def _layout(self, tokens: int, hidden: int, experts: int) -> LowLatencyLayout:
         layout = LowLatencyLayout(tokens, hidden, self.group_size, experts)
@@ -176,7 +136,51 @@ class Buffer:
         return combined, EventOverlap(), receive if return_recv_hook else None
 
 
-class PatchedBuffer(Buffer):
+class Buffer(_LowLatency):
+    """The low-latency half of `deep_ep.Buffer` as published."""
+
+    def low_latency_dispatch(
+        self,
+        x: torch.Tensor,
+        topk_idx: torch.Tensor,
+        num_max_dispatch_tokens_per_rank: int,
+        num_experts: int,
+        cumulative_local_expert_recv_stats: torch.Tensor | None = None,
+        dispatch_wait_recv_cost_stats: torch.Tensor | None = None,
+        use_fp8: bool = True,
+        round_scale: bool = False,
+        use_ue8m0: bool = False,
+        async_finish: bool = False,
+        return_recv_hook: bool = False,
+    ) -> tuple[Any, torch.Tensor, Handle, EventOverlap, Hook | None]:
+        """x: [tokens, hidden] bfloat16; topk_idx: [tokens, k] int64, -1 = none. Returns as deep_ep.Buffer does."""
+        return self._dispatch(
+            UNSPLIT, x, topk_idx, num_max_dispatch_tokens_per_rank, num_experts, cumulative_local_expert_recv_stats,
+            dispatch_wait_recv_cost_stats, use_fp8, round_scale, use_ue8m0, async_finish, return_recv_hook,
+        )  # fmt: skip
+
+    def low_latency_combine(
+        self,
+        x: torch.Tensor,
+        topk_idx: torch.Tensor,
+        topk_weights: torch.Tensor,
+        handle: Handle,
+        use_logfmt: bool = False,
+        zero_copy: bool = False,
+        async_finish: bool = False,
+        return_recv_hook: bool = False,
+        out: torch.Tensor | None = None,
+        combine_wait_recv_cost_stats: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, EventOverlap, Hook | None]:
+        """x: [local experts, ranks * tokens, hidden] bfloat16 -> [tokens, hidden]. Returns as deep_ep.Buffer does."""
+        _require(not use_logfmt and not zero_copy, "use_logfmt, zero_copy", True, "False: the reference has neither")
+        return self._combine(
+            UNSPLIT, x, 0, topk_idx, topk_weights, handle, async_finish, return_recv_hook, out,
+            combine_wait_recv_cost_stats,
+        )  # fmt: skip
+
+
+class PatchedBuffer(_LowLatency):
     """With the arguments of DeepEP's pull request 492: a call is for the experts of one round.
 
     Round 0 of a dispatch returns the tensors that all its rounds fill, later ones None. The next buffer is cleaned in

@@ -41,10 +41,11 @@ class CudaStreams(InOrder):
 
     def __init__(self, schedule: Schedule, buffer: Any, device: torch.device) -> None:
         super().__init__()
-        self._streams: dict[Stream, torch.cuda.Stream] = {"gemm": torch.cuda.Stream(device)}
+        self._streams: dict[Stream, torch.cuda.Stream] = {"gemm": torch.cuda.Stream(device)}  # type: ignore[no-untyped-call]
         if any(op.stream == "comm" for op in schedule):
             self._streams["comm"] = buffer.get_comm_stream()  # where the hooks of the patched buffer launch
-        self._events = {op.records: torch.cuda.Event() for op in schedule if op.records}
+        names = [op.records for op in schedule if op.records]
+        self._events = {name: torch.cuda.Event() for name in names}  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         super().begin()
