@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -42,7 +42,7 @@ def fake_modules(buffer: type[Buffer] | type[PatchedBuffer]) -> dict[str, Module
     deep_gemm.set_num_sms = lambda num_sms: state.update(sms=num_sms)
     deep_gemm.get_mk_alignment_for_contiguous_layout = lambda: 128
     for module in (deep_ep, deep_gemm):
-        module.__spec__ = sys.__spec__  # engines look for it to know that a package is installed
+        module.__spec__ = ModuleSpec(module.__name__, None)  # how engines see that a package is installed
     return {"deep_ep": deep_ep, "deep_gemm": deep_gemm}
 
 

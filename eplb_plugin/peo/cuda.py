@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,28 +21,25 @@ from ..errors import mismatch
 from .ops import Api, Op, Schedule
 from .streams import InOrder
 
-Backend = Literal["auto", "patched", "stock", "off"]
 Limit = Callable[[int], AbstractContextManager[None]]  # SMs that DeepGEMM may use, inside
 ROUND_ARGUMENTS = {
     "use_expert_overlap", "num_rounds", "round_id", "send_num_sms", "recv_num_sms", "hook_use_comm_stream",
 }  # fmt: skip
 
 
-def choose_api(buffer: Any, backend: Backend) -> tuple[Api | None, str]:
+def choose_api(buffer: Any, stock_api: bool) -> tuple[Api | None, str]:
     """Which API of a `deep_ep.Buffer` (class or object) to use, or None and the reason in one line.
 
     Known from signatures alone: builds with the patch carry the version numbers of those without.
+    stock_api: whether to do what is possible without the patch.
     """
-    if backend == "off":
-        return None, "backend: off"
-    if backend == "stock":
-        return "stock", ""
     calls = ((buffer.low_latency_dispatch, ROUND_ARGUMENTS),
              (buffer.low_latency_combine, ROUND_ARGUMENTS | {"is_x_in_round"}))  # fmt: skip
     for call, wanted in calls:
         if missing := sorted(wanted - set(inspect.signature(call).parameters)):
-            fix = "install a deep_ep with PEO (patches/deep_ep), or ask for backend: stock"
-            return None, f"this deep_ep has no {', '.join(missing)} in {call.__name__}; fix: {fix}"
+            fix = "install a deep_ep with PEO (patches/deep_ep), or set peo.stock_api"
+            reason = f"this deep_ep has no {', '.join(missing)} in {call.__name__}; fix: {fix}"
+            return ("stock", "") if stock_api else (None, reason)
     return "patched", ""
 
 
@@ -207,7 +204,7 @@ def _only(topk_idx: torch.Tensor, experts: tuple[int, int], local: int) -> torch
 def _hooks_wanted(options: dict[str, Any]) -> None:
     if options.get("async_finish") or not options.get("return_recv_hook"):
         expected = "return_recv_hook without async_finish"
-        raise mismatch("PEO: low-latency call", found=options, expected=expected, fix="peo.backend: off")
+        raise mismatch("PEO: low-latency call", found=options, expected=expected, fix="leave out peo:")
 
 
 def _launchable_by_phase(schedule: Schedule) -> None:

@@ -194,14 +194,13 @@ def test_the_executor_launches_the_list_with_its_sms_and_streams(number: int):
 
 
 def test_the_api_is_chosen_by_signatures():
-    assert choose_api(PatchedBuffer, "auto") == ("patched", "")
-    assert choose_api(Buffer, "stock") == ("stock", "")
-    assert choose_api(PatchedBuffer, "off") == (None, "backend: off")
-    for backend in ("auto", "patched"):
-        api, reason = choose_api(Buffer, backend)
-        assert api is None
-        assert reason.startswith("this deep_ep has no hook_use_comm_stream, num_rounds, ")
-        assert "fix: install a deep_ep with PEO" in reason
+    for stock_api in (False, True):
+        assert choose_api(PatchedBuffer, stock_api) == ("patched", "")
+    assert choose_api(Buffer, stock_api=True) == ("stock", "")
+    api, reason = choose_api(Buffer, stock_api=False)
+    assert api is None
+    assert reason.startswith("this deep_ep has no hook_use_comm_stream, num_rounds, ")
+    assert "fix: install a deep_ep with PEO" in reason
 
 
 def test_a_list_that_cannot_be_launched_by_phases_is_refused():
