@@ -45,6 +45,14 @@ def make_schedule(
     if api == "stock" and not deepep_send_num_sms is deepep_recv_num_sms is None:
         expected, fix = "none: a stock buffer takes all SMs", "leave them out, or use the patched API"
         raise mismatch("deepep_*_num_sms", found="a share", expected=expected, fix=fix)
+    given = {
+        "deepep_send_num_sms": deepep_send_num_sms, "deepep_recv_num_sms": deepep_recv_num_sms,
+        "up_deepgemm_num_sms": up_deepgemm_num_sms, "down_deepgemm_num_sms": down_deepgemm_num_sms,
+    }  # fmt: skip
+    for name, share in given.items():
+        if share is not None and not 1 <= share <= num_device_sms:
+            expected = f"1..{num_device_sms}, the SMs of the device"
+            raise mismatch(f"peo.{name}", found=share, expected=expected, fix="pass a share of them, or leave it out")
     default = min(DEFAULT_COMM_SMS, max(1, num_device_sms // 4))
     send, recv = deepep_send_num_sms or default, deepep_recv_num_sms or default
     if num_rounds == 1 or api == "stock":
@@ -52,9 +60,12 @@ def make_schedule(
     else:
         beside = {"overlap-3": send + recv, "overlap-4": send}.get(method, max(send, recv))
     left = num_device_sms - beside
+    if left < 1:
+        raise mismatch(
+            "peo.deepep_*_num_sms", found=f"{beside} of {num_device_sms} SMs for SEND and RECV",
+            expected="some left for the GEMM beside them", fix="lower the shares",
+        )  # fmt: skip
     shares = _Shares(num_device_sms, send, recv, up_deepgemm_num_sms or left, down_deepgemm_num_sms or left)
-    given = (deepep_send_num_sms, deepep_recv_num_sms, up_deepgemm_num_sms, down_deepgemm_num_sms)
-    shares.check(tuple(share for share in given if share is not None))
     layer = _Layer(num_rounds, num_local_experts, shares)
     if method == "non-overlap":
         layer.unsplit()
@@ -91,14 +102,6 @@ class _Shares:
     recv: int
     up: int
     down: int
-
-    def check(self, given: tuple[int, ...]) -> None:
-        for name in ("device", "send", "recv", "up", "down"):
-            share = getattr(self, name)
-            if not 1 <= share <= self.device or min(given, default=1) < 1:
-                found = f"{share} for {name}" if not 1 <= share <= self.device else min(given)
-                expected = f"1..{self.device}, the SMs of the device"
-                raise mismatch("peo SM shares", found=found, expected=expected, fix="give the SMs of each kernel")
 
 
 class _Layer:
