@@ -59,12 +59,15 @@ def run(layer: Any, own: Experts, batch: Batch, shared: list[Any]) -> torch.Tens
 
 
 class Lines(logging.Handler):
+    """What the plugin logs; vLLM's own modules log through the same logger."""
+
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+        if record.getMessage().startswith("eplb-plugin"):
+            self.lines.append(record.getMessage())
 
 
 def engine() -> tuple[Any, Any]:
