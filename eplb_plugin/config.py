@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .config_errors import conflict, explain
 from .errors import PluginError, mismatch
+from .peo.ops import Overlap
 from .plan_types import Dispatch, Effort, PlanOptions, Policy
 from .topology import Topology
 
@@ -82,6 +83,26 @@ class PriceConfig(_Section):
         return self
 
 
+Sms = Annotated[int, Field(ge=1, le=1024)] | None
+
+
+class PeoConfig(_Section):
+    """Per-expert overlap of DeepEP's low-latency kernels with DeepGEMM; see docs/peo.md."""
+
+    method: Overlap = Field("overlap-1", description="What runs beside what; `eplb-plugin peo plan` compares them.")
+    num_rounds: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="Slices of a rank's experts, which must divide them; left out: about 4."
+    )
+    deepep_send_num_sms: Sms = Field(None, description="SMs of a SEND beside other kernels; left out: 16.")
+    deepep_recv_num_sms: Sms = Field(None, description="SMs of a RECV beside other kernels; left out: 16.")
+    up_deepgemm_num_sms: Sms = Field(None, description="SMs of the gate-up GEMM; left out: those that DeepEP leaves.")
+    down_deepgemm_num_sms: Sms = Field(None, description="SMs of the down GEMM; left out: those that DeepEP leaves.")
+    stock_api: bool = Field(
+        False, description="Overlap the dispatch alone where DeepEP is not patched (overlap-2, without SM shares); "
+        "by default PEO stays off there.",
+    )  # fmt: skip
+
+
 class LoggingConfig(_Section):
     """What the plugin writes into the engine's log."""
 
@@ -133,6 +154,7 @@ class PluginConfig(_Section):
     # pydantic copies defaults, and these are frozen besides
     budget: BudgetConfig = Field(BudgetConfig(), description="Bounds on what one rebalance may move.")
     price: PriceConfig | None = Field(None, description="Move a layer only if that pays; left out: every move is made.")
+    peo: PeoConfig | None = Field(None, description="Overlap communication and computation; left out: do not.")
     logging: LoggingConfig = Field(LoggingConfig(), description="What is logged.")
 
     @model_validator(mode="after")
@@ -203,7 +225,8 @@ class PluginConfig(_Section):
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
-    "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "logging": LoggingConfig,
+    "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "peo": PeoConfig,
+    "logging": LoggingConfig,
 }  # fmt: skip
 
 

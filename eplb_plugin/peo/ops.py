@@ -12,7 +12,8 @@ from typing import Literal
 
 Kind = Literal["dispatch send", "dispatch recv", "gemm up", "gemm down", "combine send", "combine recv"]
 Stream = Literal["main", "comm", "gemm"]  # main: the stream that runs the model (under capture: the capture stream)
-Method = Literal["non-overlap", "overlap-1", "overlap-2", "overlap-3", "overlap-4"]
+Overlap = Literal["overlap-1", "overlap-2", "overlap-3", "overlap-4"]
+Method = Literal["non-overlap", Overlap]
 Api = Literal["patched", "stock"]  # of deep_ep.Buffer: with the arguments of PR 492, or as published
 
 

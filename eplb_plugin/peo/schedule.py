@@ -9,6 +9,13 @@ from ..errors import mismatch
 from .ops import Api, Kind, Method, Op, Schedule, Stream
 
 DEFAULT_COMM_SMS = 16  # for a kernel that runs beside a GEMM, where nothing is said: copying saturates early
+FEW_ROUNDS = 4  # enough to hide most; more rounds pay their latency again
+
+
+def default_num_rounds(num_local_experts: int) -> int:
+    """The divisor of the local experts that is nearest to 4."""
+    divisors = [count for count in range(1, num_local_experts + 1) if num_local_experts % count == 0]
+    return min(divisors, key=lambda count: (abs(count - FEW_ROUNDS), count))
 
 
 def make_schedule(

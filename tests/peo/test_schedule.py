@@ -8,7 +8,7 @@ import pytest
 
 from eplb_plugin import PluginError
 from eplb_plugin.peo.ops import Kind, Method, Schedule
-from eplb_plugin.peo.schedule import make_schedule
+from eplb_plugin.peo.schedule import default_num_rounds, make_schedule
 
 DEVICE = 78
 
@@ -93,3 +93,18 @@ def test_refused_in_one_line(changes: dict[str, object], message: str):
 def test_the_default_share_leaves_small_devices_room(num_rounds: int, device: int):
     made = make_schedule("overlap-3", num_rounds=num_rounds, num_local_experts=8, num_device_sms=device)
     assert min(op.num_sms for op in made) >= 1
+
+
+def test_about_four_rounds():
+    assert [default_num_rounds(experts) for experts in (1, 2, 3, 5, 6, 8, 9, 14, 20, 36)] == [
+        1,
+        2,
+        3,
+        5,
+        3,
+        4,
+        3,
+        2,
+        4,
+        4,
+    ]
