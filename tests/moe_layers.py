@@ -37,7 +37,7 @@ def fake_modules(buffer: type[Buffer] | type[PatchedBuffer]) -> dict[str, Module
         deep_gemm.log.append((state["sms"], len(d)))
         m_grouped_fp8_gemm_nt_masked(a, b, d, masked_m, expected_m)
 
-    deep_gemm.m_grouped_fp8_gemm_nt_masked = gemm
+    deep_gemm.m_grouped_fp8_gemm_nt_masked = deep_gemm.fp8_m_grouped_gemm_nt_masked = gemm  # newer, older name
     deep_gemm.get_num_sms = lambda: state["sms"]
     deep_gemm.set_num_sms = lambda num_sms: state.update(sms=num_sms)
     deep_gemm.get_mk_alignment_for_contiguous_layout = lambda: 128

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from sglang.srt.layers.moe.utils import is_sbo_enabled, is_tbo_enabled
+from sglang.srt.runtime_context import get_exec
 
 from ...config import PeoConfig
 from ...errors import mismatch
@@ -34,9 +34,9 @@ def set_peo(settings: PeoConfig | None) -> None:
 
 def refuse_unsuited() -> None:
     """Raises PluginError where PEO and an overlap of SGLang's own would take the same buffer."""
-    for flag, enabled in (("two", is_tbo_enabled()), ("single", is_sbo_enabled())):
-        if enabled:
-            option = f"--enable-{flag}-batch-overlap"
+    for number in ("two", "single"):
+        if getattr(get_exec().overlap, f"enable_{number}_batch_overlap"):
+            option = f"--enable-{number}-batch-overlap"
             expected = "one of the two: both overlap calls on the one low-latency buffer"
             raise mismatch("peo", found=f"PEO with {option}", expected=expected, fix=f"remove {option}, or peo:")
 
