@@ -49,6 +49,11 @@ def check_agreement(schedules: Sequence[Schedule]) -> None:
                 raise mismatch(f"PEO op {place}", found=found, expected=expected, fix="configure all ranks alike")
 
 
+def least_comm_sms(num_experts: int) -> int:
+    """SMs without which a kernel of DeepEP for that many experts, of all ranks, stops at an assertion."""
+    return max(MIN_COMM_SMS, -(-num_experts // MAX_WARP_GROUPS))
+
+
 def _name(schedule: Schedule) -> str:
     return f"PEO schedule {schedule.method} ({schedule.api} API, {schedule.num_rounds} rounds)"
 
@@ -56,7 +61,7 @@ def _name(schedule: Schedule) -> str:
 def _check_shares(schedule: Schedule, num_ranks: int) -> None:
     for op in schedule:
         experts = (op.experts[1] - op.experts[0]) * num_ranks
-        least = max(MIN_COMM_SMS, -(-experts // MAX_WARP_GROUPS))
+        least = least_comm_sms(experts)
         if op.is_comm and op.num_sms < least:
             expected = f">= {least}, for {experts} experts over {num_ranks} ranks"
             raise mismatch(
