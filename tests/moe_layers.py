@@ -161,9 +161,7 @@ def split(buffer: Any, schedule: Schedule, batch: Batch, own: Experts, experts: 
 
     rounds.run_experts(compute)
     first = torch.empty(0, *batch.x.shape[1:], dtype=torch.bfloat16)
-    out, _, hook = rounds.low_latency_combine(
-        first, batch.topk_idx, batch.topk_weights, handle, return_recv_hook=True
-    )
+    out, _, hook = rounds.low_latency_combine(first, batch.topk_idx, batch.topk_weights, handle, return_recv_hook=True)
     hook()
     return out
 

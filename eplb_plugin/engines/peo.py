@@ -35,7 +35,9 @@ class Peo:
     limit_gemm_sms: the engine's way to limit DeepGEMM's SMs; num_device_sms: what DeepGEMM may use without a limit.
     """
 
-    def __init__(self, settings: PeoConfig, num_device_sms: Callable[[], int], limit_gemm_sms: Limit, logger: Logger) -> None:
+    def __init__(
+        self, settings: PeoConfig, num_device_sms: Callable[[], int], limit_gemm_sms: Limit, logger: Logger
+    ) -> None:
         self.running: RoundBuffer | None = None
         self._settings, self._num_device_sms = settings, num_device_sms
         self._limit, self._logger = limit_gemm_sms, logger

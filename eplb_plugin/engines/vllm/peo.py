@@ -85,8 +85,11 @@ def _experts_apply(
     expert_map: torch.Tensor | None, a1q_scale: torch.Tensor | None, a2_scale: torch.Tensor | None,
     workspace13: torch.Tensor, workspace2: torch.Tensor, expert_tokens_meta: Any, apply_router_weight_on_input: bool,
 ) -> Any:  # fmt: skip
-    """Every tensor by its slice of experts. `output` and `workspace13` share memory in vLLM: slices of the same experts
-    may do so too, and a row of the workspace is not shorter, so a round never writes on the output of an earlier one."""
+    """Every tensor by its slice of experts.
+
+    `output` and `workspace13` share memory in vLLM, and a row of the workspace is not shorter. So the workspace of a
+    round begins behind the output of the rounds before it, which may still be under way to other ranks.
+    """
     rounds = None if _peo is None else _peo.running
     shared = (topk_weights, topk_ids, activation, global_num_experts, expert_map)
     if rounds is None:

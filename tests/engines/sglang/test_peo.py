@@ -47,6 +47,7 @@ def engine(folder: str) -> Any:
     from sglang.srt.distributed.parallel_state import init_distributed_environment, initialize_model_parallel
     from sglang.srt.layers import deep_gemm_wrapper
     from sglang.srt.layers.deep_gemm_wrapper import compile_utils, entrypoint
+    from sglang.srt.layers.moe import initialize_moe_config
     from sglang.srt.layers.moe.moe_runner import deep_gemm as runner
     from sglang.srt.runtime_context import SpawnRanks, publish
     from sglang.srt.server_args import ServerArgs
@@ -58,6 +59,7 @@ def engine(folder: str) -> Any:
     )  # fmt: skip
     args.resolve_once()
     publish(args, role="scheduler", ranks=SpawnRanks(world_rank=rank))
+    initialize_moe_config()
     init_distributed_environment(ranks, rank, local_rank=rank, backend="gloo")
     initialize_model_parallel(backend="gloo")
     entrypoint.deep_gemm = fakes["deep_gemm"]  # SGLang imports it only where it sees a GPU
@@ -107,9 +109,7 @@ def layer_of(own: Experts, buffer: Any) -> Any:
         w13_weight=own.w13[0], w2_weight=own.w2[0], use_fp8=True, w13_scale=own.w13[1], w2_scale=own.w2[1],
         block_shape=[128, 128],
     )  # fmt: skip
-    layer.quant_method = SimpleNamespace(
-        apply=lambda layer, dispatch_output: layer.runner.run(dispatch_output, info)
-    )
+    layer.quant_method = SimpleNamespace(apply=lambda layer, dispatch_output: layer.runner.run(dispatch_output, info))
     DeepEPBuffer._state().buffer = buffer
     return layer
 
