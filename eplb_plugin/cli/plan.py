@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..errors import PluginError
 from ..placement import Placement, linear_placement
-from ..plan_types import Plan, PlanOptions
+from ..plan_types import Effort, Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from ..workloads.trace import read_window
@@ -24,6 +24,7 @@ from .options import Draws, Json, Nodes, NumGroups, Policy, RanksPerNode, Rule, 
 Out = Annotated[Path, typer.Option("--out", help="Placement file to write.")]
 Previous = Annotated[Path | None, typer.Option("--previous", help="Placement file in force, to start from.")]
 MaxMovedSlots = Annotated[int | None, typer.Option("--max-moved-slots", help="Bound per layer, with --previous.")]
+EffortName = Annotated[str, typer.Option("--effort", help="thorough or fast: how long policy affinity searches.")]
 Tolerance = Annotated[float, typer.Option("--balance-tolerance", help="Overload that a plan leaves alone.")]
 
 PANEL = "Price of a move (needs --previous; without, every move is made)"
@@ -47,6 +48,7 @@ def plan(
     rule: Rule = "hash",
     num_groups: NumGroups = 1,
     max_moved_slots: MaxMovedSlots = None,
+    effort: EffortName = "thorough",
     balance_tolerance: Tolerance = 0.02,
     expert_bytes: ExpertBytes = None,
     link_gbps: LinkGbps = None,
@@ -70,9 +72,9 @@ def plan(
     from ..planning.score import moved_slots
 
     options = PlanOptions(
-        balance_tolerance=balance_tolerance, max_moved_slots=max_moved_slots, expert_bytes=expert_bytes,
-        link_gbps=link_gbps, token_bytes=token_bytes, seconds_per_selection=seconds_per_selection,
-        window_steps=window_steps, horizon_steps=horizon_steps,
+        effort=cast(Effort, effort), balance_tolerance=balance_tolerance, max_moved_slots=max_moved_slots,
+        expert_bytes=expert_bytes, link_gbps=link_gbps, token_bytes=token_bytes,
+        seconds_per_selection=seconds_per_selection, window_steps=window_steps, horizon_steps=horizon_steps,
     )  # fmt: skip
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
     old = None if previous is None else Placement.load(previous, fingerprint(topology))
