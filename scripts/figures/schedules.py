@@ -1,4 +1,4 @@
-"""docs/peo.svg and the tables in docs/peo.md: op lists as the timeline model times them, and the model beside others."""
+"""docs/peo.svg and the tables in docs/peo.md: op lists as the timeline model times them, and that beside others."""
 
 from __future__ import annotations
 
