@@ -126,7 +126,7 @@ def our_functions() -> str:
 def test_rounds_count_every_expert_once_and_padding_never(tmp_path: Path):
     """The very lines of the patch, compiled for the host: inverse to each other, out of range and −1 handled."""
     (tmp_path / "check.cpp").write_text(f"""
-#include <cstdio>
+#include <initializer_list>
 #define __device__
 #define __forceinline__ inline
 {our_functions()}
