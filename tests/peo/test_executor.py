@@ -1,4 +1,4 @@
-"""Schedules that run: every one gives the bits of the unsplit layer, over real processes; illegal orders are timeouts."""
+"""Schedules that run over real processes: all give the bits of the unsplit layer, and illegal orders are timeouts."""
 
 from __future__ import annotations
 
