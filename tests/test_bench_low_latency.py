@@ -35,7 +35,13 @@ def test_the_script_writes_and_prints(
             assert min([*rank["layers"].values(), *rank["parts"].values()]) > 0.0
     assert "ran on the CPU reference of the protocol" in printed
     assert "its times say nothing of a GPU" in printed
-    for title in ("1. Selections", "2. Dispatch and combine", "3. Dispatch, combine", "4. SEND and RECV", "5. The whole"):
+    for title in (
+        "1. Selections",
+        "2. Dispatch and combine",
+        "3. Dispatch, combine",
+        "4. SEND and RECV",
+        "5. The whole",
+    ):
         assert title in printed
     assert "Every schedule gave the bits of the unsplit layer on every rank." in printed
     broken = json.loads(out.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -126,12 +127,28 @@ def run(layer: Any, batch: Batch, calls: list[Any]) -> torch.Tensor:
             one.remove()
 
 
+def activate() -> None:
+    """As in a scheduler whose settings have `peo:`; what EPLB asks of SGLang's configuration is tested elsewhere."""
+    from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
+
+    from eplb_plugin.engines.sglang import activation
+
+    os.environ["EPLB_PLUGIN_CONFIG"] = json.dumps({"peo": {}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activation, "refuse_unsuited", lambda config, layout: None)
+        patch.setattr(activation, "Adapter", lambda *_: None)
+        found = staticmethod(lambda config: ModelConfigForExpertLocation(1, EXPERTS))
+        patch.setattr(ModelConfigForExpertLocation, "from_model_config", found)
+        activation.activate(SimpleNamespace(model_path="model"))
+
+
 def methods_and_rounds_through_sglang(folder: str) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     deep_gemm = engine(folder)
     from sglang.srt.layers.moe.token_dispatcher import deepep
 
-    from eplb_plugin.engines.sglang import peo, registry
+    from eplb_plugin.engines import hooks
+    from eplb_plugin.engines.sglang import peo
 
     recorder = Recorder()
     deepep.get_global_expert_distribution_recorder = lambda: recorder
@@ -144,7 +161,8 @@ def methods_and_rounds_through_sglang(folder: str) -> None:
     wanted = [run(layer_of(own, buffers[Buffer]), batch, []) for batch in batches]
     counts = list(recorder.counts)
     torch.testing.assert_close(wanted[0].float(), experts.exactly(batches[0]), rtol=0.02, atol=0.02)
-    registry.apply(peo.PEO)
+    activate()
+    assert all(status.applied for status in hooks.check(peo.PEO))
 
     def check(settings: PeoConfig, kind: type[Any], groups: list[tuple[int, int]]) -> str:
         """The log's last line; both batches, and a layer of its own for each, as a model has them."""

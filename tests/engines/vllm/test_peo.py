@@ -199,3 +199,36 @@ def captures() -> None:
 
 def test_a_batch_size_is_captured_in_rounds_only_after_it_has_run():
     run_ranks(1, captures, timeout=240.0)
+
+
+def activations() -> None:
+    from eplb_plugin.config import PluginConfig
+    from eplb_plugin.engines import hooks
+    from eplb_plugin.engines.vllm.activation import activate
+    from eplb_plugin.engines.vllm.runtime import RUNTIME
+
+    peo, _ = engine()
+    from vllm.config.parallel import EPLBConfig
+
+    def worker(enable_dbo: bool) -> SimpleNamespace:
+        parallel = SimpleNamespace(
+            enable_eplb=True, enable_elastic_ep=False, tensor_parallel_size=1, data_parallel_size=1, rank=0,
+            prefill_context_parallel_size=1, data_parallel_rank=0, eplb_config=EPLBConfig(), enable_dbo=enable_dbo,
+        )  # fmt: skip
+        return SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace(get_num_experts=lambda: EXPERTS))
+
+    def applied(table: Any) -> set[bool]:
+        return {status.applied for status in hooks.check(table)}
+
+    with pytest.raises(PluginError, match="peo: found PEO with --enable-dbo"):
+        activate(PluginConfig(peo=PeoConfig()), worker(enable_dbo=True))
+    assert applied(RUNTIME) | applied(peo.PEO) == {False}
+    activate(PluginConfig(), worker(enable_dbo=True))
+    assert (applied(RUNTIME), applied(peo.PEO)) == ({True}, {False})
+    activate(PluginConfig(peo=PeoConfig()), worker(enable_dbo=False))
+    assert applied(RUNTIME) | applied(peo.PEO) == {True}
+    assert peo._peo is not None
+
+
+def test_activation_applies_the_hooks_where_the_settings_ask_for_them():
+    run_ranks(1, activations, timeout=240.0)
