@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .config_errors import conflict, explain
 from .errors import PluginError, mismatch
 from .peo.ops import Overlap
+from .peo.schedule import default_num_rounds
 from .plan_types import Dispatch, Effort, PlanOptions, Policy
 from .topology import Topology
 
@@ -178,6 +179,13 @@ class PluginConfig(_Section):
     def plan_options(self) -> PlanOptions:
         """Without prices: those need to know the engine's steps and weights."""
         return PlanOptions(effort=self.effort, balance_tolerance=self.balance_tolerance, **self.budget.model_dump())
+
+    def peo_rounds(self, slots_per_rank: int) -> int | None:
+        """Rounds that a rank's slots are split into; None: no overlap, or they cannot be."""
+        if self.peo is None:
+            return None
+        rounds = self.peo.num_rounds or default_num_rounds(slots_per_rank)
+        return rounds if slots_per_rank % rounds == 0 else None
 
     def dispatch_among(self, possible: Sequence[Dispatch]) -> Dispatch:
         """The rule that will run in an engine that can do `possible`, best first. Raises PluginError for another."""

@@ -11,6 +11,7 @@ from .advise import advise
 from .compare import compare
 from .config import app as config_app
 from .doctor import doctor
+from .peo import app as peo_app
 from .plan import plan
 from .replay import replay
 from .report import report
@@ -21,6 +22,7 @@ _app = typer.Typer(
 )
 _app.add_typer(config_app, name="config")
 _app.add_typer(workload_app, name="workload")
+_app.add_typer(peo_app, name="peo")
 _app.command()(doctor)
 _app.command()(plan)
 _app.command()(replay)
