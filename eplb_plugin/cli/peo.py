@@ -32,7 +32,8 @@ ModelName = Annotated[str, typer.Option("--model", help="deepseek-v3, kimi-k2, q
 Ranks = Annotated[int, typer.Option("--ranks", min=2, help="EP size; must divide the model's experts.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Tokens of every rank in a step.")]
 Batches = Annotated[
-    list[int] | None, typer.Option("--batch", min=1, help="Tokens of every rank in a step; repeat; default 4 16 64 128.")
+    list[int] | None,
+    typer.Option("--batch", min=1, help="Tokens of every rank in a step; repeat; default 4 16 64 128."),
 ]
 Factor = Annotated[float, typer.Option("--imbalance-factor", help="max / mean selections per rank; 1 = even.")]
 FamilyName = Annotated[str, typer.Option("--family", help="lognormal, gamma or powerlaw, for a factor above 1.")]

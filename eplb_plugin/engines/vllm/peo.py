@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -23,14 +22,12 @@ from ...peo.cuda import RoundInput
 from ..hooks import Hook
 from ..peo import Peo
 
-logger = logging.getLogger("vllm")
-
 _peo: Peo | None = None
 
 
 def set_peo(settings: PeoConfig | None) -> None:
     global _peo
-    _peo = None if settings is None else Peo(settings, deep_gemm.get_num_sms, _limited_gemm_sms, logger)
+    _peo = None if settings is None else Peo(settings, deep_gemm.get_num_sms, _limited_gemm_sms)
 
 
 def refuse_unsuited(parallel_config: Any) -> None:
