@@ -54,8 +54,8 @@ def simulate(
     link_gbs: LinkGbs = None, link_us: LinkUs = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """When each op of one MoE layer begins and ends on its slowest rank, in a model. Nothing is measured."""
+    from ..observe.gantt import simulated_layer
     from ..peo.ranking import unsplit_us
-    from ..peo.timeline import MODEL_NOT_MEASUREMENT
     from ..peo.timeline import simulate as run
 
     device, traffic = _device(hardware, link_gbs, link_us), _traffic(model, ranks, batch, imbalance_factor, family)
@@ -67,35 +67,19 @@ def simulate(
         deepep_recv_num_sms=deepep_recv_num_sms, up_deepgemm_num_sms=up_deepgemm_num_sms,
         down_deepgemm_num_sms=down_deepgemm_num_sms, api="stock" if stock_api else "patched",
     )  # fmt: skip
-    timeline, base = run(schedule, device, traffic), unsplit_us(device, [traffic])[batch]
-    rank = timeline.slowest_rank
-    spans = sorted(timeline.of_rank(rank), key=lambda span: span.op)
-    answer = {
-        "note": MODEL_NOT_MEASUREMENT,
-        "title": f"{method}, {schedule.num_rounds} rounds, {schedule.api} API: {model}, {hardware}, "
-        f"EP{ranks}, {batch} tokens per rank",
-        "total_us": timeline.total_us, "non_overlap_us": base, "gain": base / timeline.total_us - 1.0,
-        "imbalance_factor": float(traffic.shares.sum(axis=1).max() * ranks), "rank": rank,
-        "spans": [
-            {
-                "op": str(schedule.ops[span.op]), "kind": schedule.ops[span.op].kind,
-                "stream": schedule.ops[span.op].stream, "num_sms": schedule.ops[span.op].num_sms,
-                "start_us": span.start, "end_us": span.end,
-            }
-            for span in spans
-        ],
-    }  # fmt: skip
+    title = f"{method}, {schedule.num_rounds} rounds, {schedule.api} API: {model}, {hardware}, EP{ranks}, batch {batch}"
+    base, factor = unsplit_us(device, [traffic])[batch], float(traffic.shares.sum(axis=1).max() * ranks)
+    layer = simulated_layer(run(schedule, device, traffic), title, base, factor)
     if as_json:
-        typer.echo(json.dumps(answer, indent=2))
+        typer.echo(layer.model_dump_json(indent=2))
         return
-    table = Table("op", "SMs", "from µs", "to µs", title=str(answer["title"]), box=box.SIMPLE_HEAD)
-    for span in spans:
-        op = schedule.ops[span.op]
-        table.add_row(str(op), str(op.num_sms), f"{span.start:.1f}", f"{span.end:.1f}")
+    table = Table("op", "SMs", "from µs", "to µs", title=title, box=box.SIMPLE_HEAD)
+    for op, bar in zip(schedule, layer.bars, strict=True):
+        table.add_row(str(op), str(op.num_sms), f"{bar.start_us:.1f}", f"{bar.end_us:.1f}")
     Console().print(table)
-    typer.echo(f"rank {rank}, the slowest of {ranks}; imbalance factor {answer['imbalance_factor']:.2f}")
-    typer.echo(f"{timeline.total_us:.0f} µs; without overlap {base:.0f} µs: {answer['gain']:+.1%}")
-    typer.echo(MODEL_NOT_MEASUREMENT)
+    typer.echo(f"rank {layer.rank}, the slowest of {ranks}; imbalance factor {factor:.2f}")
+    typer.echo(f"{layer.total_us:.0f} µs; without overlap {base:.0f} µs: {layer.gain:+.1%}")
+    typer.echo(layer.note)
 
 
 @app.command()
