@@ -140,9 +140,11 @@ class NoBuffer:
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
+        self.ids: list[list[list[int]]] = []
 
     def low_latency_dispatch(self, x, topk_idx, tokens, experts, **options):
         self.calls.append(options)
+        self.ids.append(topk_idx.tolist())
         first = options.get("round_id", 0) == 0
         filled = ((torch.zeros(4, 2, 8), torch.zeros(4, 2, 1)), torch.zeros(4, dtype=torch.int32), (0, 0, 0, 0, 0))
         return (*(filled if first else (None,) * 3), None, lambda: None)
@@ -191,6 +193,17 @@ def test_the_executor_launches_the_list_with_its_sms_and_streams(number: int):
         assert call["recv_num_sms"] == recv.num_sms
         assert call["hook_use_comm_stream"] == (recv.stream == "comm")
         assert call.get("rows", 2) == 2
+
+
+def test_stock_rounds_send_every_selection_once():
+    """What a round sends beyond its own experts would be right in the end, and cost the network every time."""
+    made = make_schedule("overlap-2", api="stock", num_rounds=2, num_local_experts=4, num_device_sms=78)
+    buffer, topk_idx = NoBuffer(), torch.tensor([[0, 1, 2, 3, 4, 7, -1]])
+    rounds = RoundBuffer(buffer, made, InOrder(), no_limit)
+    rounds.low_latency_dispatch(torch.zeros(1, 8), topk_idx, 1, 8, return_recv_hook=True)[4]()
+    own, other, even = buffer.ids
+    assert (own, other) == ([[0, 1, -1, -1, 4, -1, -1]], [[-1, -1, 2, 3, -1, 7, -1]])
+    assert even == []  # an even number of calls, with the combine
 
 
 def test_the_api_is_chosen_by_signatures():
