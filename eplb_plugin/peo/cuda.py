@@ -37,7 +37,7 @@ def choose_api(buffer: Any, stock_api: bool) -> tuple[Api | None, str]:
              (buffer.low_latency_combine, ROUND_ARGUMENTS | {"is_x_in_round"}))  # fmt: skip
     for call, wanted in calls:
         if missing := sorted(wanted - set(inspect.signature(call).parameters)):
-            fix = "install a deep_ep with PEO (patches/deep_ep), or set peo.stock_api"
+            fix = "install a deep_ep that has DeepEP's pull request 492, or set peo.stock_api"
             reason = f"this deep_ep has no {', '.join(missing)} in {call.__name__}; fix: {fix}"
             return ("stock", "") if stock_api else (None, reason)
     return "patched", ""

@@ -213,7 +213,7 @@ def test_the_api_is_chosen_by_signatures():
     api, reason = choose_api(Buffer, stock_api=False)
     assert api is None
     assert reason.startswith("this deep_ep has no hook_use_comm_stream, num_rounds, ")
-    assert "fix: install a deep_ep with PEO" in reason
+    assert "fix: install a deep_ep that has DeepEP's pull request 492, or set peo.stock_api" in reason
 
 
 def test_a_list_that_cannot_be_launched_by_phases_is_refused():
