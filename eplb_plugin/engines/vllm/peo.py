@@ -32,9 +32,10 @@ def set_peo(settings: PeoConfig | None) -> None:
 
 def refuse_unsuited(parallel_config: Any) -> None:
     """Raises PluginError where PEO and vLLM's own overlap would take the same buffer."""
-    if parallel_config.enable_dbo:
+    if parallel_config.use_ubatching:
         expected = "one of the two: both overlap calls on the one low-latency buffer"
-        raise mismatch("peo", found="PEO with --enable-dbo", expected=expected, fix="remove --enable-dbo, or peo:")
+        fix = "remove --enable-dbo and --ubatch-size, or peo:"
+        raise mismatch("peo", found="PEO with vLLM's micro-batches (DBO)", expected=expected, fix=fix)
 
 
 @contextmanager

@@ -180,9 +180,9 @@ def off_for_layers_that_do_not_suit() -> None:
     assert "BF16" in peo._unsuited(layer.impl)
     layer.impl.prepare_finalize = SimpleNamespace()
     assert "not DeepEP low-latency" in peo._unsuited(layer.impl)
-    with pytest.raises(PluginError, match="peo: found PEO with --enable-dbo"):
-        peo.refuse_unsuited(SimpleNamespace(enable_dbo=True))
-    peo.refuse_unsuited(SimpleNamespace(enable_dbo=False))
+    with pytest.raises(PluginError, match="peo: found PEO with vLLM's micro-batches"):
+        peo.refuse_unsuited(SimpleNamespace(use_ubatching=True))
+    peo.refuse_unsuited(SimpleNamespace(use_ubatching=False))
 
 
 def test_layers_that_do_not_suit_run_as_ever():
@@ -222,22 +222,22 @@ def activations() -> None:
     peo, _ = engine()
     from vllm.config.parallel import EPLBConfig
 
-    def worker(enable_dbo: bool) -> SimpleNamespace:
+    def worker(ubatches: bool) -> SimpleNamespace:
         parallel = SimpleNamespace(
             enable_eplb=True, enable_elastic_ep=False, tensor_parallel_size=1, data_parallel_size=1, rank=0,
-            prefill_context_parallel_size=1, data_parallel_rank=0, eplb_config=EPLBConfig(), enable_dbo=enable_dbo,
+            prefill_context_parallel_size=1, data_parallel_rank=0, eplb_config=EPLBConfig(), use_ubatching=ubatches,
         )  # fmt: skip
         return SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace(get_num_experts=lambda: EXPERTS))
 
     def applied(table: Any) -> set[bool]:
         return {status.applied for status in hooks.check(table)}
 
-    with pytest.raises(PluginError, match="peo: found PEO with --enable-dbo"):
-        activate(PluginConfig(peo=PeoConfig()), worker(enable_dbo=True))
+    with pytest.raises(PluginError, match="peo: found PEO with vLLM's micro-batches"):
+        activate(PluginConfig(peo=PeoConfig()), worker(ubatches=True))
     assert applied(RUNTIME) | applied(peo.PEO) == {False}
-    activate(PluginConfig(), worker(enable_dbo=True))
+    activate(PluginConfig(), worker(ubatches=True))
     assert (applied(RUNTIME), applied(peo.PEO)) == ({True}, {False})
-    activate(PluginConfig(peo=PeoConfig()), worker(enable_dbo=False))
+    activate(PluginConfig(peo=PeoConfig()), worker(ubatches=False))
     assert applied(RUNTIME) | applied(peo.PEO) == {True}
     assert peo._peo is not None
 
