@@ -54,7 +54,7 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[Arrays, dict[s
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         header = json.loads(metadata.get("eplb_plugin", "null"))
-    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise PluginError(f"{path}: cannot be read as a {kind} file ({error}); fix: write it again") from None
     if not isinstance(header, dict) or header.get("kind") != kind or header.get("version") != FORMAT_VERSION:
         known = isinstance(header, dict)

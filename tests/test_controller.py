@@ -14,8 +14,9 @@ import torch.distributed as dist
 
 from eplb_plugin import controller
 from eplb_plugin.config import PluginConfig, parse_config
-from eplb_plugin.controller import ModelEntry, Rebalancer
+from eplb_plugin.controller import Rebalancer
 from eplb_plugin.errors import PluginError
+from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import Placement, linear_placement
 from eplb_plugin.plan_message import encode

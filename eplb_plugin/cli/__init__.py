@@ -12,6 +12,7 @@ from .compare import compare
 from .config import app as config_app
 from .doctor import doctor
 from .plan import plan
+from .record import record
 from .replay import replay
 from .report import report
 from .workload import app as workload_app
@@ -22,6 +23,7 @@ _app = typer.Typer(
 _app.add_typer(config_app, name="config")
 _app.add_typer(workload_app, name="workload")
 _app.command()(doctor)
+_app.command()(record)
 _app.command()(plan)
 _app.command()(replay)
 _app.command()(advise)

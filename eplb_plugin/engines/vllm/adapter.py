@@ -10,7 +10,9 @@ from vllm.config.utils import compute_hash_cached
 from vllm.distributed.parallel_state import get_ep_group, get_eplb_group
 from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
-from ...controller import ModelEntry, Rebalancer
+from ...controller import Rebalancer
+from ...deployment import Phase
+from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement
 from ...recording.recorder import Recorder
@@ -33,6 +35,7 @@ class Adapter:
         self.config, self._hosts = agree(active.config, get_eplb_group().cpu_group)
         self.rebalancer = Rebalancer(self.config, metrics())
         self._tables: dict[str, Tables] = {}
+        self.resumes = False  # a placement waits for the first rebalance, on every rank
 
     def add(self, model_state: Any, model_config: Any, draft: bool) -> None:
         """Register a model that vLLM has just registered. Raises PluginError if its layers cannot be served."""
@@ -53,6 +56,8 @@ class Adapter:
             expert_bytes=sum(weights[0].nbytes for weights in model.expert_weights[0]),
             window_steps=self.vllm_config.parallel_config.eplb_config.window_size,
             step_interval=self.vllm_config.parallel_config.eplb_config.step_interval,
+            engine="vllm",
+            phase=_phase(self.vllm_config.kv_transfer_config),
         )
         if not draft:  # drafts run several passes a step and are planned by vLLM's own load counts
             entry.recorder = self._recorder(model, layers.top_k)
@@ -66,6 +71,7 @@ class Adapter:
         self._tables[compute_hash_cached(model_config)] = tables
         entry.table_bytes = tables.nbytes()
         self.rebalancer.add(compute_hash_cached(model_config), entry, planning_rank=group.rank_in_group == 0)
+        self.resumes |= self.rebalancer.resume(compute_hash_cached(model_config), get_eplb_group().cpu_group)
 
     def _recorder(self, model: Any, top_k: int) -> Recorder:
         return Recorder(
@@ -109,6 +115,12 @@ class Adapter:
         )
         self._tables[key].plan = plan
         return torch.from_numpy(plan.placement.phy2log).long()
+
+
+def _phase(transfer: Any) -> Phase:
+    """The server's role in a disaggregated deployment; transfer: vLLM's KVTransferConfig or None."""
+    role = getattr(transfer, "kv_role", None)
+    return "prefill" if role == "kv_producer" else "decode" if role == "kv_consumer" else "mixed"
 
 
 class _Stage:
