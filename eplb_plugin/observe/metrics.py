@@ -14,6 +14,16 @@ from prometheus_client import Counter, Gauge, Summary
 
 from ..outcome import Outcome, Served
 
+# what a scrape shows of a model on several nodes after a few rebalances; rank_load only if the settings ask for it
+NAMES = {
+    f"eplb_plugin_{name}"
+    for name in (
+        "balancedness", "cross_node_fraction", "cross_node_copies_per_token", "planned_balancedness",
+        "planned_cross_node_copies_per_token", "last_success_timestamp_seconds", "stalled", "stage_seconds_sum",
+        "stage_seconds_count", "rebalances_total", "moved_slots_total", "moved_bytes_total", "rank_load",
+    )
+}  # fmt: skip
+
 
 class Metrics:
     """One per process: a name can be registered once. Called with every rebalance's outcome."""

@@ -11,7 +11,7 @@ import numpy as np
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from eplb_plugin.observe.metrics import metrics
+from eplb_plugin.observe.metrics import NAMES, metrics
 from eplb_plugin.outcome import Assessment, Outcome, Served
 
 PLANNED = Assessment((0.7, 0.9), (2.5, 1.5), (0.8, 0.6), 12, 48, 1, 0.25, 1000)
@@ -57,6 +57,13 @@ def test_how_the_window_was_served() -> None:
     metrics()(Outcome("w", "refused", None, served(per_rank=True)))
     assert [value("rank_load", model="w", layer="3", rank=rank) for rank in ("0", "1")] == [2.0, 0.0]
     assert value("rank_load", model="w", layer="5", rank="1") == 1.0
+
+
+def test_the_names_are_those_that_are_shown() -> None:
+    """The list that dashboards and server tests are checked against."""
+    metrics()(Outcome("n", "accepted", PLANNED, served(per_rank=True), seconds={"plan": 0.5}, expert_bytes=1))
+    shown = {sample.name for family in REGISTRY.collect() for sample in family.samples if "model" in sample.labels}
+    assert {name for name in shown if name.startswith("eplb_plugin_") and not name.endswith("_created")} == NAMES
 
 
 def test_a_stalled_rebalance_is_shown_until_the_next_outcome() -> None:
