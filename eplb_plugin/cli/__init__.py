@@ -10,6 +10,7 @@ from ..errors import PluginError
 from .advise import advise
 from .compare import compare
 from .config import app as config_app
+from .dashboard import dashboard
 from .doctor import doctor
 from .plan import plan
 from .record import record
@@ -29,6 +30,7 @@ _app.command()(replay)
 _app.command()(advise)
 _app.command()(compare)
 _app.command()(report)
+_app.command()(dashboard)
 
 
 def app() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 from ..errors import PluginError, mismatch
@@ -26,7 +27,7 @@ def ask(url: str, path: str, api_key: str | None = None) -> bytes:
     except urllib.error.HTTPError as error:
         fix = "pass --api-key" if error.code in (401, 403) else "check the address and the engine's release"
         raise mismatch(f"{url}{path}", found=f"HTTP status {error.code}", expected="200", fix=fix) from None
-    except (OSError, ValueError) as error:  # ValueError: no valid address; http.client's errors are OSErrors
+    except (OSError, ValueError, HTTPException) as error:  # ValueError: no valid address
         reason = getattr(error, "reason", error)
         raise PluginError(f"{url}{path}: no answer ({reason}); fix: is the server up and the address right?") from None
 

@@ -15,11 +15,12 @@ from vllm.model_executor.layers.fused_moe.router.routing_simulator_router import
 
 from ...errors import mismatch
 from ...workloads.families import checked_family
-from ...workloads.imbalance import fitted_router, loads_at
+from ...workloads.imbalance import fitted_router, loads_at, reachable_factor
 from ...workloads.routing import ClusteredRouter
 from ..settings import SIMULATION
 
 TOKENS = 8192  # routed once at the start, and then in turn
+ORDERS = 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,11 @@ class Workload:
 
     def window(self, experts: int, top_k: int) -> np.ndarray[tuple[int, int], np.dtype[np.int16]]:
         """[TOKENS, k] logical ids. Raises PluginError if the experts cannot have the factor on these ranks."""
-        target = loads_at(self.factor, checked_family(self.family), experts, self.ranks, top_k, 1, self.seed)
+        family = checked_family(self.family)
+        # which experts lie together on a rank limits the factor: the first order from `seed` on that can have it
+        orders = range(self.seed, self.seed + ORDERS)
+        reaches = (one for one in orders if reachable_factor(family, experts, self.ranks, top_k, 1, one) >= self.factor)
+        target = loads_at(self.factor, family, experts, self.ranks, top_k, 1, next(reaches, self.seed))
         router = ClusteredRouter(
             1, experts, top_k, self.topics, self.strength, 0.0, self.purity, model_seed=self.seed
         )  # fmt: skip
