@@ -19,21 +19,33 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from ..workloads.trace import read_window
 from . import judged
-from .options import Draws, Json, Nodes, NumGroups, Policy, RanksPerNode, Rule, Seed, SlotsPerRank, Traces, fingerprint
+from .options import (
+    PRICES,
+    Draws,
+    ExpertBytes,
+    Json,
+    LinkGbps,
+    Nodes,
+    Number,
+    NumGroups,
+    Policy,
+    RanksPerNode,
+    Rule,
+    Seconds,
+    Seed,
+    SlotsPerRank,
+    TokenBytes,
+    Traces,
+    fingerprint,
+)  # fmt: skip
 
 Out = Annotated[Path, typer.Option("--out", help="Placement file to write.")]
 Previous = Annotated[Path | None, typer.Option("--previous", help="Placement file in force, to start from.")]
 MaxMovedSlots = Annotated[int | None, typer.Option("--max-moved-slots", help="Bound per layer, with --previous.")]
 Tolerance = Annotated[float, typer.Option("--balance-tolerance", help="Overload that a plan leaves alone.")]
 
-PANEL = "Price of a move (needs --previous; without, every move is made)"
-Number = float | None
-ExpertBytes = Annotated[Number, typer.Option(help="Weights of one expert in one layer.", rich_help_panel=PANEL)]
-LinkGbps = Annotated[Number, typer.Option(help="Gbit/s of a rank's link to other nodes.", rich_help_panel=PANEL)]
-TokenBytes = Annotated[Number, typer.Option(help="A token's copy to a node, there and back.", rich_help_panel=PANEL)]
-Seconds = Annotated[Number, typer.Option(help="To compute one selection in one layer.", rich_help_panel=PANEL)]
-WindowSteps = Annotated[Number, typer.Option(help="Forward steps that a trace covers.", rich_help_panel=PANEL)]
-HorizonSteps = Annotated[Number, typer.Option(help="Forward steps until the next plan.", rich_help_panel=PANEL)]
+WindowSteps = Annotated[Number, typer.Option(help="Forward steps that a trace covers.", rich_help_panel=PRICES)]
+HorizonSteps = Annotated[Number, typer.Option(help="Forward steps until the next plan.", rich_help_panel=PRICES)]
 
 
 def plan(
@@ -60,7 +72,8 @@ def plan(
 ) -> None:
     """Make a placement file from TRACES and print the score before (--previous, or the engines' start) and after.
 
-    Several traces, oldest first, are a history, and the plan is made for its forecast.
+    Several traces, oldest first, are a history, and the plan is made for its forecast. Prices need --previous: without
+    one, every move is made.
     """
     from ..dispatch.rules import checked_rule
     from ..planning.checks import checked_policy
