@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
+from typing import TypeVar
 
 from .deployment import Deployment
 from .errors import PluginError, mismatch
@@ -24,6 +25,7 @@ from .statistics import RoutingStatistics, load_window
 
 logger = logging.getLogger("eplb_plugin")
 Write = Callable[[], None]
+Kept = TypeVar("Kept", Placement, RoutingStatistics)
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,10 @@ class StateDirectory:
 
     def earlier(self, deployment: Deployment) -> Earlier:
         """What an earlier run of this deployment left. Never raises: what does not fit is told in the log."""
-        found: list[Placement | RoutingStatistics | None] = []
-        for path, read in (
-            (self.placement_file(deployment), read_placement),
-            (self.window_file(deployment), read_window),
-        ):
-            try:
-                found.append(read(path, deployment, same_engine=True) if path.exists() else None)
-            except (PluginError, OSError, ValueError) as error:  # ValueError: a path that no file can have
-                logger.warning("not taken up from an earlier run: %s", error)
-                found.append(None)
-        placement, window = found
-        assert placement is None or isinstance(placement, Placement)
-        assert window is None or isinstance(window, RoutingStatistics)
-        return Earlier(placement, window)
+        return Earlier(
+            _taken_up(self.placement_file(deployment), PLACEMENT, deployment, read_placement),
+            _taken_up(self.window_file(deployment), STATISTICS, deployment, read_window),
+        )
 
     @property
     def idle(self) -> bool:
@@ -105,27 +97,29 @@ def measures(window: RoutingStatistics) -> dict[str, int]:
     return {**top_k, "tokens": int(window.num_tokens.max())}
 
 
-def read_placement(path: str | os.PathLike[str], deployment: Deployment, *, same_engine: bool = False) -> Placement:
-    """A placement file made for this deployment. Raises PluginError for any other."""
+def read_placement(path: str | os.PathLike[str], deployment: Deployment) -> Placement:
+    """A placement file made for this deployment, by either engine. Raises PluginError for any other."""
     placement, (_, header) = Placement.load(path), load_arrays(path, PLACEMENT)
-    _refuse_engine(path, header, deployment, same_engine)
     deployment.refuse_placement(path, header, placement.phy2log, placement.layer_ids)
     return placement
 
 
-def read_window(
-    path: str | os.PathLike[str], deployment: Deployment, *, same_engine: bool = False
-) -> RoutingStatistics:
+def read_window(path: str | os.PathLike[str], deployment: Deployment) -> RoutingStatistics:
     """Likewise a window."""
-    (_, header), window = load_arrays(path, STATISTICS), load_window(path)
-    _refuse_engine(path, header, deployment, same_engine)
+    window, (_, header) = load_window(path), load_arrays(path, STATISTICS)
     deployment.refuse_window(path, header, window.num_experts, window.layer_ids)
     return window
 
 
-def _refuse_engine(
-    path: str | os.PathLike[str], header: dict[str, object], deployment: Deployment, same_engine: bool
-) -> None:
-    found = header.get("engine", deployment.engine)
-    if same_engine and found != deployment.engine:
-        raise mismatch(f"{path}: engine", found=found, expected=deployment.engine, fix="name another state_directory")
+def _taken_up(path: Path, kind: str, deployment: Deployment, read: Callable[[Path, Deployment], Kept]) -> Kept | None:
+    try:
+        if not path.exists():
+            return None
+        engine = load_arrays(path, kind)[1].get("engine", deployment.engine)
+        if engine != deployment.engine:
+            fix = "name another state_directory"
+            raise mismatch(f"{path}: engine", found=engine, expected=deployment.engine, fix=fix)
+        return read(path, deployment)
+    except (PluginError, OSError, ValueError) as error:  # ValueError: a path that no file can have
+        logger.warning("not taken up from an earlier run: %s", error)
+        return None

@@ -68,7 +68,7 @@ class Workload:
         return fitted_router(router, target.shares, TOKENS).window(TOKENS)[0]
 
 
-class ImbalancedRouting(RoutingStrategy):
+class ImbalancedRouting(RoutingStrategy):  # type: ignore[misc]  # not typed for mypy
     """Deals out the rows of one window in turn.
 
     Ranks that route the same tokens make the same calls and so deal the same rows. The place in the window lives on the
