@@ -64,6 +64,16 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[Arrays, dict[s
     return arrays, header
 
 
+def header_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The header of a file of ours, of any kind; empty for any other file, which its reader will refuse."""
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get("eplb_plugin", "null"))
+    except (OSError, SafetensorError, ValueError, AttributeError, RecursionError):
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
 def read_foreign(path: str | os.PathLike[str], kind: str) -> bytes:
     """The bytes of a file of another program. Raises PluginError if it cannot be read or is absurdly large."""
     try:

@@ -19,6 +19,7 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from ..workloads.trace import read_window
 from . import judged
+from .models import model_of
 from .options import (
     PRICES,
     Draws,
@@ -88,6 +89,7 @@ def plan(
         window_steps=window_steps, horizon_steps=horizon_steps,
     )  # fmt: skip
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
+    model = model_of([*traces, *([] if previous is None else [previous])])
     old = None if previous is None else Placement.load(previous, fingerprint(topology))
     history = [read_window(trace, *_shape_of(old)) for trace in traces]
     window, error = forecast(history), forecast_error(history)
@@ -97,7 +99,8 @@ def plan(
         window, topology, policy=checked_policy(policy), previous=old, dispatch=checked_rule(rule),
         num_groups=num_groups, options=options,
     )  # fmt: skip
-    _save(made.placement, out, {**fingerprint(topology), "policy": policy, "rule": rule})
+    named = {} if model is None else {"model": model}
+    _save(made.placement, out, {**fingerprint(topology), **named, "policy": policy, "rule": rule})
     start = old or linear_placement(window.num_layers, window.num_experts, topology.num_slots, window.layer_ids)
     moved = moved_slots(made.placement, start, topology)
     answer: dict[str, Any] = {
