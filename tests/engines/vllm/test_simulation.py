@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from vllm.model_executor.layers.fused_moe.router.router_factory import create_fused_moe_router
 from vllm.model_executor.layers.fused_moe.router.routing_simulator_router import RoutingSimulator
 
 from eplb_plugin.engines.vllm.simulation import TOKENS, ImbalancedRouting, Workload, register_simulation
@@ -44,14 +45,15 @@ def test_ranks_that_make_the_same_calls_route_alike() -> None:
         np.testing.assert_array_equal(routed(one, tokens), routed(other, tokens))
 
 
-def test_vllm_finds_it_by_its_name() -> None:
-    """What the environment variable says is the name under which vLLM looks it up."""
+def test_vllms_router_asks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The router that vLLM's own factory makes under this environment variable."""
     name = "eplb_plugin:factor=1.5,ranks=4,family=gamma,seed=3"
+    monkeypatch.setenv("VLLM_MOE_ROUTING_SIMULATION_STRATEGY", name)
     register_simulation(name)
     try:
-        hidden, logits = torch.zeros(5, 8), torch.zeros(5, EXPERTS)
-        _, ids = RoutingSimulator.simulate_routing(hidden, logits, name, TOP_K)
-        assert ids.shape == (5, TOP_K)
+        router = create_fused_moe_router(TOP_K, EXPERTS)
+        _, ids = router._compute_routing(torch.zeros(5, 8), torch.zeros(5, EXPERTS), torch.int64)
+        np.testing.assert_array_equal(ids, Workload.parse(name.partition(":")[2]).window(EXPERTS, TOP_K)[:5])
         strategy = RoutingSimulator._routing_strategies[name]
         assert strategy.workload == Workload(1.5, 4, "gamma", seed=3)
     finally:
