@@ -122,7 +122,7 @@ class Rebalancer:
             unanimous = _unanimous(accepted is not None, group)
         if outcome is not None:
             told = replace(outcome, seconds=entry.stages.taken(), expert_bytes=entry.expert_bytes)
-            self._tell(told if unanimous else replace(told, result="refused"))
+            self.tell(told if unanimous else replace(told, result="refused"))
         if not unanimous:
             logger.error(
                 "rebalance %d of %s refused, the old placement stays: %s",
@@ -146,10 +146,10 @@ class Rebalancer:
         line = "rebalance %d of %s: stage %s has lasted %.0f s and has not ended: has a rank ended, or a link failed?"
         logger.error(line, entry.rebalances + 1, entry.name, stage, STALLED_SECONDS)
         if planning_rank:
-            self._tell(Outcome(entry.name, "stalled"))
+            self.tell(Outcome(entry.name, "stalled"))
 
-    def _tell(self, outcome: Outcome) -> None:
-        """A failure of who listens must not part this rank from the others, which go on."""
+    def tell(self, outcome: Outcome) -> None:
+        """On the planning rank. A failure of who listens must not part this rank from the others, which go on."""
         try:
             if self._report is not None:
                 self._report(outcome)
@@ -185,7 +185,8 @@ class Rebalancer:
 
     def _options(self, entry: ModelEntry) -> PlanOptions:
         """With the price of a move, where the settings name one and the entry's gain can be told."""
-        options, price = self.config.plan_options, self.config.price
+        price, rounds = self.config.price, self.config.peo_rounds(entry.topology.slots_per_rank)
+        options = replace(self.config.plan_options, peo_rounds=rounds)
         if price is None or (entry.recorder is None and not price.seconds_per_selection):
             return options
         return replace(

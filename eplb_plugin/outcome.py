@@ -14,7 +14,7 @@ from .planning.score import balancedness, expected_rank_load, judge, layer_balan
 from .stages import Stage
 from .statistics import RoutingStatistics
 
-Result = Literal["accepted", "refused", "skipped", "stalled"]
+Result = Literal["accepted", "refused", "skipped", "interrupted", "stalled"]
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,10 @@ class Served:
 
 @dataclass(frozen=True)
 class Outcome:
-    """result: skipped = no token was routed in the window; stalled = a stage does not end, and what becomes of the
-    rebalance is not known. assessment: None if nothing was planned. seconds: of the stages that ended since the last
-    outcome. expert_bytes: weights of one expert in one layer, 0 where unknown.
+    """result: skipped = no token was routed in the window; interrupted = an accepted plan was not, or only in some
+    layers, put in force; stalled = a stage does not end, and what becomes of the rebalance is not known. assessment:
+    None if nothing was planned. seconds: of the stages that ended since the last outcome. expert_bytes: weights of one
+    expert in one layer, 0 where unknown.
     """
 
     model: str

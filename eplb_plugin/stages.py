@@ -31,6 +31,10 @@ class Stages:
             watch.cancel()
             self._seconds[stage] = time.perf_counter() - began
 
+    def note(self, stage: Stage, seconds: float) -> None:
+        """One that is watched elsewhere."""
+        self._seconds[stage] = seconds
+
     def taken(self) -> dict[Stage, float]:
         """Seconds of the stages that ended since the last call."""
         taken, self._seconds = self._seconds, {}

@@ -16,6 +16,8 @@ from eplb_plugin.config import (
     BudgetConfig,
     LoggingConfig,
     MetricsConfig,
+    MigrationConfig,
+    PeoConfig,
     PluginConfig,
     PriceConfig,
     TopologyConfig,
@@ -70,6 +72,14 @@ OUT_OF_RANGE = [
     ({"policy": "afinity"}, "policy", "'afinity'", "one of deepseek, balanced, affinity", "affinity"),
     ({"policy": "deepsek"}, "policy", "'deepsek'", "one of deepseek, balanced, affinity", "deepseek"),
     ({"dispatch": "nearby"}, "dispatch", "'nearby'", "one of auto, hash, nearest, weighted, cover", "nearest"),
+    (
+        {"peo": {"method": "overlap"}},
+        "peo.method",
+        "'overlap'",
+        "one of overlap-1, overlap-2, overlap-3, overlap-4",
+        "overlap-4",
+    ),
+    ({"peo": {"num_rounds": 0}}, "peo.num_rounds", "0", "an integer in 1..1024", "1"),
     ({"window_size": 0}, "window_size", "0", RULES["window_size"], "1"),
     ({"window_size": 1_000_001}, "window_size", "1000001", RULES["window_size"], "1000000"),
     ({"window_size": 12.6}, "window_size", "12.6", RULES["window_size"], "13"),
@@ -313,8 +323,8 @@ plain = st.recursive(
     max_leaves=12,
 )
 sections = {
-    "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "logging": LoggingConfig,
-    "metrics": MetricsConfig,
+    "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "peo": PeoConfig,
+    "logging": LoggingConfig, "metrics": MetricsConfig, "migration": MigrationConfig,
 }  # fmt: skip
 
 

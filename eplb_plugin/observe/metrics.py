@@ -52,7 +52,9 @@ class Metrics:
         self.stalled = gauge("stalled", "1 while a stage of a rebalance does not end.")
         self.stage = Summary("eplb_plugin_stage_seconds", "Time of the stages of rebalances.", ["model", "stage"])
         self.rebalances = Counter(
-            "eplb_plugin_rebalances", "Rebalances by result: accepted, refused, skipped.", ["model", "result"]
+            "eplb_plugin_rebalances",
+            "Rebalances by result: accepted, refused, skipped; interrupted: accepted, but not all experts were moved.",
+            ["model", "result"],
         )
         self.moved = Counter("eplb_plugin_moved_slots", "Expert slots that got another expert.", ["model"])
         self.bytes = Counter("eplb_plugin_moved_bytes", "Weights that went to another rank for that.", ["model"])
