@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sglang.srt.distributed.parallel_state import get_world_group
 from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
 from sglang.srt.runtime_context import get_exec
@@ -24,9 +26,10 @@ from .state import set_adapter
 REDUNDANT = "--ep-num-redundant-experts"
 
 
-def activate(model_config: Any) -> None:
+def activate(model_config: Any) -> NDArray[np.int32] | None:
     """Collective over all ranks: agree on the settings, check SGLang's configuration, apply the runtime hooks.
 
+    Returns the placement of all decoder layers to load the model by, [L, P]; None: the one that SGLang is told.
     Raises PluginError, before anything is touched, where engine and settings do not fit.
     """
     group = get_world_group()
@@ -52,4 +55,6 @@ def activate(model_config: Any) -> None:
     if group.rank_in_group == 0:
         SGLANG.warn_untested(logger)
     registry.apply(rows)
-    set_adapter(Adapter(config, layout, topology, experts, model_config.model_path))
+    adapter = Adapter(config, layout, topology, experts, model_config.model_path)
+    set_adapter(adapter)
+    return adapter.resume(group.cpu_group)

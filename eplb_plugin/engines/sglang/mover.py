@@ -14,10 +14,11 @@ from sglang.srt.distributed.parallel_state import get_world_group
 from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 from sglang.srt.utils import get_bool_env_var
 
-from ...controller import ModelEntry, Rebalancer
+from ...controller import Rebalancer
 from ...cycle import Cycle
 from ...errors import PluginError, mismatch
 from ...migration.layout import ExpertRows
+from ...model_entry import ModelEntry
 from ...placement import Placement
 from ...plan_types import Plan
 from .experts import expert_layers, refuse_left_behind
