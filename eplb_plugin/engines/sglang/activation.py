@@ -12,6 +12,7 @@ from sglang.srt.runtime_context import get_exec
 from ...errors import mismatch
 from ..agreement import agree
 from ..fit import log_through, slots_for
+from ..hooks import Hook
 from ..releases import SGLANG
 from ..settings import from_environment
 from . import registry
@@ -40,7 +41,7 @@ def activate(model_config: Any) -> None:
     redundant = get_exec().moe.ep_num_redundant_experts
     slots_per_rank = slots_for(experts.num_logical_experts, redundant, layout.ep_size, config, REDUNDANT)
     topology = config.topology_for(layout.ep_size, slots_per_rank, hosts)
-    rows = RUNTIME
+    rows: tuple[Hook, ...] = RUNTIME
     if config.peo is not None:
         from . import peo  # without PEO, nothing that it hooks has to be there
 
