@@ -13,6 +13,7 @@ from ..files import write_atomic
 from ..placement import Placement
 from ..workloads.trace import read_window
 from .compare import read_arms
+from .models import model_of
 from .options import TRACE_HELP, Json
 
 Out = Annotated[Path, typer.Option("--out", help="HTML file to write.")]
@@ -46,6 +47,7 @@ def report(
     from ..observe.gantt import read_simulated_layer
     from ..observe.report import report as make_report
 
+    model_of([*(traces or []), *(placements or [])])
     layout = {"num_nodes": nodes, "num_ranks": nodes * ranks_per_node}
     placed = _named({path: Placement.load(path, layout) for path in placements or []})
     shape = next(((one.num_experts, one.layer_ids) for one in placed.values()), (None, None))

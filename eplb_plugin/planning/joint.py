@@ -156,7 +156,7 @@ def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:
         copies = node_shares(made.phy2log, rule.node_of_slot, np.ones(len(phy2log)), experts, nodes).astype(np.int32)
         shares = node_shares(made.phy2log, rule.node_of_slot, made.use.shares, experts, nodes)
     assert best is not None
-    return _save_visits(rule, best)
+    return _save_visits(rule, best) if rule.search.turns > 1 else best
 
 
 def as_used(rule: Rule, phy2log: Array, before: Array | None = None) -> Layer:

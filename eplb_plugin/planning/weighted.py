@@ -20,7 +20,7 @@ from .joint_types import Use, node_shares
 from .replication import best_copy, copy_limit
 from .search import Search
 from .sources import arrival_cost, arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
-from .tokens import Tokens, every
+from .tokens import Tokens, thinned
 
 EXCHANGES = 8  # tried together at first
 
@@ -117,7 +117,7 @@ class WeightedRule:
 
     @cached_property
     def _guides(self) -> Tokens:
-        return every(self.tokens, max(-(-len(self.tokens.rows) // self.search.guides), 1))
+        return thinned(self.tokens, self.search.guides)
 
     def arrivals(self, use: Array) -> Array:
         return count_arrivals(self.tokens, node_rows(use), self.cluster.node_of_rank, self.cluster.num_nodes)
