@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ class _Model:
     switch: Switch
     plan: Plan
     shuffler: Shuffler
+    decided: float = 0.0  # when, by time.perf_counter; 0 = not in this cycle
 
 
 class Cycle:
@@ -87,6 +89,17 @@ class Cycle:
             self._start()
         return False
 
+    def finish(self) -> None:
+        """Collective: what is under way, to its end, without forward steps in between."""
+        while self._ahead:
+            self._models[self._ahead[0]].shuffler.finish()
+            self._end(self._ahead.pop(0))
+            self._start()
+
+    def rebind(self, key: str, layers: Sequence[ExpertRows]) -> None:
+        """See Shuffler."""
+        self._models[key].shuffler.rebind(layers)
+
     def _start(self) -> None:
         if not self._ahead:
             return
@@ -98,6 +111,7 @@ class Cycle:
     def _decide(self, key: str, loads: Loads) -> NDArray[np.int32]:
         model = self._models[key]
         model.plan = self.rebalancer.decide(key, model.placed, self._plans, loads.get(key))
+        model.decided = time.perf_counter()
         return model.plan.placement.phy2log
 
     def _switch(self, key: str, layers: list[int], rows: NDArray[np.int32]) -> None:
@@ -106,5 +120,9 @@ class Cycle:
         model.switch(layers, model.plan)
 
     def _end(self, key: str) -> None:
-        if self._models[key].shuffler.refusal and dist.get_rank(self._plans) == 0:
+        model = self._models[key]
+        if model.decided:
+            self.rebalancer.entries[key].stages.note("move", time.perf_counter() - model.decided)
+            model.decided = 0.0
+        if model.shuffler.refusal and dist.get_rank(self._plans) == 0:
             self.rebalancer.tell(Outcome(self.rebalancer.entries[key].name, "interrupted"))
