@@ -99,7 +99,9 @@ class Engine:
             eplb_config=eplb, tensor_parallel_size=1, num_ubatches=0, enable_elastic_ep=False, data_parallel_size=1
         )
         scheduler = SimpleNamespace(max_num_batched_tokens=TOKENS)
-        vllm_config = SimpleNamespace(parallel_config=self.parallel, scheduler_config=scheduler)
+        vllm_config = SimpleNamespace(
+            parallel_config=self.parallel, scheduler_config=scheduler, kv_transfer_config=None
+        )
         set_active(Active(parse_config(chosen, "test"), vllm_config))
         self.state = EplbState(self.parallel, torch.device("cpu"))
         self.models: dict[str, Model] = {}
