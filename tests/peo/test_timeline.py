@@ -59,10 +59,14 @@ def test_never_faster_than_any_resource(traffic: Traffic, method: Method, device
 
 
 @QUICK
-@given(traffics(), methods, devices)
-def test_streams_events_and_sms_are_obeyed(traffic: Traffic, method: Method, device: str):
+@given(traffics(), methods, devices, st.booleans())
+def test_streams_events_and_sms_are_obeyed(traffic: Traffic, method: Method, device: str, greedy: bool):
+    """greedy: GEMMs that ask for the whole device, so that the others have to wait for them."""
     hardware = HARDWARE[device]
     schedule = made(method, hardware, traffic.num_local_experts)
+    if greedy:
+        ops = [op if op.is_comm else replace(op, num_sms=hardware.num_sms) for op in schedule]
+        schedule = replace(schedule, ops=tuple(ops))
     timeline = simulate(schedule, hardware, traffic)
     for rank in {span.rank for span in timeline.spans}:
         spans = sorted(timeline.of_rank(rank), key=lambda span: span.op)

@@ -118,10 +118,21 @@ def test_even_rounds_stay_as_they_are():
     assert np.array_equal(even_rounds(old, even, 2).placement.phy2log, placement.phy2log)
     light = np.array([[9, 11, 10, 10, 6, 3, 0, 0]])  # rank 1 is uneven, but never the slowest of a round
     assert np.array_equal(even_rounds(old, light, 2).placement.phy2log, placement.phy2log)
-    uneven = np.array([[9, 11, 1, 1, 6, 3, 0, 0]])
+    uneven = np.array([[9, 11, 1, 1, 0, 0, 6, 3]])  # rank 1 stays: its second round is lighter than rank 0's then is
     new = even_rounds(old, uneven, 2).placement.phy2log[0]
     assert (new != np.arange(8)).sum() == 2  # one exchange
     assert sorted(uneven[0][new[:4]].reshape(2, 2).sum(axis=1)) == [10, 12]
+
+
+def test_twins_stay_in_their_order():
+    """Under `nearest` the first of two copies on a rank serves it, so the one that did must stay the first."""
+    placement = Placement(np.array([[1, 0, 2, 0]], np.int32))
+    topology = Topology(1, 1, 4)
+    old = plan_of(placement, topology, "nearest")
+    assert old.replica_weights[0].tolist() == [1, 1, 1, 0]
+    new = even_rounds(old, [[10, 6, 1]], 2)
+    assert new.placement.phy2log[0].tolist() == [0, 0, 2, 1]
+    np.testing.assert_array_equal(new.replica_weights, replica_weights(new.placement, topology, "nearest"))
 
 
 @pytest.mark.parametrize("rule", RULES)
