@@ -31,7 +31,7 @@ class _Model:
     switch: Switch
     plan: Plan
     shuffler: Shuffler
-    decided: float = 0.0  # when, by time.perf_counter
+    decided: float = 0.0  # when, by time.perf_counter; 0 = not in this cycle
 
 
 class Cycle:
@@ -120,6 +120,9 @@ class Cycle:
         model.switch(layers, model.plan)
 
     def _end(self, key: str) -> None:
-        self.rebalancer.entries[key].stages.note("move", time.perf_counter() - self._models[key].decided)
-        if self._models[key].shuffler.refusal and dist.get_rank(self._plans) == 0:
+        model = self._models[key]
+        if model.decided:
+            self.rebalancer.entries[key].stages.note("move", time.perf_counter() - model.decided)
+            model.decided = 0.0
+        if model.shuffler.refusal and dist.get_rank(self._plans) == 0:
             self.rebalancer.tell(Outcome(self.rebalancer.entries[key].name, "interrupted"))

@@ -130,7 +130,6 @@ def check(
     local_experts: Annotated[int, typer.Option(min=1, help="Physical experts of a rank, redundant ones included.")],
     ranks: Ranks,
     num_sms: Annotated[int, typer.Option(min=2, help="SMs of the GPU: H20 78, H100 132.")],
-    graph_layers: Annotated[int | None, typer.Option(min=1, help="MoE layers in a CUDA graph; none: no graph.")] = None,
     as_json: Json = False,
 ) -> None:
     """Prove that the schedule of FILE is legal for DeepEP's double buffer, or name the op that is not (exit code 2)."""
@@ -143,7 +142,7 @@ def check(
     proven = []
     for api in apis:
         schedule = _schedule_of(peo, local_experts, num_sms, api)
-        prove(schedule, num_ranks=ranks, graph_layers=graph_layers)
+        prove(schedule, num_ranks=ranks)
         proven.append(schedule)
     if as_json:
         typer.echo(json.dumps([{**asdict(one), "legal": True} for one in proven], indent=2))

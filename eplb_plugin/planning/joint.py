@@ -184,14 +184,14 @@ def mend(rule: Rule, old: Layer, before: Array, budget: int, good_enough: float)
     flatten = partial(level_ranks, before=before, budget=budget, aim=aim, ingress=ingress)
     demands = Demands(rule.load.sum() / len(before) * good_enough, ingress, REAL_SHARE, REAL_SIGMAS)
     bring_near = partial(save_visits, before=before, budget=budget, demands=demands)
-    if old.peak <= good_enough:
-        nearer = _swapped(rule, old, bring_near)
-        return nearer if nearer.peak <= good_enough else old
-    both = _swapped(rule, old, lambda *layer: flatten(*layer) + bring_near(*layer))
-    if both.peak <= good_enough:
-        return both
-    flatter = _swapped(rule, old, flatten)
-    return min((both, flatter, old), key=lambda made: made.peak)
+    if old.peak > good_enough:
+        both = _swapped(rule, old, lambda *layer: flatten(*layer) + bring_near(*layer))
+        if both.peak <= good_enough:
+            return both
+        flatter = _swapped(rule, old, flatten)  # weighed in between, so that what is near does not get in the way
+        old = flatter if flatter.peak < old.peak else old
+    nearer = _swapped(rule, old, bring_near)
+    return nearer if nearer.peak <= max(old.peak, good_enough) else old
 
 
 def _save_visits(rule: Rule, made: Layer) -> Layer:

@@ -62,7 +62,7 @@ class WeightedRule:
 
     def _exchanged(self, copies: Array, use: Array, mean_rank: float) -> Array:
         """Let experts change places with redundant copies, in place, a few at once, while fewer tokens cross."""
-        arriving, at_once, barred = self._guessed_arrivals(use), EXCHANGES, np.zeros(copies.shape, np.bool_)
+        arriving, at_once, barred = self.arrivals(use), EXCHANGES, np.zeros(copies.shape, np.bool_)
         lowest, cost = arrival_cost(arriving, self.ingress_tolerance), self._cost(use, arriving)
         for _ in range(self.search.exchanges):
             tried = copies.copy()
@@ -71,7 +71,7 @@ class WeightedRule:
             if changed == 0:
                 break
             again = flow_to_nodes(self.load, cost, tried)
-            arriving = self._guessed_arrivals(again)
+            arriving = self.arrivals(again)
             now = arrival_cost(arriving, self.ingress_tolerance)
             if now < lowest:
                 lowest, use, cost = now, again, self._cost(again, arriving)
@@ -108,12 +108,9 @@ class WeightedRule:
         """[sources, E, nodes] of a selection sent to a node, dearer where much arrives; of all experts, or of those
         wanted: [E].
         """
-        arriving = self._guessed_arrivals(use) if arriving is None else arriving
+        arriving = self.arrivals(use) if arriving is None else arriving
         wanted = np.ones(len(self.load), np.bool_) if wanted is None else wanted
         return visit_cost(self._guides, node_rows(use), self.cluster.num_nodes, wanted) * arrival_prices(arriving)
-
-    def _guessed_arrivals(self, use: Array) -> Array:
-        return count_arrivals(self._guides, node_rows(use), self.cluster.node_of_rank, self.cluster.num_nodes)
 
     @cached_property
     def _guides(self) -> Tokens:

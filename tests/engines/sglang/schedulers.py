@@ -30,11 +30,15 @@ MODEL = {
 
 @dataclass(frozen=True)
 class Start:
-    """settings: the plugin's, as JSON, of every rank. options: of SGLang, beside those that all tests share."""
+    """settings: the plugin's, as JSON, of every rank. options: of SGLang, beside those that all tests share.
+
+    canary: SGLang's check of every slot after every move.
+    """
 
     folder: str
     settings: list[dict[str, Any] | None]
     options: dict[str, Any] = field(default_factory=dict)
+    canary: bool = False
 
 
 def model_folder(path: Path) -> str:
@@ -51,7 +55,7 @@ class Scheduler:
 
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         settings = start.settings[self.rank]
-        os.environ |= ON_CPU
+        os.environ |= ON_CPU | {"SGLANG_EXPERT_LOCATION_UPDATER_CANARY": str(int(start.canary))}
         if settings is not None:
             os.environ["EPLB_PLUGIN_CONFIG"] = json.dumps(settings)
         from eplb_cpu_engines.sglang import device
