@@ -64,13 +64,13 @@ class CoverTables:
         made = cover_maps(plan, range(plan.placement.num_layers))
         self._maps = tuple(torch.from_numpy(part).to(device, copy=True) for part in made)
 
-    def fill(self, plan: Plan, layers: Sequence[int]) -> None:
-        """From now on these layers' tokens go where `plan` says."""
-        made = cover_maps(plan, layers, width=self._maps[2].shape[2])
-        for part, held in zip(made, self._maps, strict=True):
-            source = torch.from_numpy(part)
-            target = held[layers[0] : layers[-1] + 1]
-            target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=target.is_cuda)
+    def put(self, maps: CoverMaps, layers: Sequence[int]) -> None:
+        """From now on these layers' tokens go where `maps`, made for them, says. Does not wait for the device."""
+        for part, held in zip(maps, self._maps, strict=True):
+            index, source = torch.tensor(list(layers)), torch.from_numpy(part)
+            if held.is_cuda:
+                index, source = (one.pin_memory().to(held.device, non_blocking=True) for one in (index, source))
+            held.index_copy_(0, index, source)
 
     def layer(self, index: int) -> LayerTables:
         nodes, counts, copies = (part[index] for part in self._maps)
@@ -83,7 +83,7 @@ class CoverTables:
 def cover(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.Tensor:
     """Map and record. ids: [T, k] logical, -1 = none, of this rank's batch in order -> [T, k] slots, same dtype."""
     slots = torch.empty(ids.shape, dtype=ids.dtype, device=ids.device)
-    if ids.is_cuda:
+    if ids.device.type != "cpu":
         from .triton_kernels import launch
 
         launch(ids, slots, tables, counters)

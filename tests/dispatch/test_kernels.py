@@ -43,7 +43,7 @@ def test_refilled_tables_keep_their_addresses() -> None:
     other = Placement(np.array([[0, 1, 2, 0, 4, 5, 0, 3]], np.int32))
     ids = torch.tensor([[0, 1, 2]] * 20)
     for plan in (plan_with([1, 1, 200, 1, 3, 1, 1, 1]), plan_with([9] * 8, other)):
-        tables.fill(plan, [0])
+        tables.put(cover_maps(plan, [0]), [0])
         assert cover(ids, layer, uncounted(3)).tolist() == route(ids.numpy(), 3, plan, 0).tolist()
     assert [part.data_ptr() for part in tables.layer(0)[:3]] == addresses
 

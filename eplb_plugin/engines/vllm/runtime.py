@@ -13,7 +13,8 @@ import torch
 from vllm.distributed.eplb import async_worker
 
 from ..hooks import Hook
-from .adapter import LAYER, TABLES, Adapter, PlannedPolicy
+from .adapter import TABLES, Adapter, PlannedPolicy
+from .mapping import ROUTER
 
 _ADAPTER = "_eplb_plugin_adapter"  # on an EplbState
 
@@ -31,13 +32,6 @@ def _prepare_forward(
 ) -> None:
     original(self, model_config, num_unpadded_tokens, ubatch_slices)
     getattr(self, _ADAPTER).expect(model_config, num_unpadded_tokens, ubatch_slices)
-
-
-def _apply_eplb_mapping(original: Callable[..., Any], self: Any, topk_ids: torch.Tensor) -> Any:
-    stage = getattr(self.eplb_state, LAYER, None)
-    if stage is not None:
-        stage(topk_ids, self.eplb_state.num_unpadded_tokens_tensors)
-    return original(self, topk_ids)
 
 
 def _step(
@@ -143,11 +137,5 @@ RUNTIME = (
         "(model_state, new_physical_to_logical_map, layer)",
         _commit_eplb_maps_for_layer,
     ),
-    Hook(
-        "vllm.model_executor.layers.fused_moe.router.base_router:BaseRouter._apply_eplb_mapping",
-        "around",
-        "sees the logical top-k ids before vLLM maps them to physical experts",
-        "(self, topk_ids)",
-        _apply_eplb_mapping,
-    ),
+    ROUTER,
 )

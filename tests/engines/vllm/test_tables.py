@@ -26,16 +26,16 @@ START = Placement(np.tile(np.arange(24, dtype=np.int32) % EXPERTS, (2, 1)))
 
 
 class Layer:
-    """A MoE layer as far as EPLB goes: it holds vLLM's layer state in its router."""
+    """A MoE layer as far as EPLB goes: it holds vLLM's layer state."""
 
     def __init__(self) -> None:
-        self.router = SimpleNamespace(eplb_state=EplbLayerState())
+        self.eplb_state = EplbLayerState()
 
     def set_eplb_state(self, index: int, load: torch.Tensor, rows: torch.Tensor, counts: torch.Tensor) -> None:
-        self.router.eplb_state.set_layer_state(index, load, rows, counts)
+        self.eplb_state.set_layer_state(index, load, rows, counts)
 
     def routed(self, ids: np.ndarray) -> np.ndarray:
-        state, enabled = self.router.eplb_state, torch.tensor(False)
+        state, enabled = self.eplb_state, torch.tensor(False)
         rows, counts = state.logical_to_physical_map, state.logical_replica_count
         return map_to_physical_and_record(torch.from_numpy(ids), state.expert_load_view, rows, counts, enabled).numpy()
 
