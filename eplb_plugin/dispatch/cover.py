@@ -63,7 +63,7 @@ def needed_nodes(row: Array, own: int, masks: Array, key: int) -> int:
 
     row: [k] ids, -1 = none; own: its source's node; key: breaks ties.
     """
-    return opened_nodes(row, np.int64(1) << own, masks, key)
+    return opened_nodes(row, 1 << own, masks, key)
 
 
 @kernel
@@ -128,9 +128,9 @@ def cover_maps(plan: Plan, layers: Sequence[int], width: int | None = None) -> C
     Raises PluginError if a weight, a slot or a node does not fit into its bits.
     """
     placement, node_of_slot = plan.placement, plan.topology.node_of_slot
-    for what, found, most in (("nodes", plan.topology.num_nodes, MOST_NODES), ("slots", len(node_of_slot), MOST_SLOTS)):
-        if found > most:
-            raise mismatch(what, found=found, expected=f"at most {most} for dispatch cover", fix="dispatch: weighted")
+    for what, count, most in (("nodes", plan.topology.num_nodes, MOST_NODES), ("slots", len(node_of_slot), MOST_SLOTS)):
+        if count > most:
+            raise mismatch(what, found=count, expected=f"at most {most} for dispatch cover", fix="dispatch: weighted")
     shape = len(layers), placement.num_experts
     maps = CoverMaps(
         nodes=np.zeros(shape, np.int64),

@@ -1,8 +1,8 @@
 """Mapping and recording of one MoE layer in one go: the rule `cover` where the forward pass runs.
 
-On a GPU one Triton launch (`triton_kernels.py`), on a CPU one compiled loop. Either reads the ids once, writes the slots
-once, and equals `rules.route` bit for bit. Nothing waits for the device, and everything that changes from step to step
-is read from tensors at fixed addresses, so a launch can be captured into a graph and replayed.
+On a GPU one Triton launch (`triton_kernels.py`), on a CPU one compiled loop. Either reads the ids once, writes the
+slots once, and equals `rules.route` bit for bit. Nothing waits for the device, and everything that changes from step to
+step is read from tensors at fixed addresses, so a launch can be captured into a graph and replayed.
 """
 
 from __future__ import annotations
@@ -88,9 +88,10 @@ def cover(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.T
 
         launch(ids, slots, tables, counters)
     else:
-        maps = [part.numpy() for part in tables[:3]]
-        _cover_rows(ids.numpy(), tables.held, tables.source, tables.num_nodes, *maps, slots.numpy())
-        _count_rows(ids.numpy(), slots.numpy(), *(part.numpy() for part in counters[:-1]), counters.chunk)
+        nodes, counts, copies = (part.numpy() for part in tables[:3])
+        _cover_rows(ids.numpy(), tables.held, tables.source, tables.num_nodes, nodes, counts, copies, slots.numpy())
+        rows, load, pairs, slot_load, enabled, real = (part.numpy() for part in counters[:6])
+        _count_rows(ids.numpy(), slots.numpy(), rows, load, pairs, slot_load, enabled, real, counters.chunk)
     return slots
 
 

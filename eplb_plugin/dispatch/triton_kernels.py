@@ -1,8 +1,8 @@
 """The rule `cover` and the recorder as one Triton kernel; only imported where a GPU (or Triton's interpreter) is.
 
-A program takes a few tokens with all their experts: [TOKENS, WIDTH] tiles, WIDTH = k rounded up to a power of two. Nodes
-that a token needs are bits of an int64. Counts are integer atomics: their order does not matter, so results are the same
-in every run.
+A program takes a few tokens with all their experts: [TOKENS, WIDTH] tiles, WIDTH = k rounded up to a power of two.
+Nodes that a token needs are bits of an int64. Counts are integer atomics: their order does not matter, so results are
+the same in every run.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The forward pass stages the top-k ids: one masked copy per layer, static shapes, no host sync, safe inside a captured
 graph. After a real step the staged rows are counted for all layers at once, outside the graph, where the number of rows
 is known on the host; after a dummy or profile step they are dropped. So padding and dummy tokens never reach the
-counts, in which they would weigh quadratically (co-activation). A kernel that sees the ids anyway (`dispatch/kernels.py`)
-stages and counts them in one go, into counts of the pass, which are then added or dropped likewise.
+counts, in which they would weigh quadratically (co-activation). A kernel (`dispatch/kernels.py`) stages and counts ids
+in one go, into counts of the pass, which are then added or dropped likewise.
 
 Pairs are kept once: smaller expert first.
 """

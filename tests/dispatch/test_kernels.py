@@ -52,7 +52,9 @@ def test_refilled_tables_keep_their_addresses() -> None:
 def test_all_owners_of_a_token_choose_alike(owners: list[int]) -> None:
     """Ranks that route the same token compute it together: a choice that differed would be computed twice or never."""
     plan, ids = plan_with([5, 1, 2, 7, 1, 1, 3, 1]), torch.arange(60).reshape(20, 3) % 6
-    chosen = [cover(ids, CoverTables(plan, order, CPU).layer(0), uncounted(3)).tolist() for order in (owners, owners[::-1])]
+    chosen = [
+        cover(ids, CoverTables(plan, order, CPU).layer(0), uncounted(3)).tolist() for order in (owners, owners[::-1])
+    ]
     assert chosen[0] == chosen[1]
 
 

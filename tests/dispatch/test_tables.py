@@ -141,7 +141,7 @@ def test_nearest_is_no_map():
 
 
 def test_under_cover_the_map_only_says_where_copies_are():
-    """Cover has tables of its own, but whatever else looks into the engine's map must find slots of the right expert."""
+    """Cover has tables of its own; whatever else looks into the engine's map must find slots of the right expert."""
     placement = Placement(np.array([[0, 1, 0, 1]], np.int32))
     rows, counts = hashed_maps(Plan(placement, Topology(2, 2, 1), "cover", np.full((1, 4), 0.5), 0.0), [0])
     assert (rows.tolist(), counts.tolist()) == ([[[0, 2], [1, 3]]], [[2, 2]])

@@ -66,8 +66,8 @@ class Adapter:
         tables = Tables(entry.in_force(placed), owners, model_state)
         if entry.recorder is not None:
             for index, state in enumerate(layers.states):
-                layer = MappedLayer(index, entry.recorder, layers.chunk, tables.cover and tables.cover.layer(index))
-                register(state.logical_to_physical_map, layer)
+                cover = None if tables.cover is None else tables.cover.layer(index)
+                register(state.logical_to_physical_map, MappedLayer(index, entry.recorder, layers.chunk, cover))
         setattr(model_state, TABLES, tables)
         self._tables[compute_hash_cached(model_config)] = tables
         entry.table_bytes = tables.nbytes()

@@ -1,7 +1,7 @@
 """From logical to physical expert ids: the one function by which vLLM maps them, and which three of its modules hold.
 
-It is called inside the forward pass, also while a graph is captured, and names no layer; a layer is known by the address
-of its replica map, which never changes.
+It is called inside the forward pass, also while a graph is captured, and names no layer; a layer is known by the
+address of its replica map, which never changes.
 """
 
 from __future__ import annotations
