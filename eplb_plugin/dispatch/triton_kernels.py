@@ -81,7 +81,8 @@ def _chosen(known, expert, nodes, needed, key, counts, copies, copies_width, NOD
 _VARYING = ["id_row", "id_column", "num_rows", "copies_width", "source", "held", "chunk", "max_rows", "num_experts"]
 
 
-@triton.jit(do_not_specialize=_VARYING)  # one variant for all batches: none is compiled while a graph is captured
+# one variant for all batches and layers: none is compiled while a graph is captured
+@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=["rows", "load", "pairs", "slot_load"])
 def cover_kernel(
     ids, id_row, id_column, num_rows, slots,
     nodes, counts, copies, copies_width, held, source,

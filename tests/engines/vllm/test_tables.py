@@ -16,8 +16,10 @@ from eplb_cpu_engines.vllm.routing import map_to_physical_and_record
 from vllm.distributed.eplb.eplb_state import EplbLayerState
 
 from eplb_plugin import Placement, Plan, PluginError, Topology, plan, route
+from eplb_plugin.dispatch.kernels import Counters, cover
 from eplb_plugin.engines.vllm.tables import Tables
 from eplb_plugin.planning.job import plan_of
+from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.workloads.routing import ClusteredRouter
 
 EXPERTS, TOPOLOGY = 16, Topology(2, 2, 6)
@@ -75,6 +77,35 @@ def test_layers_route_by_the_plan_in_force(rule: str, rank: int) -> None:
         assert [tables.rows.data_ptr(), tables.counts.data_ptr()] == addresses
 
     first, second = made_plan(rule, 0), made_plan(rule, 1)
+    check([tables.plan, tables.plan])
+    tables.plan = first
+    tables.commit(torch.from_numpy(first.placement.phy2log).long(), range(2))
+    check([first, first])
+    tables.plan = second
+    for layer in (0, 1):
+        tables.commit(torch.from_numpy(second.placement.phy2log[[layer]]).long(), range(layer, layer + 1))
+        check([second, second if layer else first])
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_under_cover_tokens_follow_every_commit(rank: int) -> None:
+    """At start, after a commit of all layers, and layer by layer: always `route`, always at the same address."""
+    layers = [Layer(), Layer()]
+    tables = Tables(plan_of(START, TOPOLOGY, "cover"), [rank], new_state(layers))
+    assert tables.cover is not None
+    held = [tables.cover.layer(0), tables.cover.layer(1)]
+    recorder = Recorder(2, EXPERTS, 3, 50, 8, torch.device("cpu"), by_kernel=True)
+    nothing, off, none = torch.zeros(24, dtype=torch.int32), torch.tensor(False), torch.tensor(0, dtype=torch.int32)
+    rows = ROUTER.window(50, 9).astype(np.int64)
+
+    def check(plans: list[Plan]) -> None:
+        for index, one in enumerate(plans):
+            counters = Counters(*recorder.passing(index), nothing, off, none, 0)
+            slots = cover(torch.from_numpy(rows[index]), held[index], counters)
+            np.testing.assert_array_equal(slots, route(rows[index], rank, one, index))
+            np.testing.assert_array_equal(one.placement.phy2log[index][slots], rows[index])
+
+    first, second = made_plan("cover", 0), made_plan("cover", 1)
     check([tables.plan, tables.plan])
     tables.plan = first
     tables.commit(torch.from_numpy(first.placement.phy2log).long(), range(2))
