@@ -123,7 +123,7 @@ class Rebalancer:
             problem = _reason(error)
         unanimous = _unanimous(accepted is not None, group)
         if outcome is not None:
-            self._tell(outcome if unanimous else replace(outcome, result="refused"))
+            self.tell(outcome if unanimous else replace(outcome, result="refused"))
         if not unanimous:
             logger.error(
                 "rebalance %d of %s refused, the old placement stays: %s",
@@ -134,8 +134,8 @@ class Rebalancer:
         entry.plan = accepted
         return accepted
 
-    def _tell(self, outcome: Outcome) -> None:
-        """A failure of who listens must not part this rank from the others, which go on."""
+    def tell(self, outcome: Outcome) -> None:
+        """On the planning rank. A failure of who listens must not part this rank from the others, which go on."""
         try:
             if self._report is not None:
                 self._report(outcome)
@@ -160,7 +160,8 @@ class Rebalancer:
 
     def _options(self, entry: ModelEntry) -> PlanOptions:
         """With the price of a move, where the settings name one and the entry's gain can be told."""
-        options, price = self.config.plan_options, self.config.price
+        price, rounds = self.config.price, self.config.peo_rounds(entry.topology.slots_per_rank)
+        options = replace(self.config.plan_options, peo_rounds=rounds)
         if price is None or (entry.recorder is None and not price.seconds_per_selection):
             return options
         return replace(

@@ -28,7 +28,9 @@ class Metrics:
         self.planning_seconds = gauge("planning_seconds", "Time that the last plan took.")
         self.last_success = gauge("last_success_timestamp_seconds", "When all ranks last accepted a plan.")
         self.rebalances = Counter(
-            "eplb_plugin_rebalances", "Rebalances by result: accepted, refused, skipped.", ["model", "result"]
+            "eplb_plugin_rebalances",
+            "Rebalances by result: accepted, refused, skipped; interrupted: accepted, but not all experts were moved.",
+            ["model", "result"],
         )
         self.moved = Counter("eplb_plugin_moved_slots", "Expert slots that got another expert.", ["model"])
 

@@ -5,34 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
 from vllm.config.utils import compute_hash_cached
 from vllm.distributed.parallel_state import get_ep_group, get_eplb_group
 
 from ...controller import ModelEntry, Rebalancer
+from ...cycle import Cycle
 from ...observe.metrics import metrics
 from ...placement import Placement
 from ...plan_types import Dispatch
 from ...recording.recorder import Recorder
 from ..agreement import agree
 from .entrance import DISPATCH
-from .layers import inspect_layers
+from .layers import inspect_layers, movable
 from .mapping import MappedLayer, hook_by_name, register
 from .state import get_active
 from .tables import Tables
 
-TABLES = "_eplb_plugin_tables"  # on an EplbModelState
-
 
 class Adapter:
-    """One per EplbState: feeds its Rebalancer and puts the Rebalancer's placement where vLLM expects its policy's."""
+    """One per EplbState: feeds its Rebalancer, and lends it the weights and the groups to move experts with.
+
+    Rows travel on vLLM's EPLB group, and so does planning, by turns: vLLM keeps it for a background thread. Votes are
+    the main thread's, on the EP CPU group, where vLLM asks every step whether all ranks have transferred a layer.
+    """
 
     def __init__(self) -> None:
         active = get_active()
         self.vllm_config = active.vllm_config
         self.config, self._hosts = agree(active.config, get_eplb_group().cpu_group)
         self.rebalancer = Rebalancer(self.config, metrics())
-        self._tables: dict[str, Tables] = {}
+        self.cycle = Cycle(self.rebalancer, get_eplb_group().cpu_group)
 
     def add(self, model_state: Any, model_config: Any, draft: bool) -> None:
         """Register a model that vLLM has just registered. Raises PluginError if its layers cannot be served."""
@@ -45,6 +49,7 @@ class Adapter:
         rule = self.config.dispatch_among(DISPATCH)
         if draft and rule == "cover":  # its weights come from recorded tokens, and a draft's are not
             rule = "weighted"
+        weights = [movable(layer) for layer in model.moe_layers]
         entry = ModelEntry(
             name=f"{model_config.model}{' (draft)' if draft else ''}",
             topology=topology,
@@ -54,7 +59,7 @@ class Adapter:
             num_groups=max(1, model.num_expert_groups),
             layer_ids=layers.layer_ids,
             owner_group_size=layers.owner_group_size,
-            expert_bytes=sum(weights[0].nbytes for weights in model.expert_weights[0]),
+            expert_bytes=weights[0].expert_bytes,
             window_steps=self.vllm_config.parallel_config.eplb_config.window_size,
             step_interval=self.vllm_config.parallel_config.eplb_config.step_interval,
         )
@@ -63,15 +68,17 @@ class Adapter:
         placed = Placement(model_state.physical_to_logical_map.cpu().numpy(), np.array(layers.layer_ids, np.int32))
         first = group.rank_in_group - group.rank_in_group % layers.owner_group_size
         owners = range(first, first + layers.owner_group_size)
-        tables = Tables(entry.in_force(placed), owners, model_state)
+        plan = entry.in_force(placed)
+        tables = Tables(plan, owners, model_state)
         if entry.recorder is not None:
             for index, state in enumerate(layers.states):
                 cover = None if tables.cover is None else tables.cover.layer(index)
                 register(state.logical_to_physical_map, MappedLayer(index, entry.recorder, layers.chunk, cover))
-        setattr(model_state, TABLES, tables)
-        self._tables[compute_hash_cached(model_config)] = tables
         entry.table_bytes = tables.nbytes()
-        self.rebalancer.add(compute_hash_cached(model_config), entry, planning_rank=group.rank_in_group == 0)
+        key = compute_hash_cached(model_config)
+        self.rebalancer.add(key, entry, planning_rank=group.rank_in_group == 0)
+        data, votes = get_eplb_group().device_group, group.cpu_group
+        self.cycle.add(key, weights, plan, data=data, votes=votes, switch=tables.switch)
 
     def _recorder(self, model: Any, top_k: int, rule: Dispatch) -> Recorder:
         device = model.expert_weights[0][0].device
@@ -104,28 +111,19 @@ class Adapter:
             if entry.recorder is not None:
                 entry.recorder.fold(in_window) if real else entry.recorder.drop()
 
-    def observe(self) -> None:
-        """Collective, main thread: the window of every model ends."""
-        for key in self.rebalancer.entries:
+    def rebalance(self, model_states: dict[str, Any], background: bool) -> None:
+        """Collective, main thread: the window of every model ends, and what comes of it begins (or is over)."""
+        loads = {}
+        for key, entry in self.rebalancer.entries.items():
+            if entry.recorder is None:
+                loads[key] = _counted_load(model_states[key])
             self.rebalancer.observe(key, get_ep_group().device_group)
-
-    def decide(self, key: str, previous: torch.Tensor, load: torch.Tensor) -> torch.Tensor:
-        """Collective over the EPLB CPU group: [L, P] int64 on CPU, as vLLM's policies return it."""
-        recorded = self.rebalancer.entries[key].recorder is not None
-        plan = self.rebalancer.decide(
-            key, previous.numpy(), get_eplb_group().cpu_group, None if recorded else load.numpy()
-        )
-        self._tables[key].plan = plan
-        return torch.from_numpy(plan.placement.phy2log).long()
+        (self.cycle.begin if background else self.cycle.run)(loads)
 
 
-class PlannedPolicy:
-    """Stands in for vLLM's policy during one synchronous rearrange, which asks once per model, in order."""
-
-    def __init__(self, adapter: Adapter, keys: list[str]) -> None:
-        self._adapter, self._keys = adapter, iter(keys)
-
-    def rebalance_experts(
-        self, weight: torch.Tensor, replicas: int, groups: int, nodes: int, ranks: int, old: torch.Tensor
-    ) -> torch.Tensor:
-        return self._adapter.decide(next(self._keys), old, weight)
+def _counted_load(model_state: Any) -> NDArray[np.int64]:
+    """Collective: [L, E], vLLM's own count of the window."""
+    load = model_state.expert_load_window.sum(dim=0)
+    dist.all_reduce(load, group=get_ep_group().device_group)
+    logical = load.new_zeros(len(load), model_state.model.num_logical_experts)
+    return logical.scatter_add_(1, model_state.physical_to_logical_map.long(), load).cpu().numpy()
