@@ -100,7 +100,8 @@ def owner_group_size(parallel: Any, tensor_parallel_size: int) -> int:
 def movable(layer: Any) -> ExpertRows:
     """What moves with the experts of a layer. Raises PluginError, with the layer's name, for what might have to."""
     if is_mega_moe(layer):  # its parameters are gone: what it made of them is what vLLM moves, too
-        name, experts, slots = layer.prefix, layer, int(layer.num_local_experts)
+        name, slots = layer.prefix, int(layer.num_local_experts)
+        experts: Any = [*layer.parameters(), *layer.buffers()]
         tensors = {f"expert weights {index}": one for index, one in enumerate(layer.get_expert_weights())}
     else:
         name, experts, slots = layer.layer_name, layer.routed_experts, int(layer.routed_experts.local_num_experts)

@@ -19,7 +19,7 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from eplb_plugin import Placement, Plan, PluginError, Topology, route
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import mapping
-from eplb_plugin.engines.vllm.layers import inspect_layers
+from eplb_plugin.engines.vllm.layers import inspect_layers, movable
 from eplb_plugin.engines.vllm.mapping import BY_NAME, ROUTER, MappedLayer, register
 from eplb_plugin.engines.vllm.tables import Tables
 from eplb_plugin.recording.recorder import Recorder
@@ -151,7 +151,7 @@ def mega_moe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     layer = kind.__new__(kind)
     torch.nn.Module.__init__(layer)
     layer.prefix, layer.capture_fn, layer.max_num_tokens, layer.top_k = "model.layers.3.ffn.experts", None, 64, TOP_K
-    layer.experts_start_idx, layer.num_local_experts, layer.sent, layer.module = 6, 6, sent, module
+    layer.experts_start_idx, layer.num_local_experts, layer.sent = 6, 6, sent
     yield layer
     hooks.remove(BY_NAME)
 
@@ -177,7 +177,8 @@ def test_mega_moe_maps_by_the_rule_in_force(rule: str, mega_moe: Any) -> None:
 def test_mega_moe_unhooked_would_not_be_recorded(mega_moe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's module holds the function by name: hooking the router's module alone does not reach it."""
     model, ids = Model("cover", [RANK]), random_ids(4)
-    monkeypatch.setattr(mega_moe.module, NAME, routing.map_to_physical_and_record)
+    module = sys.modules[type(mega_moe).forward.__module__]
+    monkeypatch.setattr(module, NAME, routing.map_to_physical_and_record)
     mega_moe.eplb_state = model.states[0]
     slots = forward(mega_moe, ids).numpy()
     assert not model.recorder.stage.ge(0).any()
@@ -192,6 +193,28 @@ def test_mega_moe_layers_are_read(mega_moe: Any, split: bool, group: int, chunk:
     found = inspect_layers(model, 2)
     assert (found.layer_ids, found.states, found.top_k) == ([3], [mega_moe.eplb_state], TOP_K)
     assert (found.owner_group_size, found.chunk) == (group, chunk)
+
+
+def test_mega_moe_experts_move_as_what_was_made_of_them(mega_moe: Any) -> None:
+    """Their parameters are dropped at load; all four tensors that vLLM's EPLB moves are moved, scales included."""
+    made = [torch.randint(0, 255, (6, 4, 8), dtype=torch.uint8) for _ in range(4)]
+    made[1] = made[1].transpose(1, 2).contiguous().transpose(1, 2)  # scales lie transposed
+    mega_moe._transformed_l1_weights, mega_moe._transformed_l2_weights = tuple(made[:2]), tuple(made[2:])
+    before, weights = [one.clone() for one in made], movable(mega_moe)
+    rows = torch.zeros(1, weights.row_bytes, dtype=torch.uint8)
+    weights.read(torch.tensor([2]), rows)
+    weights.write(torch.tensor([5]), rows)
+    for now, old in zip(made, before, strict=True):
+        assert torch.equal(now[5], old[2])
+        assert torch.equal(now[:5], old[:5])
+
+
+def test_mega_moe_with_a_further_tensor_of_experts_is_refused(mega_moe: Any) -> None:
+    """One that stayed behind would describe the old experts."""
+    mega_moe._transformed_l1_weights = mega_moe._transformed_l2_weights = (torch.zeros(6, 4), torch.zeros(6, 2))
+    mega_moe.register_parameter("w13_bias", torch.nn.Parameter(torch.zeros(6, 3)))
+    with pytest.raises(PluginError, match=r"model\.layers\.3\.ffn\.experts: .*found \[6, 3\] torch\.float32"):
+        movable(mega_moe)
 
 
 def test_mega_moe_that_hides_its_parallelism_is_refused(mega_moe: Any) -> None:
