@@ -171,8 +171,8 @@ def instructions(capability: int = 90) -> Row | None:
     made = triton.compile(ASTSource(cover_kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
     lines = [line.split("//")[0].strip() for line in made.asm["ptx"].splitlines()]
     code = [line for line in lines if re.match(r"(@!?%\w+ )?[a-z][\w.]+ .*;$|ret;", line)]
-    kinds = {"loads": "ld.global", "stores": "st.global", "atomics": "atom.", "shared": ".shared"}
-    counted = {kind: sum(mark in line for line in code) for kind, mark in kinds.items()}
+    kinds = {"loads": r"ld\.global", "stores": r"st\.global", "atomics": r"(red|atom)\.global", "shared": r"\.shared"}
+    counted = {kind: sum(re.search(mark, line) is not None for line in code) for kind, mark in kinds.items()}
     return {"capability": capability, "ptx_lines": len(code), **counted, "cubin_bytes": len(made.asm["cubin"])}
 
 

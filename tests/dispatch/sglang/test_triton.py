@@ -7,6 +7,7 @@ their own.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -88,6 +89,7 @@ def test_it_compiles_for_gpus(capability: int, map_too: bool, nodes: int) -> Non
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # it warns where nobody says
     made = triton.compile(ASTSource(cover_kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
-    code = made.asm["ptx"]
     assert len(made.asm["cubin"]) > 0
-    assert code.count("atom") + code.count("red.") > 0
+    counted = re.findall(r"(?:red|atom)\.global\S*\.add\.u32", made.asm["ptx"])
+    assert counted  # integers, whose order does not matter
+    assert not re.findall(r"\.f(?:16|32|64)\s", made.asm["ptx"])
