@@ -1,7 +1,8 @@
 """Faults for tests on a real server: a vLLM plugin of its own, found through PYTHONPATH, steered by a control file.
 
 EPLB_FAULTS names the file; the words in it are read each time a fault could strike:
-planner = the planner raises; digest = rank 1 receives a damaged plan; signature (at start) = a hooked function differs.
+planner = the planner raises; digest = rank 1 receives a damaged plan; reading = rank 1 cannot read what it is to
+send; row = rank 1 receives another expert's row; signature (at start) = a hooked function differs.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ def register() -> None:
     def init_device(self: Any) -> Any:
         # not before: vLLM on CPU cannot set itself up once numba, which the planner needs, is imported
         from eplb_plugin import controller
+        from eplb_plugin.migration.transfer import Transfer
 
         controller.plan = _failing(controller.plan)
         controller._broadcast = _damaging(controller._broadcast)
+        Transfer._pack = _unreadable(Transfer._pack)
+        Transfer._verify = _misled(Transfer._verify)
         return original(self)
 
     WorkerWrapperBase.init_device = init_device
@@ -59,3 +63,22 @@ def _damaging(broadcast: Callable[..., bytes]) -> Callable[..., bytes]:
         return received
 
     return damaging
+
+
+def _unreadable(pack: Callable[..., None]) -> Callable[..., None]:
+    def failing(self: Any, *args: Any) -> None:
+        if "reading" in wanted() and self.wires.rank == 1:
+            raise RuntimeError("a fault was injected into reading")
+        pack(self, *args)
+
+    return failing
+
+
+def _misled(verify: Callable[..., None]) -> Callable[..., None]:
+    def misled(self: Any, layer: int, rows: Any) -> None:
+        rounds = self.plan.round[self._received[layer]]  # local rows first, which are not sealed
+        if "row" in wanted() and self.wires.rank == 1 and len(rows) > 1 and rounds[-1] >= 0:
+            rows[-1] = rows[-2].clone()
+        verify(self, layer, rows)
+
+    return misled
