@@ -37,12 +37,16 @@ CASES = [
     pytest.param("glm4_moe", Layout(2, 2), 32, False, "weighted", id="tp2dp2-not-sequence-parallel-sync"),
     pytest.param("qwen3_moe", Layout(tensor_parallel=2), 16, True, "hash", id="tp2-async-hash"),
     pytest.param("qwen3_moe", Layout(data_parallel=2), 16, False, "hash", id="dp2-sync-hash"),
+    pytest.param("qwen3_moe", Layout(data_parallel=2), 16, True, "cover", id="dp2-async-cover"),
+    pytest.param("glm4_moe", Layout(2, 2), 32, False, "cover", id="tp2dp2-not-sequence-parallel-sync-cover"),
     *(
         pytest.param(*case, marks=pytest.mark.full, id=name)
         for name, case in {
             "tp2dp2-sequence-parallel-sync-hash": ("qwen3_moe", Layout(2, 2), 32, False, "hash"),
             "tp2dp2-not-sequence-parallel-async": ("glm4_moe", Layout(2, 2), 32, True, "weighted"),
             "tp2dp2-not-sequence-parallel-sync-hash": ("glm4_moe", Layout(2, 2), 32, False, "hash"),
+            "tp2-sync-cover": ("qwen3_moe", Layout(tensor_parallel=2), 16, False, "cover"),
+            "tp2dp2-sequence-parallel-async-cover": ("qwen3_moe", Layout(2, 2), 32, True, "cover"),
             "glm-dp2-async": ("glm4_moe", Layout(data_parallel=2), 16, True, "weighted"),
         }.items()
     ),

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from vllm.config.utils import compute_hash_cached
 from vllm.distributed.parallel_state import get_ep_group, get_eplb_group
-from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
 from ...controller import Rebalancer
 from ...cycle import Cycle
@@ -18,14 +16,14 @@ from ...deployment import Phase
 from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement
+from ...plan_types import Dispatch
 from ...recording.recorder import Recorder
 from ..agreement import agree
 from .entrance import DISPATCH
 from .layers import inspect_layers, movable
+from .mapping import MappedLayer, hook_by_name, register
 from .state import get_active
 from .tables import Tables
-
-LAYER = "_eplb_plugin_layer"  # on an EplbLayerState: how its router stages ids
 
 
 class Adapter:
@@ -50,12 +48,16 @@ class Adapter:
         slots_per_rank = model.num_physical_experts // group.world_size
         topology = self.config.topology_for(group.world_size, slots_per_rank, self._hosts)
         layers = inspect_layers(model, self.vllm_config.parallel_config.tensor_parallel_size)
+        hook_by_name()
+        rule = self.config.dispatch_among(DISPATCH)
+        if draft and rule == "cover":  # its weights come from recorded tokens, and a draft's are not
+            rule = "weighted"
         weights = [movable(layer) for layer in model.moe_layers]
         entry = ModelEntry(
             name=f"{model_config.model}{' (draft)' if draft else ''}",
             topology=topology,
             policy="balanced" if draft else self.config.policy,
-            dispatch=self.config.dispatch_among(DISPATCH),
+            dispatch=rule,
             num_experts=model.num_logical_experts,
             num_groups=max(1, model.num_expert_groups),
             layer_ids=layers.layer_ids,
@@ -67,14 +69,16 @@ class Adapter:
             phase=_phase(self.vllm_config.kv_transfer_config),
         )
         if not draft:  # drafts run several passes a step and are planned by vLLM's own load counts
-            entry.recorder = self._recorder(model, layers.top_k)
-            for index, router in enumerate(layers.routers):
-                setattr(router.eplb_state, LAYER, _Stage(entry.recorder, index, layers.chunk))
+            entry.recorder = self._recorder(model, layers.top_k, rule)
         placed = Placement(model_state.physical_to_logical_map.cpu().numpy(), np.array(layers.layer_ids, np.int32))
         first = group.rank_in_group - group.rank_in_group % layers.owner_group_size
         owners = range(first, first + layers.owner_group_size)
         plan = entry.in_force(placed)
         tables = Tables(plan, owners, model_state)
+        if entry.recorder is not None:
+            for index, state in enumerate(layers.states):
+                cover = None if tables.cover is None else tables.cover.layer(index)
+                register(state.logical_to_physical_map, MappedLayer(index, entry.recorder, layers.chunk, cover))
         entry.table_bytes = tables.nbytes()
         key = compute_hash_cached(model_config)
         self.rebalancer.add(key, entry, planning_rank=group.rank_in_group == 0)
@@ -82,15 +86,17 @@ class Adapter:
         data, votes = get_eplb_group().device_group, group.cpu_group
         self.cycle.add(key, weights, plan, data=data, votes=votes, switch=tables.switch)
 
-    def _recorder(self, model: Any, top_k: int) -> Recorder:
+    def _recorder(self, model: Any, top_k: int, rule: Dispatch) -> Recorder:
+        device = model.expert_weights[0][0].device
         return Recorder(
             num_layers=model.num_moe_layers,
             num_experts=model.num_logical_experts,
             top_k=top_k,
             max_tokens=self.vllm_config.scheduler_config.max_num_batched_tokens,
             sample_rows=self.config.sample_rows,
-            device=model.expert_weights[0][0].device,
+            device=device,
             num_ubatches=max(1, self.vllm_config.parallel_config.num_ubatches),
+            by_kernel=rule == "cover" or device.type != "cpu",
         )
 
     def expect(self, model_config: Any, real_tokens: int, ubatch_slices: list[Any] | None) -> None:
@@ -133,14 +139,3 @@ def _phase(transfer: Any) -> Phase:
     """The server's role in a disaggregated deployment; transfer: vLLM's KVTransferConfig or None."""
     role = getattr(transfer, "kv_role", None)
     return "prefill" if role == "kv_producer" else "decode" if role == "kv_consumer" else "mixed"
-
-
-class _Stage:
-    """Stages the ids of one layer; held by the layer's EplbLayerState."""
-
-    def __init__(self, recorder: Recorder, index: int, chunk: int) -> None:
-        self.recorder, self.index, self.chunk = recorder, index, chunk
-
-    def __call__(self, topk_ids: torch.Tensor, real_tokens: list[torch.Tensor]) -> None:
-        ubatch = dbo_current_ubatch_id()
-        self.recorder.stage_rows(self.index, topk_ids, real_tokens[ubatch], self.chunk, ubatch)

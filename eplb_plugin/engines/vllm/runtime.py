@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from ..hooks import Hook
-from .adapter import LAYER, Adapter
+from .adapter import Adapter
+from .mapping import ROUTER
 
 _ADAPTER = "_eplb_plugin_adapter"  # on an EplbState
 
@@ -33,13 +33,6 @@ def _prepare_forward(
 ) -> None:
     original(self, model_config, num_unpadded_tokens, ubatch_slices)
     getattr(self, _ADAPTER).expect(model_config, num_unpadded_tokens, ubatch_slices)
-
-
-def _apply_eplb_mapping(original: Callable[..., Any], self: Any, topk_ids: torch.Tensor) -> Any:
-    stage = getattr(self.eplb_state, LAYER, None)
-    if stage is not None:
-        stage(topk_ids, self.eplb_state.num_unpadded_tokens_tensors)
-    return original(self, topk_ids)
 
 
 def _step(
@@ -121,11 +114,5 @@ RUNTIME = (
         "(self, rank_mapping=None, is_profile=False)",
         _start_async_loop,
     ),
-    Hook(
-        "vllm.model_executor.layers.fused_moe.router.base_router:BaseRouter._apply_eplb_mapping",
-        "around",
-        "sees the logical top-k ids before vLLM maps them to physical experts",
-        "(self, topk_ids)",
-        _apply_eplb_mapping,
-    ),
+    ROUTER,
 )

@@ -15,8 +15,10 @@ from eplb_cpu_engines.vllm.routing import map_to_physical_and_record
 from vllm.distributed.eplb.eplb_state import EplbLayerState
 
 from eplb_plugin import Placement, Plan, PluginError, Topology, plan, route
+from eplb_plugin.dispatch.kernels import Counters, cover
 from eplb_plugin.engines.vllm.tables import Tables
 from eplb_plugin.planning.job import plan_of
+from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.workloads.routing import ClusteredRouter
 
 EXPERTS, TOPOLOGY = 16, Topology(2, 2, 6)
@@ -25,16 +27,16 @@ START = Placement(np.tile(np.arange(24, dtype=np.int32) % EXPERTS, (2, 1)))
 
 
 class Layer:
-    """A MoE layer as far as EPLB goes: it holds vLLM's layer state in its router."""
+    """A MoE layer as far as EPLB goes: it holds vLLM's layer state."""
 
     def __init__(self) -> None:
-        self.router = SimpleNamespace(eplb_state=EplbLayerState())
+        self.eplb_state = EplbLayerState()
 
     def set_eplb_state(self, index: int, load: torch.Tensor, rows: torch.Tensor, counts: torch.Tensor) -> None:
-        self.router.eplb_state.set_layer_state(index, load, rows, counts)
+        self.eplb_state.set_layer_state(index, load, rows, counts)
 
     def routed(self, ids: np.ndarray) -> np.ndarray:
-        state, enabled = self.router.eplb_state, torch.tensor(False)
+        state, enabled = self.eplb_state, torch.tensor(False)
         rows, counts = state.logical_to_physical_map, state.logical_replica_count
         return map_to_physical_and_record(torch.from_numpy(ids), state.expert_load_view, rows, counts, enabled).numpy()
 
@@ -75,6 +77,34 @@ def test_layers_route_by_the_plan_in_force(rule: str, rank: int) -> None:
         assert [tables.rows.data_ptr(), tables.counts.data_ptr()] == addresses
 
     first, second = made_plan(rule, 0), made_plan(rule, 1)
+    check([start, start])
+    tables.switch([0, 1], first)
+    check([first, first])
+    for layer in (0, 1):
+        tables.switch([layer], second)
+        check([second, second if layer else first])
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_under_cover_tokens_follow_every_switch(rank: int) -> None:
+    """At start, after a switch of all layers, and layer by layer: always `route`, always at the same address."""
+    layers = [Layer(), Layer()]
+    start = plan_of(START, TOPOLOGY, "cover")
+    tables = Tables(start, [rank], new_state(layers))
+    assert tables.cover is not None
+    held = [tables.cover.layer(0), tables.cover.layer(1)]
+    recorder = Recorder(2, EXPERTS, 3, 50, 8, torch.device("cpu"), by_kernel=True)
+    nothing, off, none = torch.zeros(24, dtype=torch.int32), torch.tensor(False), torch.tensor(0, dtype=torch.int32)
+    rows = ROUTER.window(50, 9).astype(np.int64)
+
+    def check(plans: list[Plan]) -> None:
+        for index, one in enumerate(plans):
+            counters = Counters(*recorder.passing(index), nothing, off, none, 0)
+            slots = cover(torch.from_numpy(rows[index]), held[index], counters)
+            np.testing.assert_array_equal(slots, route(rows[index], rank, one, index))
+            np.testing.assert_array_equal(one.placement.phy2log[index][slots], rows[index])
+
+    first, second = made_plan("cover", 0), made_plan("cover", 1)
     check([start, start])
     tables.switch([0, 1], first)
     check([first, first])
