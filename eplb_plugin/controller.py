@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,62 +18,31 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from .config import PluginConfig
-from .errors import PluginError
+from .errors import PluginError, mismatch
 from .history import History
+from .model_entry import ModelEntry, introduce
 from .outcome import Outcome, assess
 from .placement import Placement
 from .plan_message import accept, encode, encode_error
-from .plan_types import Dispatch, Plan, PlanOptions, Policy
+from .plan_types import Plan, PlanOptions
 from .planning.job import plan_of
 from .planning.plan import plan
-from .recording.recorder import Recorder
+from .planning.resplit import resplit
+from .recording.load import Arrived, sum_load
 from .recording.snapshot import snapshot
 from .statistics import RoutingStatistics
-from .topology import Topology
 
 logger = logging.getLogger("eplb_plugin")
-
-
-@dataclass
-class ModelEntry:
-    """What the Rebalancer knows of one model.
-
-    recorder: None for a draft model, which is planned by the engine's own load counts.
-    owner_group_size: consecutive ranks that route the same token.
-    expert_bytes: weights of one expert in one layer. window_steps, step_interval: engine steps that are recorded before
-    each rebalance, and between two. They matter where moves have a price. plan: the one that was agreed on last.
-    dispatch: the rule by which the engine chooses a replica. table_bytes: of its tables, per rank.
-    """
-
-    name: str
-    topology: Topology
-    policy: Policy
-    dispatch: Dispatch
-    num_experts: int
-    num_groups: int
-    layer_ids: list[int]
-    recorder: Recorder | None = None
-    owner_group_size: int = 1
-    expert_bytes: int = 0
-    window_steps: int = 1
-    step_interval: int = 1
-    history: History = field(default_factory=lambda: History(1))
-    plan: Plan | None = None
-    rebalances: int = 0
-    table_bytes: int = 0
-
-    def in_force(self, placed: Placement) -> Plan:
-        """The plan that was agreed on last, if that is how the experts lie; else their placement, used evenly."""
-        if self.plan is not None and np.array_equal(self.plan.placement.phy2log, placed.phy2log):
-            return self.plan
-        return plan_of(placed, self.topology, self.dispatch)
+Switch = Callable[[], None]
+Stage = Callable[[Plan], Switch]
+Used = TypeVar("Used")
 
 
 class Rebalancer:
     """Snapshot → plan → broadcast → vote, for the models of one EP group."""
 
     def __init__(self, config: PluginConfig, report: Callable[[Outcome], None] | None = None) -> None:
-        """report: called on the planning rank with the outcome of every rebalance."""
+        """report: called on the planning rank with the outcome of every rebalance and re-split."""
         self.config, self._report = config, report
         self.entries: dict[str, ModelEntry] = {}
 
@@ -86,7 +55,12 @@ class Rebalancer:
         seconds = self._warm_up(entry)
         if len(self.entries) == 1:
             logger.info("settings: %s", self.config.model_dump_json())
-        logger.info("%s", _introduce(entry, seconds))
+        logger.info("%s", introduce(entry, seconds))
+
+    def renews(self, entry: ModelEntry) -> bool:
+        """Whether a model's weights are solved again between rebalances."""
+        has_weights = entry.dispatch in ("weighted", "cover") and entry.recorder is not None
+        return has_weights and 0 < self.config.resplit_windows * entry.window_steps < entry.step_interval
 
     def observe(self, key: str, group: dist.ProcessGroup) -> None:
         """Collective over the EP group: take the snapshot of the window that just ended."""
@@ -113,34 +87,52 @@ class Rebalancer:
         if load is not None:
             entry.history.add(RoutingStatistics(load, layer_ids=np.array(entry.layer_ids, np.int32)))
         outcome, message = self._propose(entry, in_force) if dist.get_rank(group) == 0 else (None, b"")
-        received = _broadcast(message, group)
         entry.rebalances += 1
-        accepted: Plan | None = None
-        problem = ""
-        try:
-            accepted = accept(received, in_force)
-        except Exception as error:  # a damaged message must end in the vote as well, or the other ranks wait forever
-            problem = _reason(error)
-        unanimous = _unanimous(accepted is not None, group)
-        if outcome is not None:
-            self._tell(outcome if unanimous else replace(outcome, result="refused"))
-        if not unanimous:
-            logger.error(
-                "rebalance %d of %s refused, the old placement stays: %s",
-                entry.rebalances, entry.name, problem or "another rank did not accept the plan",
-            )  # fmt: skip
+        accepted, problem = _agree(message, in_force, group, lambda made: made)
+        self._tell(outcome, refused=accepted is None)
+        if accepted is None:
+            line = "rebalance %d of %s refused, the old placement stays: %s"
+            logger.error(line, entry.rebalances, entry.name, problem)
             return in_force
-        assert accepted is not None
         entry.plan = accepted
         return accepted
 
-    def _tell(self, outcome: Outcome) -> None:
-        """A failure of who listens must not part this rank from the others, which go on."""
+    def resplit(self, key: str, load: Arrived, group: dist.ProcessGroup, stage: Stage) -> Switch | None:
+        """Collective over `group`, a CPU group that no other thread uses: new weights where every expert stays.
+
+        load: of the window that ended on this rank; needs a plan in force that has weights. stage: makes this rank's
+        tables of a plan and touches nothing; what it raises is a refusal.
+        Returns what switches this rank to tables that all ranks have staged; None if one has not: the old ones stay.
+        """
+        entry = self.entries[key]
+        in_force = entry.plan
+        assert in_force is not None
         try:
-            if self._report is not None:
-                self._report(outcome)
+            entry.history.add(sum_load(load(), group, entry.owner_group_size, entry.layer_ids))
+        except PluginError as error:
+            entry.history.refuse(error)
+        outcome, message = self._propose_weights(entry, in_force) if dist.get_rank(group) == 0 else (None, b"")
+        staged, problem = _agree(message, in_force, group, lambda made: _staged(made, in_force, stage))
+        self._tell(outcome, refused=staged is None)
+        if staged is None:
+            logger.error("re-split of %s refused, the old tables stay: %s", entry.name, problem)
+            return None
+        made, fill = staged
+
+        def switch() -> None:
+            entry.plan = made
+            fill()
+
+        return switch
+
+    def _tell(self, outcome: Outcome | None, refused: bool) -> None:
+        """A failure of who listens must not part this rank from the others, which go on."""
+        if outcome is None or self._report is None:
+            return
+        try:
+            self._report(replace(outcome, result="refused") if refused else outcome)
         except Exception as error:
-            logger.warning("the outcome of a rebalance was not reported: %s", _reason(error))
+            logger.warning("the outcome of a %s was not reported: %s", outcome.change, _reason(error))
 
     def _propose(self, entry: ModelEntry, in_force: Plan) -> tuple[Outcome, bytes]:
         """On the planning rank: a plan, or the reason why there is none. Never raises: all ranks wait for it."""
@@ -157,6 +149,23 @@ class Rebalancer:
         except Exception as error:  # whatever fails here must reach the other ranks, or they wait forever
             logger.debug("planning failed", exc_info=True)
             return Outcome(entry.name, "refused"), encode_error(f"planning failed: {_reason(error)}")
+
+    def _propose_weights(self, entry: ModelEntry, in_force: Plan) -> tuple[Outcome, bytes]:
+        """The same for new weights: those for the next window's load, since the last one's alone is mostly noise."""
+        try:
+            if not entry.history.has_tokens:
+                return Outcome(entry.name, "skipped", change="re-split"), encode(in_force)
+            statistics = entry.history.expected_load()
+            made = resplit(in_force, statistics)
+            assessment = assess(statistics, in_force, made)
+            if self.config.logging.rebalances:
+                before, after = assessment.balancedness
+                line = "re-split of %s: planned balancedness %.3f -> %.3f, solved in %.1f ms"
+                logger.info(line, entry.name, before, after, made.seconds * 1e3)
+            return Outcome(entry.name, "accepted", assessment, "re-split"), encode(made)
+        except Exception as error:  # as above
+            logger.debug("solving weights failed", exc_info=True)
+            return Outcome(entry.name, "refused", change="re-split"), encode_error(f"solving failed: {_reason(error)}")
 
     def _options(self, entry: ModelEntry) -> PlanOptions:
         """With the price of a move, where the settings name one and the entry's gain can be told."""
@@ -195,13 +204,35 @@ class Rebalancer:
             rows = np.random.default_rng(0).integers(0, experts, (1, 64, entry.recorder.sample.shape[2]))
             statistics = RoutingStatistics.from_topk(rows, experts)
         in_force = plan_of(placed, entry.topology, entry.dispatch)
-        return self._plan(replace(entry, layer_ids=[0]), statistics, in_force, self._options(entry)).seconds
+        made = self._plan(replace(entry, layer_ids=[0]), statistics, in_force, self._options(entry))
+        return made.seconds + (resplit(made, statistics).seconds if self.renews(entry) else 0.0)
 
 
 def _reason(error: Exception) -> str:
     """One line."""
     text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
+
+
+def _agree(
+    message: bytes, in_force: Plan, group: dist.ProcessGroup, use: Callable[[Plan], Used]
+) -> tuple[Used | None, str]:
+    """Collective: rank 0's plan, and what `use` made of it on this rank; None, and why, if any rank could not."""
+    received = _broadcast(message, group)
+    used, problem = None, ""
+    try:
+        used = use(accept(received, in_force))
+    except Exception as error:  # a damaged message must end in the vote as well, or the other ranks wait forever
+        problem = _reason(error)
+    if _unanimous(used is not None, group):
+        return used, ""
+    return None, problem or "another rank did not accept the plan"
+
+
+def _staged(made: Plan, in_force: Plan, stage: Stage) -> tuple[Plan, Switch]:
+    if not np.array_equal(made.placement.phy2log, in_force.placement.phy2log):
+        raise mismatch("re-split", found="experts that move", expected="the placement in force", fix="report this")
+    return made, stage(made)
 
 
 def _broadcast(message: bytes, group: dist.ProcessGroup) -> bytes:
@@ -221,16 +252,3 @@ def _unanimous(accepted: bool, group: dist.ProcessGroup) -> bool:
     vote = torch.tensor([int(accepted)], dtype=torch.int32)
     dist.all_reduce(vote, op=dist.ReduceOp.MIN, group=group)
     return bool(vote.item())
-
-
-def _introduce(entry: ModelEntry, planner_seconds: float) -> str:
-    """One line for the log: what will be planned, for which layout."""
-    topology, recorder = entry.topology, entry.recorder
-    return (
-        f"{entry.name}: {len(entry.layer_ids)} MoE layers, {entry.num_experts} experts in {topology.num_slots} slots "
-        f"on {topology.num_nodes} nodes x {topology.ranks_per_node} ranks, policy {entry.policy}, dispatch "
-        f"{entry.dispatch}, token-owner groups of {entry.owner_group_size}, "
-        f"{(recorder.nbytes() if recorder else 0) / 2**20:.1f} MiB of recording buffers and "
-        f"{entry.table_bytes / 2**20:.1f} MiB of tables per rank, "
-        f"planner ready in {planner_seconds:.1f} s"
-    )

@@ -12,6 +12,7 @@ from .planning.score import balancedness, expected_rank_load, judge, moved_slots
 from .statistics import RoutingStatistics
 
 Result = Literal["accepted", "refused", "skipped"]
+Change = Literal["rebalance", "re-split"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,14 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """result: skipped = no token was routed in the window. assessment: None if nothing was planned."""
+    """result: skipped = no token was routed in the window. assessment: None if nothing was planned.
+    change: re-split = new weights, where every expert stays.
+    """
 
     model: str
     result: Result
     assessment: Assessment | None = None
+    change: Change = "rebalance"
 
 
 def assess(statistics: RoutingStatistics, before: Plan, made: Plan) -> Assessment:

@@ -15,7 +15,7 @@ from ..outcome import Outcome
 
 
 class Metrics:
-    """One per process: a name can be registered once. Called with every rebalance's outcome."""
+    """One per process: a name can be registered once. Called with the outcome of every rebalance and re-split."""
 
     def __init__(self) -> None:
         def gauge(name: str, text: str) -> Gauge:
@@ -30,15 +30,23 @@ class Metrics:
         self.rebalances = Counter(
             "eplb_plugin_rebalances", "Rebalances by result: accepted, refused, skipped.", ["model", "result"]
         )
+        self.resplits = Counter(
+            "eplb_plugin_resplits",
+            "Re-splits of the weights by result: accepted, refused, skipped.",
+            ["model", "result"],
+        )
         self.moved = Counter("eplb_plugin_moved_slots", "Expert slots that got another expert.", ["model"])
 
     def __call__(self, outcome: Outcome) -> None:
-        self.rebalances.labels(outcome.model, outcome.result).inc()
+        changes = self.resplits if outcome.change == "re-split" else self.rebalances
+        changes.labels(outcome.model, outcome.result).inc()
         assessment = outcome.assessment
         if outcome.result != "accepted" or assessment is None:
             return
         self.last_success.labels(outcome.model).set_to_current_time()
         self.balancedness.labels(outcome.model).set(assessment.balancedness[1])
+        if outcome.change == "re-split":
+            return
         self.planning_seconds.labels(outcome.model).set(assessment.seconds)
         self.moved.labels(outcome.model).inc(assessment.moved_slots)
         if assessment.copies is not None:

@@ -13,7 +13,8 @@ from sglang.srt.model_executor.forward_context import get_forward_context, has_f
 from sglang.srt.runtime_context import get_exec, get_schedule, get_spec
 
 from ...config import PluginConfig
-from ...controller import ModelEntry, Rebalancer
+from ...controller import Rebalancer
+from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
 from ...recording.recorder import Recorder

@@ -10,11 +10,14 @@ from vllm.config.utils import compute_hash_cached
 from vllm.distributed.parallel_state import get_ep_group, get_eplb_group
 from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
-from ...controller import ModelEntry, Rebalancer
+from ...controller import Rebalancer
+from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement
 from ...recording.recorder import Recorder
-from ..agreement import agree
+from ...resplitting import Resplitting
+from ..agreement import agree, own_group
+from ..tables import refuse_unequal
 from .entrance import DISPATCH
 from .layers import inspect_layers
 from .state import get_active
@@ -33,6 +36,7 @@ class Adapter:
         self.config, self._hosts = agree(active.config, get_eplb_group().cpu_group)
         self.rebalancer = Rebalancer(self.config, metrics())
         self._tables: dict[str, Tables] = {}
+        self._resplitting: list[Resplitting] = []
 
     def add(self, model_state: Any, model_config: Any, draft: bool) -> None:
         """Register a model that vLLM has just registered. Raises PluginError if its layers cannot be served."""
@@ -66,6 +70,10 @@ class Adapter:
         self._tables[compute_hash_cached(model_config)] = tables
         entry.table_bytes = tables.nbytes()
         self.rebalancer.add(compute_hash_cached(model_config), entry, planning_rank=group.rank_in_group == 0)
+        refuse_unequal(tables, get_eplb_group().cpu_group)
+        if self.rebalancer.renews(entry):
+            one = own_group(get_eplb_group().ranks)
+            self._resplitting.append(Resplitting(self.rebalancer, compute_hash_cached(model_config), one, tables.stage))
 
     def _recorder(self, model: Any, top_k: int) -> Recorder:
         return Recorder(
@@ -90,11 +98,20 @@ class Adapter:
             counts = [max(0, min(real_tokens, one.stop) - one.start) for one in slices]
         entry.recorder.expect(counts)
 
-    def end_forward(self, real: bool, in_window: bool) -> None:
-        """A forward pass is over: count what it routed, or forget it (dummy, profile, outside the window)."""
+    def end_forward(self, real: bool, in_window: bool, steps_left: int) -> None:
+        """A forward pass is over: count what it routed, or forget it (dummy, profile, outside every window).
+
+        steps_left: until the next rebalance begins.
+        """
+        in_window = in_window or any(one.records(steps_left) for one in self._resplitting)
         for entry in self.rebalancer.entries.values():
             if entry.recorder is not None:
                 entry.recorder.fold(in_window) if real else entry.recorder.drop()
+
+    def end_step(self, steps_left: int, moving: bool) -> None:
+        """An engine step is over, a dummy one too: the same one on every rank."""
+        for one in self._resplitting:
+            one.end_step(steps_left, moving)
 
     def observe(self) -> None:
         """Collective, main thread: the window of every model ends."""
