@@ -19,7 +19,7 @@ Arrived = Callable[[], torch.Tensor]
 
 
 def take_load(recorder: Recorder) -> Arrived:
-    """Ends the recorder's window; what is returned waits until the host has it: [1 + L · E] int64 tokens, selections."""
+    """Ends the recorder's window; what is returned waits for it on the host: [1 + L · E] int64 tokens, selections."""
     counts = torch.cat([recorder.num_tokens.reshape(1), recorder.load.to(torch.int64).reshape(-1)])
     recorder.reset()
     if not counts.is_cuda:

@@ -18,7 +18,10 @@ from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
 from ...recording.recorder import Recorder
+from ...resplitting import Resplitting
 from ...topology import Topology
+from ..agreement import own_group
+from ..tables import DispatchTables, refuse_unequal
 from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
 
@@ -34,6 +37,8 @@ class Adapter:
         self.rebalancer = Rebalancer(config, metrics())
         self._manager: Any = None
         self._recorder: Recorder | None = None
+        self._tables: DispatchTables | None = None
+        self._resplitting: Resplitting | None = None
         self._row_of: dict[int, int] = {}  # decoder-layer number -> row of the recorder
         self._calls: dict[int, int] = {}  # per row, in this pass: micro-batches route one after the other
         self._stale = False  # rows were staged outside a pass, by a warm-up or while a graph was captured
@@ -64,7 +69,37 @@ class Adapter:
         entry = self._entry(layers.layer_ids)
         entry.recorder, entry.owner_group_size = self._recorder, self.layout.owner_group_size
         entry.window_steps, entry.step_interval = self._window(), self._manager._rebalance_num_iterations
-        self.rebalancer.add(KEY, entry, planning_rank=get_world_group().rank_in_group == 0)
+        world = get_world_group()
+        if entry.dispatch == "weighted":
+            self._tables = self._new_tables(entry)
+            entry.table_bytes = self._tables.nbytes()
+        self.rebalancer.add(KEY, entry, planning_rank=world.rank_in_group == 0)
+        if self._tables is not None and self.rebalancer.renews(entry):
+            self._resplitting = Resplitting(self.rebalancer, KEY, own_group(world.ranks), self._tables.stage)
+
+    def _new_tables(self, entry: ModelEntry) -> DispatchTables:
+        """Collective: before graphs are captured, for the placement that the model was loaded with."""
+        world, metadata = get_world_group(), get_global_expert_location_metadata()
+        placed = metadata.physical_to_logical_map_cpu.numpy()[entry.layer_ids].astype(np.int32)
+        first = world.rank_in_group - world.rank_in_group % entry.owner_group_size
+        owners = range(first, first + entry.owner_group_size)
+        in_force = entry.in_force(Placement(placed, np.array(entry.layer_ids, np.int32)))
+        tables = DispatchTables(in_force, owners, metadata.physical_to_logical_map.device)
+        refuse_unequal(tables, world.cpu_group)
+        return tables
+
+    def rows_of(self, layer_id: int) -> torch.Tensor | None:
+        """[E, entries] of a decoder layer's tables; None where SGLang chooses by itself."""
+        row = self._row_of.get(layer_id)
+        return None if self._tables is None or row is None else self._tables.rows[row]
+
+    def refill(self, metadata: Any, layer_ids: list[int]) -> None:
+        """The experts of these decoder layers have moved, and SGLang's maps say so."""
+        if self._tables is None:
+            return
+        for layer in set(layer_ids) & set(self._row_of):
+            row = self._row_of[layer]
+            self._tables.refill(metadata.physical_to_logical_map_cpu[[layer]].numpy(), range(row, row + 1))
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
         return ModelEntry(
@@ -74,7 +109,7 @@ class Adapter:
             num_experts=self.num_experts,
             num_groups=self.num_groups,
             layer_ids=layer_ids,
-            dispatch=self.layout.rule,
+            dispatch=self.config.dispatch_among(self.layout.rules),
         )
 
     def begin_pass(self, forward_batch: Any) -> None:
@@ -106,13 +141,21 @@ class Adapter:
         if self._recorder is None:
             return
         self._passes += 1
-        self._recorder.fold(recording and self._passes > self._passes_between() - self._window())
+        left, resplitting = self._passes_between() - self._passes, self._resplitting
+        in_window = left < self._window() or (resplitting is not None and resplitting.records(left))
+        self._recorder.fold(recording and in_window)
+        if resplitting is not None:
+            resplitting.end_step(left, moving=self._passes <= self._passes_moving())
 
     def _passes_between(self) -> int:
-        """Forward passes from one rebalance to the next; in chunks, the rebalance takes one pass for each."""
-        chunks = len(self._manager._compute_update_layer_ids_chunks()) if self.config.window_size else 1
+        """Forward passes from one rebalance to the next."""
         interval: int = self._manager._rebalance_num_iterations
-        return interval + (chunks if chunks > 1 else 0)
+        return interval + self._passes_moving()
+
+    def _passes_moving(self) -> int:
+        """In chunks, a rebalance takes one pass for each."""
+        chunks = len(self._manager._compute_update_layer_ids_chunks()) if self.config.window_size else 1
+        return chunks if chunks > 1 else 0
 
     def _window(self) -> int:
         buffered: int = get_exec().moe.expert_distribution_recorder_buffer_size
@@ -150,6 +193,8 @@ class Adapter:
         weights = self._manager._get_model().routed_experts_weights_of_layer[entry.layer_ids[0]]
         entry.expert_bytes = sum(one[0].nbytes for one in weights)
         plan = self.rebalancer.decide(KEY, rows[entry.layer_ids], get_world_group().cpu_group)
+        if self._tables is not None:
+            self._tables.plan = plan
         return _with_rows(rows, entry.layer_ids, plan.placement)
 
 

@@ -17,6 +17,7 @@ from ..hooks import Hook
 from .dispatch_table import dispatch_table
 from .entrance import ENTRANCE, stop
 from .layout import AFFINITY
+from .remap import REMAP
 from .state import get_adapter
 
 _PLUGIN = object()  # stands for a member of SGLang's closed enumeration of algorithms
@@ -164,4 +165,5 @@ RUNTIME = (
         "(logical_to_all_physical_map, ep_size, num_physical_experts, ep_rank, seed=42)",
         _compute_dispatch_table,
     ),
+    *REMAP,
 )

@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eplb_plugin import Placement, RoutingStatistics
+from eplb_plugin import Placement, RoutingStatistics, route
 from processes import run_ranks
 
 from .schedulers import EXPERTS, LAYERS, MOE_LAYERS, ON_CPU, REDUNDANT, TOP_K, Scheduler, Start, model_folder
@@ -36,7 +36,10 @@ def routed(rank: int, step: int, shared: bool) -> np.ndarray:
 
 @dataclass
 class Seen:
-    """Of one rank. rebalances, maps [L, P]: after every pass. statistics: rebalance -> what it was planned from."""
+    """Of one rank. rebalances, maps [L, P], plans (digests of those in force): after every pass.
+
+    statistics: rebalance -> what it was planned from. weighted_passes: those in which tables made of weights were used.
+    """
 
     first_map: np.ndarray
     rebalances: list[int]
@@ -46,6 +49,8 @@ class Seen:
     statistics: dict[int, dict[str, np.ndarray]]
     gatherer: str
     table: np.ndarray | None
+    plans: list[str] = field(default_factory=list)
+    weighted_passes: int = 0
 
 
 def live(start: Start, shared: bool) -> Seen:
@@ -74,11 +79,18 @@ def live(start: Start, shared: bool) -> Seen:
             scheduler.route(np.tile(routed(scheduler.rank, 1000 + step, shared), (1, 2, 1)))
         if step == 2:
             scheduler.recorder.dump_record()  # what HTTP asks for: a file, and a window of SGLang's that starts anew
+        settled = len(set(seen.rebalances[-3:])) < 2  # in chunks, rows follow the plan layer by layer
+        expected = planned_routes(scheduler.rank, adapter._tables) if settled else None
         scheduler.forward(routed(scheduler.rank, step, shared), batches=1 + step % len(entry.recorder.stage))
+        for layer, (logical, physical) in enumerate(scheduler.routed):
+            if expected is not None:
+                np.testing.assert_array_equal(physical, expected(logical, layer))
+                seen.weighted_passes += bool(adapter._tables.plan.has_weights)
         if entry.history._windows and entry.rebalances not in seen.statistics:
             seen.statistics[entry.rebalances] = dict(vars(entry.history._windows[-1]))
         seen.rebalances.append(entry.rebalances)
         seen.maps.append(metadata.physical_to_logical_map_cpu.numpy().copy())
+        seen.plans.append(adapter._tables.plan.digest if adapter._tables else "")
         seen.weights_right &= scheduler.weights_are_right()
     now = [metadata.physical_to_logical_map.data_ptr(), *(one.data_ptr() for one in vars(entry.recorder).values()
            if hasattr(one, "data_ptr"))]  # fmt: skip
@@ -88,9 +100,20 @@ def live(start: Start, shared: bool) -> Seen:
     return seen
 
 
+def planned_routes(rank: int, tables: Any) -> Callable[[np.ndarray, int], np.ndarray] | None:
+    """`route` of the plan in force from this rank; None where none is, or where a row is not its placement's."""
+    if tables is None or not np.array_equal(tables.placed, tables.plan.placement.phy2log):
+        return None
+    shared = len(tables.owners) > 1  # a group on several nodes is near to none
+    plan = replace(tables.plan, source_weights=None) if shared else tables.plan
+    return lambda logical, layer: route(logical, 0 if shared else rank, plan, layer)
+
+
 @dataclass(frozen=True)
 class Case:
-    """shared: all ranks route the same tokens. start: the initial placement. window: passes that a window holds."""
+    """shared: all ranks route the same tokens. start: the initial placement. window: passes that a window holds.
+    rule: of the plugin's settings.
+    """
 
     name: str
     options: dict[str, Any]
@@ -98,6 +121,7 @@ class Case:
     gatherer: str
     start: str = "trivial"
     window: int = 100
+    rule: str = "auto"
     settings: tuple[bool, bool] = (True, True)
 
 
@@ -108,7 +132,7 @@ CASES = (
          "_SelectExpertsSinglePassGatherer", start="placement"),
     Case("DeepEP normal, approximate",
          {**DEEPEP, "deepep_mode": "normal", "expert_distribution_recorder_mode": "stat_approx"}, False,
-         "_DeepepNormalSinglePassGatherer", start="counts"),
+         "_DeepepNormalSinglePassGatherer", start="counts", rule="nearest"),
     Case("DeepEP low latency",
          {**DEEPEP, "deepep_mode": "low_latency", "expert_distribution_recorder_buffer_size": 2}, False,
          "_DeepepLowLatencySinglePassGatherer", window=2),
@@ -136,7 +160,7 @@ def seen(case: Case, tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
         load = np.arange(LAYERS * EXPERTS).reshape(LAYERS, EXPERTS) * (np.arange(LAYERS) > 0)[:, None]
         (folder / "counts.json").write_text(json.dumps({"logical_count": load.tolist()}))
         options["init_expert_location"] = str(folder / "counts.json")
-    settings = [SETTINGS if given else None for given in case.settings]
+    settings = [SETTINGS | {"dispatch": case.rule} if given else None for given in case.settings]
     return run_ranks(RANKS, live, Start(model_folder(folder), settings, options), case.shared, timeout=400)
 
 
@@ -223,6 +247,22 @@ def test_every_rank_has_its_own_dispatch_table(case: Case, seen: list[Seen]) -> 
         own = one.maps[-1][:, rank * per_rank : (rank + 1) * per_rank]
         for layer in range(LAYERS):
             assert set(one.table[layer][np.unique(own[layer])] // per_rank) == {rank}
+
+
+def test_tokens_go_where_route_says(case: Case, seen: list[Seen]) -> None:
+    """By tables made of weights (compared in every pass that finds them whole); else SGLang chooses by itself."""
+    assert all((one.weighted_passes > 5 * len(MOE_LAYERS)) == (case.rule == "auto") for one in seen)
+
+
+def test_weights_are_renewed_between_rebalances(case: Case, seen: list[Seen]) -> None:
+    """Where a window leaves room for it: on the same pass on all ranks, and no expert moves."""
+    assert seen[0].plans == seen[1].plans
+    first, renewed = seen[0], 0
+    for step in range(1, PASSES):
+        if first.plans[step] != first.plans[step - 1] and first.rebalances[step] == first.rebalances[step - 1]:
+            renewed += 1
+            np.testing.assert_array_equal(first.maps[step], first.maps[step - 1])
+    assert (renewed >= 2) == (case.window == 2)
 
 
 def refused(start: Start, spoil: Callable[[], None] | None = None) -> tuple[object, list[str]]:
