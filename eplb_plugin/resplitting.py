@@ -51,7 +51,8 @@ class Resplitting:
         if moving or not whole or entry.plan is None or not entry.plan.has_weights:
             entry.recorder.reset()
             return
-        self._running, self._due = _Solving(self._solve, take_load(entry.recorder)), min(SWITCH_AFTER, self._between)
+        self._due = max(1, min(SWITCH_AFTER, self._between // 2))
+        self._running = _Solving(self._solve, take_load(entry.recorder))
 
     def _solve(self, load: Arrived) -> Switch | None:
         return self._rebalancer.resplit(self._key, load, self._group, self._stage)
