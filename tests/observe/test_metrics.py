@@ -21,16 +21,19 @@ def value(name: str, **labels: str) -> float | None:
 
 
 def test_outcomes_are_counted() -> None:
-    """Only an accepted plan changes what the gauges say."""
+    """Only an accepted plan changes what the gauges say; new weights only the balance."""
     for outcome in (
         Outcome("m", "skipped"),
         Outcome("m", "accepted", PLANNED),
         Outcome("m", "refused", Assessment((0.7, 0.1), None, 99, 48, 0, 9.0, None)),
         Outcome("m", "accepted", Assessment((0.9, 0.95), None, 3, 48, 0, 0.5, None)),
+        Outcome("m", "accepted", Assessment((0.9, 0.97), None, 0, 48, 0, 0.01, None), "re-split"),
+        Outcome("m", "refused", None, "re-split"),
     ):
         metrics()(outcome)
     assert [value("rebalances_total", model="m", result=one) for one in ("accepted", "refused", "skipped")] == [2, 1, 1]
-    assert value("planned_balancedness", model="m") == 0.95
+    assert [value("resplits_total", model="m", result=one) for one in ("accepted", "refused")] == [1, 1]
+    assert value("planned_balancedness", model="m") == 0.97
     assert value("planned_cross_node_copies_per_token", model="m") == 1.5  # the newest that was known
     assert value("planning_seconds", model="m") == 0.5
     assert value("moved_slots_total", model="m") == 15

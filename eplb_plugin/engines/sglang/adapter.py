@@ -153,13 +153,20 @@ class Adapter:
         return interval + self._passes_moving()
 
     def _passes_moving(self) -> int:
-        """In chunks, a rebalance takes one pass for each."""
-        chunks = len(self._manager._compute_update_layer_ids_chunks()) if self.config.window_size else 1
+        """In chunks, a rebalance takes one pass for each. Asked where it matters only: weights may not be loaded yet."""
+        if self._window_set() == 0:
+            return 0
+        chunks = len(self._manager._compute_update_layer_ids_chunks())
         return chunks if chunks > 1 else 0
 
     def _window(self) -> int:
+        return self._window_set() or self._passes_between()
+
+    def _window_set(self) -> int:
+        """Passes of a window that does not fill the interval; 0: it does."""
         buffered: int = get_exec().moe.expert_distribution_recorder_buffer_size
-        return self.config.window_size or (buffered if buffered > 0 else self._passes_between())
+        passes = self.config.window_size or buffered
+        return passes if 0 < passes < self._manager._rebalance_num_iterations else 0
 
     def end_window(self) -> None:
         """Collective over all ranks."""
