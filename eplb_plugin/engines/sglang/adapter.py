@@ -153,7 +153,7 @@ class Adapter:
         return interval + self._passes_moving()
 
     def _passes_moving(self) -> int:
-        """In chunks, a rebalance takes one pass for each. Asked where it matters only: weights may not be loaded yet."""
+        """In chunks, a rebalance takes one pass for each. Asked only where it matters: weights may not be loaded."""
         if self._window_set() == 0:
             return 0
         chunks = len(self._manager._compute_update_layer_ids_chunks())
