@@ -82,6 +82,28 @@ class PriceConfig(_Section):
         return self
 
 
+class MigrationConfig(_Section):
+    """How fast experts are moved while the engine serves, and when a move is given up; see docs/migration.md."""
+
+    layers_per_step: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        1, description="Layers whose experts and maps may change on one engine step."
+    )
+    bytes_per_step: Annotated[int, Field(ge=1, le=1 << 50)] | None = Field(
+        None,
+        description="Bytes that a rank may copy on one engine step; a single layer may need more; left out: one "
+        "layer's experts.",
+    )
+    planning_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = Field(
+        600.0, description="A plan that takes longer is refused by all ranks."
+    )
+    transfer_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = Field(
+        30.0, description="A message between ranks that takes longer breaks the move off; the old placement serves on."
+    )
+    vote_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = Field(
+        120.0, description="A rank that says nothing for so long ends the server; longer than the slowest engine step."
+    )
+
+
 class LoggingConfig(_Section):
     """What the plugin writes into the engine's log."""
 
@@ -138,6 +160,7 @@ class PluginConfig(_Section):
     # pydantic copies defaults, and these are frozen besides
     budget: BudgetConfig = Field(BudgetConfig(), description="Bounds on what one rebalance may move.")
     price: PriceConfig | None = Field(None, description="Move a layer only if that pays; left out: every move is made.")
+    migration: MigrationConfig = Field(MigrationConfig(), description="How experts are moved while the engine serves.")
     logging: LoggingConfig = Field(LoggingConfig(), description="What is logged.")
 
     @model_validator(mode="after")
@@ -208,7 +231,8 @@ class PluginConfig(_Section):
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
-    "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "logging": LoggingConfig,
+    "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "migration": MigrationConfig,
+    "logging": LoggingConfig,
 }  # fmt: skip
 
 

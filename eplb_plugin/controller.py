@@ -89,7 +89,7 @@ class Rebalancer:
         outcome, message = self._propose(entry, in_force) if dist.get_rank(group) == 0 else (None, b"")
         entry.rebalances += 1
         accepted, problem = _agree(message, in_force, group, lambda made: made)
-        self._tell(outcome, refused=accepted is None)
+        self.tell(outcome, refused=accepted is None)
         if accepted is None:
             line = "rebalance %d of %s refused, the old placement stays: %s"
             logger.error(line, entry.rebalances, entry.name, problem)
@@ -113,7 +113,7 @@ class Rebalancer:
             entry.history.refuse(error)
         outcome, message = self._propose_weights(entry, in_force) if dist.get_rank(group) == 0 else (None, b"")
         staged, problem = _agree(message, in_force, group, lambda made: _staged(made, in_force, stage))
-        self._tell(outcome, refused=staged is None)
+        self.tell(outcome, refused=staged is None)
         if staged is None:
             logger.error("re-split of %s refused, the old tables stay: %s", entry.name, problem)
             return None
@@ -125,8 +125,8 @@ class Rebalancer:
 
         return switch
 
-    def _tell(self, outcome: Outcome | None, refused: bool) -> None:
-        """A failure of who listens must not part this rank from the others, which go on."""
+    def tell(self, outcome: Outcome | None, refused: bool = False) -> None:
+        """On the planning rank. A failure of who listens must not part this rank from the others, which go on."""
         if outcome is None or self._report is None:
             return
         try:

@@ -11,7 +11,7 @@ from .plan_types import Plan
 from .planning.score import balancedness, expected_rank_load, judge, moved_slots
 from .statistics import RoutingStatistics
 
-Result = Literal["accepted", "refused", "skipped"]
+Result = Literal["accepted", "refused", "skipped", "interrupted"]
 Change = Literal["rebalance", "re-split"]
 
 
@@ -43,8 +43,8 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """result: skipped = no token was routed in the window. assessment: None if nothing was planned.
-    change: re-split = new weights, where every expert stays.
+    """result: skipped = no token was routed in the window; interrupted = an accepted plan was not, or only in some
+    layers, put in force. assessment: None if nothing was planned. change: re-split = new weights, every expert stays.
     """
 
     model: str

@@ -37,8 +37,8 @@ class Resplitting:
         """Whether a step belongs to a window; steps_left: after it, until the next rebalance begins."""
         return steps_left % self._between < self._entry.window_steps
 
-    def end_step(self, steps_left: int, moving: bool) -> None:
-        """A step is over. moving: experts are, by a rebalance; weights then wait for the end of another window."""
+    def end_step(self, steps_left: int, settled: bool) -> None:
+        """A step is over. settled: no expert moves, and all lie as planned; else weights wait for another window."""
         if self._running is not None:
             self._due -= 1
             if self._due == 0:
@@ -48,7 +48,7 @@ class Resplitting:
         entry = self._entry
         assert entry.recorder is not None
         whole = entry.step_interval - steps_left >= entry.window_steps
-        if moving or not whole or entry.plan is None or not entry.plan.has_weights:
+        if not settled or not whole or entry.plan is None or not entry.plan.has_weights:
             entry.recorder.reset()
             return
         self._due = max(1, min(SWITCH_AFTER, self._between // 2))

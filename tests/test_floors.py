@@ -18,7 +18,7 @@ FLOORS = {
     "config_errors": 2, "dispatch": 3, "plan_message": 3, "planning": 4, "workloads": 4, "peo": 4, "recording": 5,
     "history": 5, "outcome": 5, "model_entry": 5, "migration.routes": 4, "migration.schedule": 4,
     "migration.budget": 4, "migration": 5, "dispatch.kernels": 5, "peo.cuda": 5, "controller": 6, "resplitting": 6,
-    "engines": 7, "observe": 7, "cli": 8, "": 9,
+    "cycle": 6, "engines": 7, "observe": 7, "cli": 8, "": 9,
 }  # fmt: skip
 NO_TORCH_UP_TO = 4
 

@@ -91,7 +91,7 @@ def live(
         left = INTERVAL - step - 1
         if resplitting.records(left) and not empty:
             record(recorder, DRIFTED, 10 + step)
-        resplitting.end_step(left, moving=step in moving)
+        resplitting.end_step(left, settled=step not in moving)
     return seen
 
 

@@ -5,9 +5,9 @@ A forward pass looks entry `hash % count` of an expert's row up, also inside a c
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,67 +17,50 @@ from numpy.typing import NDArray
 from ..dispatch.tables import TABLE_WIDTH, hashed_maps
 from ..errors import mismatch
 from ..plan_types import Plan
-from ..planning.job import plan_of
 
 
 class DispatchTables:
-    """Of one model.
+    """Of one model. owners: the ranks that route the same tokens as this one.
 
-    owners: the ranks that route the same tokens as this one. plan: the one whose rows are committed next; a row that is
-    not its placement's, left behind by a cycle that was broken off, is used evenly.
-    rows: [L, E, entries] int32 slots; counts: [L, E] int64 entries in use; placed: [L, P] int32 what lies where.
+    rows: [L, E, entries] int32 slots; counts: [L, E] int64 entries in use.
     """
 
     def __init__(self, plan: Plan, owners: Sequence[int], device: torch.device) -> None:
-        self.plan, self.owners = plan, list(owners)
-        self.placed = plan.placement.phy2log.copy()
+        self.owners = list(owners)
         layers, experts = plan.placement.num_layers, plan.placement.num_experts
-        self.width = TABLE_WIDTH if plan.dispatch == "weighted" else plan.placement.num_slots - experts + 1
-        self.rows = torch.full((layers, experts, self.width), -1, dtype=torch.int32, device=device)
+        width = TABLE_WIDTH if plan.dispatch == "weighted" else plan.placement.num_slots - experts + 1
+        self.rows = torch.full((layers, experts, width), -1, dtype=torch.int32, device=device)
         self.counts = torch.ones((layers, experts), dtype=torch.int64, device=device)
-        self._fill(range(layers), *self._made(range(layers)))
+        DispatchTables.switch(self, range(layers), plan)
 
     def nbytes(self) -> int:
         return int(self.rows.nbytes + self.counts.nbytes)
 
-    def refill(self, phy2log: NDArray[Any], layers: Sequence[int]) -> None:
-        """phy2log: [layers, P]; from now on the experts of these consecutive layers lie so."""
-        self.placed[layers[0] : layers[-1] + 1] = phy2log
-        self._fill(layers, *self._made(layers))
+    def switch(self, layers: Sequence[int], plan: Plan) -> None:
+        """The experts of these layers lie as in `plan`; from now on tokens are sent there by it."""
+        self._fill(layers, *hashed_maps(plan, self.owners, list(layers)))
 
     def stage(self, plan: Plan) -> Callable[[], None]:
         """Make the rows of a plan for the placement that is in force; what is returned puts them in force."""
-        layers = range(len(self.placed))
-        rows, counts = hashed_maps(plan, self.owners)
-
-        def switch() -> None:
-            self.plan = plan
-            self._fill(layers, rows, counts)
-
-        return switch
+        return partial(self._fill, range(len(self.rows)), *hashed_maps(plan, self.owners))
 
     def digest(self) -> int:
         """Equal on two ranks only if they send tokens by equal tables."""
-        parts = [part.long().cpu().reshape(-1) for part in (self.rows, self.counts)]
-        place = torch.cat(parts)
-        return int(((place + 2) * (torch.arange(len(place)) * 2654435769 % 1000003 + 1)).sum())
+        parts = [part.cpu().numpy().tobytes() for part in (self.rows, self.counts)]
+        return int.from_bytes(hashlib.sha256(b"".join(parts)).digest()[:7], "big")
 
-    def _made(self, layers: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        plan, placement = self.plan, self.plan.placement
-        if not np.array_equal(placement.phy2log[list(layers)], self.placed[list(layers)]):
-            plan = plan_of(replace(placement, phy2log=self.placed.copy()), plan.topology, plan.dispatch)
-        return hashed_maps(plan, self.owners, list(layers))
-
+    @torch.inference_mode()
     def _fill(self, layers: Sequence[int], rows: NDArray[np.int32], counts: NDArray[np.int64]) -> None:
-        first, last = layers[0], layers[-1] + 1
-        upload(torch.from_numpy(rows), self.rows[first:last, :, : rows.shape[2]])
-        upload(torch.from_numpy(counts), self.counts[first:last])
+        upload(torch.from_numpy(rows), self.rows[:, :, : rows.shape[2]], layers)
+        upload(torch.from_numpy(counts), self.counts, layers)
 
 
-def upload(source: torch.Tensor, target: torch.Tensor) -> None:
-    """Without waiting for the device, where the host's memory can be pinned."""
-    pin = target.is_cuda
-    target.copy_(source.pin_memory() if pin else source, non_blocking=pin)
+def upload(source: torch.Tensor, target: torch.Tensor, layers: Sequence[int]) -> None:
+    """Rows of `source` into these layers of `target`, without waiting for a device."""
+    index, rows = torch.tensor(layers), source
+    if target.is_cuda:
+        index, rows = (part.pin_memory().to(target.device, non_blocking=True) for part in (index, rows))
+    target.index_copy_(0, index, rows)
 
 
 def refuse_unequal(tables: DispatchTables, group: dist.ProcessGroup) -> None:

@@ -28,7 +28,9 @@ class Metrics:
         self.planning_seconds = gauge("planning_seconds", "Time that the last plan took.")
         self.last_success = gauge("last_success_timestamp_seconds", "When all ranks last accepted a plan.")
         self.rebalances = Counter(
-            "eplb_plugin_rebalances", "Rebalances by result: accepted, refused, skipped.", ["model", "result"]
+            "eplb_plugin_rebalances",
+            "Rebalances by result: accepted, refused, skipped; interrupted: accepted, but not all experts were moved.",
+            ["model", "result"],
         )
         self.resplits = Counter(
             "eplb_plugin_resplits",

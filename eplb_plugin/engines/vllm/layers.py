@@ -8,8 +8,11 @@ from typing import Any
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from ...errors import mismatch
+from ...errors import PluginError, mismatch
+from ...migration.layout import ExpertRows, expert_rows, refuse_derived
 
+NO_EXPERTS = ("e_score_correction_bias", "hash_indices_table")  # of logical experts, or of tokens
+INPUT_SCALES = ("w13_input_scale", "w2_input_scale")  # one value broadcast over the experts
 _USE_VANILLA = "use vLLM's own EPLB for this model: remove the plugin's settings"
 
 
@@ -60,6 +63,19 @@ def owner_group_size(parallel: Any, tensor_parallel_size: int) -> int:
     if not parallel.use_all2all_kernels:
         return int(parallel.ep_size)
     return 1 if parallel.is_sequence_parallel else tensor_parallel_size
+
+
+def movable(layer: MoERunner) -> ExpertRows:
+    """What moves with the experts of a layer. Raises PluginError, with the layer's name, for what might have to."""
+    experts = layer.routed_experts
+    slots = int(experts.local_num_experts)
+    shared = NO_EXPERTS + (INPUT_SCALES if slots == 1 else ())  # else their stride tells
+    try:
+        tensors = dict(experts.named_parameters())
+        refuse_derived(experts, tensors, slots)
+        return expert_rows(tensors, slots, shared)
+    except PluginError as error:
+        raise PluginError(f"{layer.layer_name}: {error}") from None
 
 
 def _refuse_unseen(layer: Any) -> None:

@@ -17,20 +17,21 @@ from ..tables import DispatchTables, upload
 
 
 class Tables(DispatchTables):
-    """Held by vLLM's EplbModelState; made for the plan of the placement that it starts with."""
+    """With vLLM's own map of what lies where."""
 
     def __init__(self, plan: Plan, owners: Sequence[int], model_state: Any) -> None:
         super().__init__(plan, owners, model_state.logical_to_physical_map.device)
         self._state = model_state
         self._put_in_place()
 
-    def commit(self, phy2log: torch.Tensor, layers: Sequence[int]) -> None:
-        """phy2log: [layers, P] on the host; vLLM's own map and these layers' tables say so from now on."""
-        upload(phy2log, self._state.physical_to_logical_map[layers[0] : layers[-1] + 1])
-        self.refill(phy2log.numpy(), layers)
+    @torch.inference_mode()
+    def switch(self, layers: Sequence[int], plan: Plan) -> None:
+        super().switch(layers, plan)
+        phy2log = torch.from_numpy(plan.placement.phy2log[layers]).long()
+        upload(phy2log, self._state.physical_to_logical_map, layers)
 
     def _put_in_place(self) -> None:
-        """Into the state that vLLM commits to, and into every layer that looks experts up."""
+        """Into the state that vLLM keeps, and into every layer that looks experts up."""
         state = self._state
         state.logical_to_physical_map, state.logical_replica_count = self.rows, self.counts
         for index, layer in enumerate(state.model.moe_layers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,10 +60,11 @@ def made_plan(rule: str, seed: int) -> Plan:
 @pytest.mark.parametrize("rule", ["hash", "weighted"])
 @pytest.mark.parametrize("rank", [0, 3])
 def test_layers_route_by_the_plan_in_force(rule: str, rank: int) -> None:
-    """At start, after a commit of all layers, and layer by layer: always `route`, always at the same address."""
+    """At start, after a switch of all layers, and layer by layer: always `route`, always at the same address."""
     layers = [Layer(), Layer()]
     state = new_state(layers)
-    tables = Tables(plan_of(START, TOPOLOGY, rule), [rank], state)
+    start = plan_of(START, TOPOLOGY, rule)
+    tables = Tables(start, [rank], state)
     rows = ROUTER.window(50, 9).astype(np.int64)
     addresses = [tables.rows.data_ptr(), tables.counts.data_ptr()]
 
@@ -75,30 +75,12 @@ def test_layers_route_by_the_plan_in_force(rule: str, rank: int) -> None:
         assert [tables.rows.data_ptr(), tables.counts.data_ptr()] == addresses
 
     first, second = made_plan(rule, 0), made_plan(rule, 1)
-    check([tables.plan, tables.plan])
-    tables.plan = first
-    tables.commit(torch.from_numpy(first.placement.phy2log).long(), range(2))
+    check([start, start])
+    tables.switch([0, 1], first)
     check([first, first])
-    tables.plan = second
     for layer in (0, 1):
-        tables.commit(torch.from_numpy(second.placement.phy2log[[layer]]).long(), range(layer, layer + 1))
+        tables.switch([layer], second)
         check([second, second if layer else first])
-
-
-def test_rows_left_behind_are_used_evenly() -> None:
-    """A row that is not the plan's (its cycle was broken off) is served by even shares, never by foreign slots."""
-    layers = [Layer(), Layer()]
-    tables = Tables(plan_of(START, TOPOLOGY, "weighted"), [1], new_state(layers))
-    tables.plan = made_plan("weighted", 0)
-    mixed = tables.plan.placement.phy2log.copy()
-    mixed[1] = START.phy2log[1]
-    tables.commit(torch.from_numpy(mixed).long(), range(2))
-    rows = ROUTER.window(50, 9).astype(np.int64)
-    even = plan_of(replace(START, phy2log=mixed), TOPOLOGY, "weighted")
-    for index, one in enumerate([even, even]):
-        found = layers[index].routed(rows[index])
-        np.testing.assert_array_equal(found, route(rows[index], 1, one, index))
-        np.testing.assert_array_equal(mixed[index][found], rows[index])
 
 
 def test_stale_entries_are_never_counted() -> None:
@@ -107,8 +89,7 @@ def test_stale_entries_are_never_counted() -> None:
     tables = Tables(plan_of(START, TOPOLOGY, "hash"), [0], new_state(layers))
     for experts in ([0] * 9 + list(range(1, 16)), [*range(16)] + [15] * 8):
         placement = Placement(np.tile(np.array(experts, np.int32), (2, 1)))
-        tables.plan = plan_of(placement, TOPOLOGY, "hash")
-        tables.commit(torch.from_numpy(placement.phy2log).long(), range(2))
+        tables.switch([0, 1], plan_of(placement, TOPOLOGY, "hash"))
         ids = np.tile(np.arange(16), (40, 1))
         np.testing.assert_array_equal(placement.phy2log[0][layers[0].routed(ids)], ids)
 
