@@ -93,6 +93,17 @@ class Cycle:
         lies = plan is not None and np.array_equal(self._models[key].placed, plan.placement.phy2log)
         return lies and not self._ahead
 
+    def finish(self) -> None:
+        """Collective: what is under way, to its end, without forward steps in between."""
+        while self._ahead:
+            self._models[self._ahead[0]].shuffler.finish()
+            self._end(self._ahead.pop(0))
+            self._start()
+
+    def rebind(self, key: str, layers: Sequence[ExpertRows]) -> None:
+        """See Shuffler."""
+        self._models[key].shuffler.rebind(layers)
+
     def _start(self) -> None:
         if not self._ahead:
             return

@@ -84,6 +84,14 @@ class Shuffler:
             min(self.budget.bytes_per_step or self.wires.half_bytes, self.wires.half_bytes) / 2**20,
         )  # fmt: skip
 
+    def rebind(self, layers: Sequence[ExpertRows]) -> None:
+        """The engine has made its tensors anew, laid out as before. Raises PluginError if they are not, or in use."""
+        if self._now is not None:
+            raise mismatch("migration", found="one under way", expected="none", fix="finish it first")
+        if [one.signature for one in layers] != [one.signature for one in self.layers]:
+            raise mismatch("expert tensors", found="others than at the start", expected="the same", fix="restart")
+        self.layers = layers
+
     def begin(self, old: ArrayLike, new: Planned) -> None:
         """old: [L, P] the placement in force; new: [L, P] the one that all ranks agreed on. Moves nothing yet.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sglang.srt.distributed.parallel_state import get_world_group
+from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 from sglang.srt.model_executor.forward_context import get_forward_context, has_forward_context
 from sglang.srt.runtime_context import get_exec, get_schedule, get_spec
@@ -24,14 +26,14 @@ from ..agreement import own_group
 from ..tables import DispatchTables, refuse_unequal
 from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
-
-KEY = "target"  # SGLang rebalances one model per process: its drafts have no EPLB
+from .mover import KEY, Mover
 
 
 class Adapter:
-    """One per scheduler: feeds the Rebalancer, and puts its placement where SGLang expects its algorithm's."""
+    """One per scheduler: feeds the Rebalancer, and moves experts where it says."""
 
     def __init__(self, config: PluginConfig, layout: Layout, topology: Topology, experts: Any, name: str) -> None:
+        config = _within_chunks(config)
         self.config, self.layout, self.topology, self.name = config, layout, topology, name
         self.num_experts, self.num_groups = experts.num_logical_experts, max(1, experts.num_groups or 1)
         self.rebalancer = Rebalancer(config, metrics())
@@ -39,10 +41,13 @@ class Adapter:
         self._recorder: Recorder | None = None
         self._tables: DispatchTables | None = None
         self._resplitting: Resplitting | None = None
+        self._mover: Mover | None = None
         self._row_of: dict[int, int] = {}  # decoder-layer number -> row of the recorder
         self._calls: dict[int, int] = {}  # per row, in this pass: micro-batches route one after the other
         self._stale = False  # rows were staged outside a pass, by a warm-up or while a graph was captured
-        self._passes = 0  # since the window's start
+        self._passes = -1  # since the last rebalance was over; SGLang's first interval has one more
+        self._rebalancing = False
+        self._loading = False  # SGLang writes the weights
 
     def manage(self, manager: Any) -> None:
         """SGLang has built its EPLBManager."""
@@ -73,6 +78,7 @@ class Adapter:
         if entry.dispatch == "weighted":
             self._tables = self._new_tables(entry)
             entry.table_bytes = self._tables.nbytes()
+        self._mover = Mover(model, entry, self.rebalancer, self._tables)
         self.rebalancer.add(KEY, entry, planning_rank=world.rank_in_group == 0)
         if self._tables is not None and self.rebalancer.renews(entry):
             self._resplitting = Resplitting(self.rebalancer, KEY, own_group(world.ranks), self._tables.stage)
@@ -92,14 +98,6 @@ class Adapter:
         """[E, entries] of a decoder layer's tables; None where SGLang chooses by itself."""
         row = self._row_of.get(layer_id)
         return None if self._tables is None or row is None else self._tables.rows[row]
-
-    def refill(self, metadata: Any, layer_ids: list[int]) -> None:
-        """The experts of these decoder layers have moved, and SGLang's maps say so."""
-        if self._tables is None:
-            return
-        for layer in set(layer_ids) & set(self._row_of):
-            row = self._row_of[layer]
-            self._tables.refill(metadata.physical_to_logical_map_cpu[[layer]].numpy(), range(row, row + 1))
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
         return ModelEntry(
@@ -140,50 +138,55 @@ class Adapter:
         """A forward pass of the target is over: count what it routed, or forget it outside the window."""
         if self._recorder is None:
             return
-        self._passes += 1
-        left, resplitting = self._passes_between() - self._passes, self._resplitting
+        self._passes += not self._rebalancing
+        left, resplitting = self._manager._rebalance_num_iterations - self._passes, self._resplitting
         in_window = left < self._window() or (resplitting is not None and resplitting.records(left))
-        self._recorder.fold(recording and in_window)
-        if resplitting is not None:
-            resplitting.end_step(left, moving=self._passes <= self._passes_moving())
-
-    def _passes_between(self) -> int:
-        """Forward passes from one rebalance to the next."""
-        interval: int = self._manager._rebalance_num_iterations
-        return interval + self._passes_moving()
-
-    def _passes_moving(self) -> int:
-        """In chunks, a rebalance takes one pass for each. Asked only where it matters: weights may not be loaded."""
-        if self._window_set() == 0:
-            return 0
-        chunks = len(self._manager._compute_update_layer_ids_chunks())
-        return chunks if chunks > 1 else 0
+        self._recorder.fold(recording and in_window and not self._rebalancing)
+        if resplitting is not None and not self._rebalancing:
+            assert self._mover is not None
+            resplitting.end_step(left, self._mover.settled)
 
     def _window(self) -> int:
-        return self._window_set() or self._passes_between()
-
-    def _window_set(self) -> int:
-        """Passes of a window that does not fill the interval; 0: it does."""
         buffered: int = get_exec().moe.expert_distribution_recorder_buffer_size
-        passes = self.config.window_size or buffered
-        return passes if 0 < passes < self._manager._rebalance_num_iterations else 0
+        return self.config.window_size or (buffered if buffered > 0 else self._manager._rebalance_num_iterations)
 
-    def end_window(self) -> None:
-        """Collective over all ranks."""
-        self._passes = 0
-        if KEY in self.rebalancer.entries:
-            self.rebalancer.observe(KEY, get_world_group().device_group)
+    def rebalance(self) -> Iterator[None]:
+        """One rebalance: collective over all ranks, yields once per forward pass, idle or not, until it is over.
 
-    def plan(self, load: NDArray[np.int64]) -> Placement:
-        """Collective over all ranks. load: [L, E] of all decoder layers, by SGLang's own count.
-
-        The placement of all decoder layers: SGLang also counts the dense ones, which keep the rows they have.
+        The window ends here and the plan is made in the background; nothing is recorded meanwhile.
         """
-        metadata = get_global_expert_location_metadata()
-        return self._plan_first(load) if metadata is None else self._plan_next(metadata)
+        if self._mover is None:
+            return
+        self._rebalancing = True
+        try:
+            self.rebalancer.observe(KEY, get_world_group().device_group)
+            if self._is_needed() and not self._loading:
+                yield from self._mover.move()
+        finally:
+            self._rebalancing, self._passes = False, 0
+        get_global_expert_distribution_recorder()._reset()  # its counts are of slots, which hold other experts now
 
-    def _plan_first(self, load: NDArray[np.int64]) -> Placement:
-        """SGLang solves its initial placement from a file of counts: no model is loaded, no routing recorded yet."""
+    def _is_needed(self) -> bool:
+        """SGLang asks its own record, which it sums over all ranks for that, only if it was given a threshold."""
+        average = None
+        if get_exec().moe.eplb_min_rebalancing_utilization_threshold < 1:
+            record = get_global_expert_distribution_recorder().dump_record(output_mode="object")
+            average = record["average_utilization_rate_over_window"]
+        needed: bool = self._manager._check_rebalance_needed(average)
+        return needed
+
+    def load(self, loading: bool) -> None:
+        """Collective, between two passes: SGLang begins or ends to write the weights of a model."""
+        if loading and self._mover is not None:
+            self._mover.settle()
+        self._loading = loading
+
+    def place_first(self, load: NDArray[np.int64]) -> Placement:
+        """Collective over all ranks. load: [L, E] of all decoder layers, from a file of counts.
+
+        SGLang solves its initial placement: no model is loaded, no routing recorded yet. Dense layers, which SGLang
+        counts too, keep its own start.
+        """
         rows = linear_placement(len(load), self.num_experts, self.topology.num_slots).phy2log
         layer_ids = np.flatnonzero(load.any(1)).tolist()
         if not layer_ids:
@@ -193,23 +196,16 @@ class Adapter:
         first = Rebalancer(self.config)
         first.entries[KEY] = entry
         plan = first.decide(KEY, rows[layer_ids], get_world_group().cpu_group, load[layer_ids])
-        return _with_rows(rows, layer_ids, plan.placement)
-
-    def _plan_next(self, metadata: Any) -> Placement:
-        entry, rows = self.rebalancer.entries[KEY], metadata.physical_to_logical_map_cpu.numpy()
-        weights = self._manager._get_model().routed_experts_weights_of_layer[entry.layer_ids[0]]
-        entry.expert_bytes = sum(one[0].nbytes for one in weights)
-        plan = self.rebalancer.decide(KEY, rows[entry.layer_ids], get_world_group().cpu_group)
-        if self._tables is not None:
-            self._tables.plan = plan
-        return _with_rows(rows, entry.layer_ids, plan.placement)
+        rows[layer_ids] = plan.placement.phy2log
+        return Placement(rows)
 
 
-def _with_rows(rows: NDArray[Any], layer_ids: list[int], placement: Placement) -> Placement:
-    """All decoder layers: those of `placement` at their numbers, the others as in `rows`."""
-    placed = rows.copy()
-    placed[layer_ids] = placement.phy2log
-    return Placement(placed)
+def _within_chunks(config: PluginConfig) -> PluginConfig:
+    """SGLang's own bound on the layers of a pass, where it was given, can only lower ours."""
+    chunk = get_exec().moe.eplb_rebalance_layers_per_chunk
+    bound = min(config.migration.layers_per_step, chunk or config.migration.layers_per_step)
+    migration = config.migration.model_copy(update={"layers_per_step": bound})
+    return config.model_copy(update={"migration": migration})
 
 
 def logical_ids(topk_ids: torch.Tensor, phy2log: torch.Tensor) -> torch.Tensor:

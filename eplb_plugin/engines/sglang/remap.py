@@ -46,11 +46,6 @@ def _choose(original: Callable[..., Any], topk_ids: torch.Tensor, info: Any) -> 
     return chosen
 
 
-def _update(original: Callable[..., Any], self: Any, other: Any, update_layer_ids: list[int]) -> None:
-    original(self, other, update_layer_ids)
-    get_adapter().refill(self, update_layer_ids)
-
-
 _DISPATCH = "sglang.srt.eplb.expert_location_dispatch"
 
 REMAP = (
@@ -67,12 +62,5 @@ REMAP = (
         "looks them up by the token's position, instead of at random or in turn",
         "(topk_ids, info)",
         _choose,
-    ),
-    Hook(
-        "sglang.srt.eplb.expert_location:ExpertLocationMetadata.update",
-        "around",
-        "fills the tables of layers whose experts have just moved",
-        "(self, other, update_layer_ids)",
-        _update,
     ),
 )

@@ -60,8 +60,7 @@ def test_traced_as_a_whole_and_filled_in_place() -> None:
     assert torch.equal(captured(ids, given), choose(ids, tables.rows[0]))
     before, address = captured(ids, given), tables.rows.data_ptr()
     other = plan(RoutingStatistics(WINDOW.load[:, ::-1]), TOPOLOGY, policy="balanced", dispatch="weighted")
-    tables.plan = other
-    tables.refill(other.placement.phy2log, range(2))
+    tables.switch([0, 1], other)
     assert tables.rows.data_ptr() == address
     np.testing.assert_array_equal(captured(ids, given).numpy(), route(ids.numpy(), 0, other, 0))
     assert not torch.equal(before, captured(ids, given))
