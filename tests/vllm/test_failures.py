@@ -25,7 +25,8 @@ EPLB = Eplb(16, window_size=4, step_interval=8)
 
 
 def start(serve: Callable[..., Server], control: Path, layout: Layout = LAYOUT, settings: str = SETTINGS) -> Server:
-    faults = {"EPLB_FAULTS": str(control), "PYTHONPATH": str(FAULTS)}
+    path = os.pathsep.join([str(FAULTS), os.environ.get("PYTHONPATH", "")])
+    faults = {"EPLB_FAULTS": str(control), "PYTHONPATH": path}
     return serve("qwen3_moe", layout, EPLB, settings, **faults)
 
 

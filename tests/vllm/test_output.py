@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,11 @@ def test_output_is_unchanged_over_many_rebalances(
     settings = SETTINGS.format(policy="affinity", rule=rule, nodes=layout.ranks)
     metering = {"EPLB_METER_DIR": str(tmp_path / "meter"), "EPLB_METER_WINDOW": "4"}
     control, proofs = tmp_path / "faults", tmp_path / "proofs"
-    metering |= {"EPLB_FAULTS": str(control), "EPLB_PROOFS": str(proofs), "PYTHONPATH": str(FAULTS)}
+    metering |= {
+        "EPLB_FAULTS": str(control),
+        "EPLB_PROOFS": str(proofs),
+        "PYTHONPATH": os.pathsep.join([str(FAULTS), os.environ.get("PYTHONPATH", "")]),
+    }
     way = "flag" if layout.ranks == 2 else "environment"
     server = serve(model, layout, eplb, settings, way=way, **metering)
     server.wait_ready()
