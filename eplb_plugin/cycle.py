@@ -35,7 +35,7 @@ class _Model:
 class Cycle:
     """Either `run`, which returns when all is done, or `begin` and then `step` on every forward step.
 
-    plans: a CPU group for planning, which nothing else uses: `begin` plans in a background thread.
+    plans: a CPU group for planning, which happens in a background thread; rows may travel on it too, nothing else.
     """
 
     def __init__(self, rebalancer: Rebalancer, plans: dist.ProcessGroup) -> None:
@@ -69,7 +69,7 @@ class Cycle:
         """Collective: all at once, while the engine stands still."""
         for key, model in self._models.items():
             if model.shuffler.wires.intact:
-                model.shuffler.begin(model.placed, self._decide(key, loads))
+                model.shuffler.begin(model.placed, partial(self._decide, key, loads))
                 model.shuffler.finish()
                 self._end(key)
 

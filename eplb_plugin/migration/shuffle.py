@@ -108,7 +108,10 @@ class Shuffler:
         self.refusal = ""
         before = np.array(old, np.int32)
         if not callable(new) and np.array_equal(before, new):
-            self._switch(list(range(len(before))), before)
+            try:
+                self._switch(list(range(len(before))), before)
+            except Exception as error:
+                self._end("switching maps failed", error)
             return
         self._serial += 1
         migration = self._now = Migration(time.monotonic())

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .bench import run_bench
-from .engine import ARMS, METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
+from .engine import METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
 from .greedy import PROMPTS, complete_all, largest_difference
 from .server import Server, ServerError
 from .sglang import SGLANG
@@ -90,7 +90,7 @@ class Run:
         return LAYOUTS[self.engine.name]
 
     def title(self, arm: str) -> str:
-        return {"none": "no EPLB", "vanilla": self.engine.vanilla, "affinity": "eplb_plugin, affinity"}[arm]
+        return self.engine.arms[arm]
 
 
 def run_arm(run: Run, arm: str, reference: list[Completion] | None, progress: Progress) -> Any:
@@ -188,13 +188,14 @@ def _equal(outcome: Outcome) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description="Compare no EPLB, vanilla EPLB and eplb_plugin.")
     parser.add_argument("--engine", default="vllm", choices=ENGINES, help="the engine to run (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=192, help="requests per pass (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=160, help="requests per pass (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=16, help="requests in flight (default: %(default)s)")
-    parser.add_argument("--arms", default=",".join(ARMS), help="arms to run, in order (default: %(default)s)")
+    parser.add_argument("--arms", help="arms to run, in order (default: all of the engine's)")
     options = parser.parse_args()
-    arms = options.arms.split(",")
-    if unknown := sorted(set(arms) - set(ARMS)):
-        parser.error(f"--arms: found {', '.join(unknown)}, expected some of {', '.join(ARMS)}")
+    known = list(ENGINES[options.engine].arms)
+    arms = options.arms.split(",") if options.arms else known
+    if unknown := sorted(set(arms) - set(known)):
+        parser.error(f"--arms: found {', '.join(unknown)}, expected some of {', '.join(known)}")
     # as on Ctrl-C: the servers are stopped on the way out
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     progress = Progress()

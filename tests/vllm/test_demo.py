@@ -59,13 +59,13 @@ def test_ctrl_c_stops_the_servers() -> None:
 
 @pytest.mark.full
 def test_the_demo_ends_with_a_table_and_json() -> None:
-    """All three arms, a short load: equal output, and fewer crossings and moves than vanilla."""
+    """All four arms, a short load: equal output, and fewer crossings and moves than vanilla."""
     demo = start_demo("--requests", "96")
     output, _ = demo.communicate(timeout=1500)
     assert demo.returncode == 0, output
     assert "cross-node copies / token" in output
     arms = {arm["arm"]: arm for arm in json.loads((OUT / "results.json").read_text())["arms"]}
-    assert list(arms) == ["none", "vanilla", "affinity"]
+    assert list(arms) == ["none", "vanilla_sync", "vanilla", "affinity"]
     assert arms["affinity"]["copies_per_token"] < arms["vanilla"]["copies_per_token"]
     assert 0 < arms["affinity"]["slots_moved"] < arms["vanilla"]["slots_moved"]
     assert arms["vanilla"]["rebalances"] > 0
