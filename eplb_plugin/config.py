@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .config_errors import conflict, explain
 from .errors import PluginError, mismatch
+from .peo.ops import Overlap
+from .peo.schedule import default_num_rounds
 from .plan_types import Dispatch, Effort, PlanOptions, Policy
 from .topology import Topology
 
@@ -104,6 +106,26 @@ class MigrationConfig(_Section):
     )
 
 
+Sms = Annotated[int, Field(ge=1, le=1024)] | None
+
+
+class PeoConfig(_Section):
+    """Per-expert overlap of DeepEP's low-latency kernels with DeepGEMM; see docs/peo.md."""
+
+    method: Overlap = Field("overlap-1", description="What runs beside what; `eplb-plugin peo plan` compares them.")
+    num_rounds: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="Slices of a rank's experts, which must divide them; left out: about 4."
+    )
+    deepep_send_num_sms: Sms = Field(None, description="SMs of a SEND beside other kernels; left out: 16.")
+    deepep_recv_num_sms: Sms = Field(None, description="SMs of a RECV beside other kernels; left out: 16.")
+    up_deepgemm_num_sms: Sms = Field(None, description="SMs of the gate-up GEMM; left out: those that DeepEP leaves.")
+    down_deepgemm_num_sms: Sms = Field(None, description="SMs of the down GEMM; left out: those that DeepEP leaves.")
+    stock_api: bool = Field(
+        False, description="Overlap the dispatch alone where DeepEP is not patched (overlap-2, without SM shares); "
+        "by default PEO stays off there.",
+    )  # fmt: skip
+
+
 class LoggingConfig(_Section):
     """What the plugin writes into the engine's log."""
 
@@ -161,6 +183,7 @@ class PluginConfig(_Section):
     budget: BudgetConfig = Field(BudgetConfig(), description="Bounds on what one rebalance may move.")
     price: PriceConfig | None = Field(None, description="Move a layer only if that pays; left out: every move is made.")
     migration: MigrationConfig = Field(MigrationConfig(), description="How experts are moved while the engine serves.")
+    peo: PeoConfig | None = Field(None, description="Overlap communication and computation; left out: do not.")
     logging: LoggingConfig = Field(LoggingConfig(), description="What is logged.")
 
     @model_validator(mode="after")
@@ -184,6 +207,13 @@ class PluginConfig(_Section):
     def plan_options(self) -> PlanOptions:
         """Without prices: those need to know the engine's steps and weights."""
         return PlanOptions(effort=self.effort, balance_tolerance=self.balance_tolerance, **self.budget.model_dump())
+
+    def peo_rounds(self, slots_per_rank: int) -> int | None:
+        """Rounds that a rank's slots are split into; None: no overlap, or they cannot be."""
+        if self.peo is None:
+            return None
+        rounds = self.peo.num_rounds or default_num_rounds(slots_per_rank)
+        return rounds if slots_per_rank % rounds == 0 else None
 
     def dispatch_among(self, possible: Sequence[Dispatch]) -> Dispatch:
         """The rule that will run in an engine that can do `possible`, best first. Raises PluginError for another."""
@@ -232,7 +262,7 @@ class PluginConfig(_Section):
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "migration": MigrationConfig,
-    "logging": LoggingConfig,
+    "peo": PeoConfig, "logging": LoggingConfig,
 }  # fmt: skip
 
 

@@ -169,7 +169,8 @@ class Rebalancer:
 
     def _options(self, entry: ModelEntry) -> PlanOptions:
         """With the price of a move, where the settings name one and the entry's gain can be told."""
-        options, price = self.config.plan_options, self.config.price
+        price, rounds = self.config.price, self.config.peo_rounds(entry.topology.slots_per_rank)
+        options = replace(self.config.plan_options, peo_rounds=rounds)
         if price is None or (entry.recorder is None and not price.seconds_per_selection):
             return options
         return replace(

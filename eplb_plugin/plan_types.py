@@ -28,6 +28,7 @@ class PlanOptions:
         further one has a price (affinity policy, solved afresh); 1.0 = they may arrive anywhere.
     max_moved_slots: slots per layer that may get another expert when `previous` is given; None = no bound.
     max_moved_slots_total: likewise, of all layers together.
+    peo_rounds: rounds of per-expert overlap that the slots of a rank are ordered for; None = in any order.
 
     The price of a move (planning/price.py): without them every move is made. Given, they must be complete:
     expert_bytes: weights of one expert in one layer. link_gbps: Gbit/s of a rank's link to other nodes (a network card
@@ -43,6 +44,7 @@ class PlanOptions:
     ingress_tolerance: float = 0.02
     max_moved_slots: int | None = None
     max_moved_slots_total: int | None = None
+    peo_rounds: int | None = None
     expert_bytes: float | None = None
     link_gbps: float | None = None
     token_bytes: float | None = None

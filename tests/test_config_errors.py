@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from eplb_plugin.config import (
     BudgetConfig,
     LoggingConfig,
+    PeoConfig,
     PluginConfig,
     PriceConfig,
     TopologyConfig,
@@ -68,6 +69,14 @@ OUT_OF_RANGE = [
     ({"policy": "afinity"}, "policy", "'afinity'", "one of deepseek, balanced, affinity", "affinity"),
     ({"policy": "deepsek"}, "policy", "'deepsek'", "one of deepseek, balanced, affinity", "deepseek"),
     ({"dispatch": "nearby"}, "dispatch", "'nearby'", "one of auto, hash, nearest, weighted, cover", "nearest"),
+    (
+        {"peo": {"method": "overlap"}},
+        "peo.method",
+        "'overlap'",
+        "one of overlap-1, overlap-2, overlap-3, overlap-4",
+        "overlap-4",
+    ),
+    ({"peo": {"num_rounds": 0}}, "peo.num_rounds", "0", "an integer in 1..1024", "1"),
     ({"window_size": 0}, "window_size", "0", RULES["window_size"], "1"),
     ({"window_size": 1_000_001}, "window_size", "1000001", RULES["window_size"], "1000000"),
     ({"window_size": 12.6}, "window_size", "12.6", RULES["window_size"], "13"),
@@ -310,7 +319,10 @@ plain = st.recursive(
     ),
     max_leaves=12,
 )
-sections = {"topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "logging": LoggingConfig}
+sections = {
+    "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "peo": PeoConfig,
+    "logging": LoggingConfig,
+}  # fmt: skip
 
 
 @st.composite

@@ -22,6 +22,7 @@ from .search import Search
 from .tokens import Tokens
 
 STEPS = 60
+PATIENCE = 12  # steps that may bring nothing, before weights are taken for settled
 STEP_POWER = 1.0
 FLAT = 1.001
 LEAST_WEIGHT = 1.0 / 255.0
@@ -142,7 +143,7 @@ def fit_weights(
     """
     expert, bin_of = copies.expert, copies.bin
     certain, free = _certain_shares(choices, copies, node)
-    best, best_shares, lowest, power = weights, weights, np.inf, STEP_POWER
+    best, best_shares, lowest, power, vain = weights, weights, np.inf, STEP_POWER, 0
     for _ in range(STEPS):
         whole = integer_weights(weights, expert).astype(np.float64)
         shares = certain.copy()
@@ -152,10 +153,10 @@ def fit_weights(
             bin_load[bin_of[copy]] += shares[copy] * load[expert[copy]]
         mean = bin_load.mean()
         if bin_load.max() < lowest:
-            lowest, best, best_shares = bin_load.max(), whole, shares
+            lowest, best, best_shares, vain = bin_load.max(), whole, shares, 0
         else:
-            power = max(0.97 * power, 0.2)
-        if lowest <= mean * FLAT:
+            power, vain = max(0.97 * power, 0.2), vain + 1
+        if lowest <= mean * FLAT or vain == PATIENCE:
             break
         factor = (mean / np.maximum(bin_load, 1e-3 * mean)) ** power
         changed = weights * factor[bin_of]

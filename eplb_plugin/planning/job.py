@@ -202,7 +202,9 @@ class Job:
             phy2log = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
         if self.keeps_locality or self.cluster.nearest:  # what packing could not see: other nodes, and shares there
             before = count_held(phy2log, self.cluster, len(load))
-            repair(load, phy2log, before, self.cluster, tokens, 1.0 + tolerance, NO_LIMIT)
+            repair(
+                load, phy2log, before, self.cluster, tokens, 1.0 + tolerance, NO_LIMIT, self.options.ingress_tolerance
+            )
         if not self.keeps_locality or self._is_balanced(load, phy2log):
             return phy2log
         even = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
@@ -211,9 +213,13 @@ class Job:
 
     def _repair_layer(self, layer: int, old: Array, budget: int) -> tuple[Array, bool]:
         """-> phy2log of a layer, and whether it was solved afresh."""
-        peak_ratio, load = 1.0 + self.options.balance_tolerance, self.load[layer]
+        peak_ratio, load, ingress = (
+            1.0 + self.options.balance_tolerance,
+            self.load[layer],
+            self.options.ingress_tolerance,
+        )
         tokens, _ = self._tokens(layer, self._search.repair_rows)
-        repaired = repair_layer(load, old, self.cluster, tokens, peak_ratio, budget)
+        repaired = repair_layer(load, old, self.cluster, tokens, peak_ratio, budget, ingress)
         if self.options.is_bounded or (not self.keeps_locality and self._is_balanced(load, repaired)):
             return repaired, False
         tokens, pairs = self._tokens(layer, self._search.rows)
@@ -222,7 +228,7 @@ class Job:
             return repaired, False
         # under `nearest` it depends on a node's number whom it serves, so that new labels may need a repair
         relabelled = relabel(fresh, old, self.cluster, len(load))
-        relabelled = repair_layer(load, relabelled, self.cluster, tokens, peak_ratio, budget)
+        relabelled = repair_layer(load, relabelled, self.cluster, tokens, peak_ratio, budget, ingress)
         return keep_slots(relabelled, old, self.cluster.slots_per_rank), True
 
     def _is_balanced(self, load: Array, phy2log: Array) -> bool:

@@ -142,7 +142,7 @@ class Weigher:
         """phy2log [P] by the repair that also moves copies; it takes every source to use its nearest copy."""
         cluster, tokens = self.cluster._replace(nearest=True), rule.tokens
         tokens = tokens._replace(key=tokens.source.astype(np.int64))
-        return repair_layer(rule.load, old, cluster, tokens, good_enough, budget)
+        return repair_layer(rule.load, old, cluster, tokens, good_enough, budget, rule.ingress_tolerance)
 
 
 def above_zero(load: NDArray[Any]) -> NDArray[np.float64]:

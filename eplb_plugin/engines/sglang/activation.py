@@ -40,8 +40,15 @@ def activate(model_config: Any) -> None:
     redundant = get_exec().moe.ep_num_redundant_experts
     slots_per_rank = slots_for(experts.num_logical_experts, redundant, layout.ep_size, config, REDUNDANT)
     topology = config.topology_for(layout.ep_size, slots_per_rank, hosts)
+    rows = RUNTIME
+    if config.peo is not None:
+        from . import peo  # without PEO, nothing that it hooks has to be there
+
+        peo.refuse_unsuited()
+        peo.set_peo(config.peo)
+        rows += peo.PEO
     logger = log_through(logging.getLogger("sglang"), config.logging.level)
     if group.rank_in_group == 0:
         SGLANG.warn_untested(logger)
-    registry.apply(RUNTIME)
+    registry.apply(rows)
     set_adapter(Adapter(config, layout, topology, experts, model_config.model_path))

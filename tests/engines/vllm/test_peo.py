@@ -1,0 +1,201 @@
+"""PEO through vLLM's own classes, on the CPU reference under the names deep_ep and deep_gemm."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from eplb_plugin.config import PeoConfig
+from eplb_plugin.errors import PluginError
+from eplb_plugin.peo.grouped_gemm import silu_mul_quant
+from eplb_plugin.peo.reference import Buffer, PatchedBuffer
+from moe_layers import INTER, TOKENS, Batch, Experts, buffer_for, fake_modules
+from processes import run_ranks
+
+HIDDEN, EXPERTS = 2048, 8  # the smallest hidden size that vLLM has low-latency kernels for
+SMS = {"deepep_send_num_sms": 20, "deepep_recv_num_sms": 12, "up_deepgemm_num_sms": 50, "down_deepgemm_num_sms": 54}
+
+
+def kernel(buffer: Any, own: Experts) -> Any:
+    """vLLM's kernel for one layer over DeepEP low-latency and batched DeepGEMM."""
+    from vllm.model_executor.layers.fused_moe import modular_kernel as mk
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+    from vllm.model_executor.layers.fused_moe.config import (
+        FusedMoEConfig,
+        FusedMoEParallelConfig,
+        RoutingMethodType,
+        fp8_w8a8_moe_quant_config,
+    )
+    from vllm.model_executor.layers.fused_moe.experts.batched_deep_gemm_moe import BatchedDeepGemmExperts
+    from vllm.model_executor.layers.fused_moe.prepare_finalize.deepep_ll import DeepEPLLPrepareAndFinalize
+
+    ranks = dist.get_world_size()
+    config = FusedMoEConfig(
+        num_experts=EXPERTS, experts_per_token=4, hidden_dim=HIDDEN, intermediate_size=INTER,
+        num_local_experts=EXPERTS // ranks, num_logical_experts=EXPERTS, activation=MoEActivation.SILU, device="cpu",
+        routing_method=RoutingMethodType.Renormalize, in_dtype=torch.bfloat16,
+        moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(), max_num_tokens=TOKENS,
+    )  # fmt: skip
+    quant = fp8_w8a8_moe_quant_config(own.w13[1], own.w2[1], block_shape=[128, 128])
+    prepare = DeepEPLLPrepareAndFinalize(buffer, TOKENS, ranks, use_fp8_dispatch=True)
+    return mk.FusedMoEKernel(prepare, BatchedDeepGemmExperts(config, quant, TOKENS, ranks))
+
+
+def run(layer: Any, own: Experts, batch: Batch, shared: list[Any]) -> torch.Tensor:
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+
+    return layer.apply(
+        hidden_states=batch.x, w1=own.w13[0], w2=own.w2[0], topk_weights=batch.topk_weights, topk_ids=batch.topk_idx,
+        activation=MoEActivation.SILU, global_num_experts=EXPERTS, expert_map=None,
+        apply_router_weight_on_input=False, shared_experts=lambda x, order: shared.append((x, order)),
+        shared_experts_input=batch.x,
+    )  # fmt: skip
+
+
+class Lines(logging.Handler):
+    """What the plugin logs; vLLM's own modules log through the same logger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("eplb-plugin"):
+            self.lines.append(record.getMessage())
+
+
+def engine() -> tuple[Any, Any]:
+    """vLLM with the fake modules and without the activation's CUDA kernel; the plugin's module, and fake deep_gemm."""
+    fakes = fake_modules(PatchedBuffer)
+    sys.modules.update(fakes)
+    from vllm.model_executor.layers.fused_moe.experts import batched_deep_gemm_moe
+
+    from eplb_plugin.engines.vllm import peo
+
+    batched_deep_gemm_moe.persistent_masked_m_silu_mul_quant = lambda y, masked_m, **_: silu_mul_quant(y, masked_m)
+    return peo, fakes["deep_gemm"]
+
+
+def methods_and_rounds_through_vllm() -> None:
+    from eplb_plugin.engines import hooks
+
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    peo, deep_gemm = engine()
+    peo.logger.addHandler(log := Lines())
+    peo.logger.setLevel("INFO")
+    experts = Experts.drawn(EXPERTS, HIDDEN)
+    own = experts.of_rank(rank, ranks)
+    buffers = {kind: buffer_for(kind, EXPERTS, hidden=HIDDEN) for kind in (Buffer, PatchedBuffer)}
+    batches = [Batch.drawn(tokens, EXPERTS, 10 * tokens + rank, HIDDEN) for tokens in (TOKENS, 0 if rank else 3)]
+    wanted = [run(kernel(buffers[Buffer], own), own, batch, []) for batch in batches]
+    torch.testing.assert_close(wanted[0].float(), experts.exactly(batches[0]), rtol=0.02, atol=0.02)
+    hooks.apply(peo.PEO)
+
+    def check(settings: PeoConfig, kind: type[Any], groups: list[tuple[int, int]]) -> str:
+        """The log's last line; both batches, and a layer of its own for each, as a model has them."""
+        peo.set_peo(settings)
+        before, index = len(log.lines), buffers[kind]._index
+        for batch, expected in zip(batches, wanted, strict=True):
+            shared: list[Any] = []
+            deep_gemm.log.clear()
+            layer = kernel(buffers[kind], own)
+            assert torch.equal(run(layer, own, batch, shared), expected), settings
+            assert deep_gemm.log == groups, settings
+            assert len(shared) == 1
+            assert shared[0][0] is batch.x
+            assert layer.prepare_finalize.buffer is buffers[kind]  # nothing of ours is left in the layer
+            assert deep_gemm.get_num_sms() == 78
+        assert buffers[kind]._index == index  # an even number of calls
+        assert len(log.lines) == before + 1  # said once, not for every layer
+        return log.lines[-1]
+
+    local = EXPERTS // ranks
+    for number in (1, 2, 3, 4):
+        for rounds in (1, 2, 4):
+            settings = PeoConfig(method=f"overlap-{number}", num_rounds=rounds, **SMS)
+            line = check(settings, PatchedBuffer, [(50, local // rounds), (54, local // rounds)] * rounds)
+            assert f"PEO overlap-{number} in {rounds} rounds of {local} local experts (patched API)" in line
+    line = check(PeoConfig(num_rounds=2, stock_api=True, **SMS), Buffer, [(50, local // 2), (54, local // 2)] * 2)
+    assert "PEO overlap-2 in 2 rounds of 4 local experts (stock API)" in line
+    whole = [(78, local)] * 2
+    line = check(PeoConfig(num_rounds=2), Buffer, whole)
+    assert "PEO is off: this deep_ep has no hook_use_comm_stream" in line
+    line = check(PeoConfig(num_rounds=3), PatchedBuffer, whole)
+    assert "PEO is off: peo.num_rounds: found 3 rounds of 4 local experts" in line
+    line = check(PeoConfig(num_rounds=2) if rank else PeoConfig(num_rounds=3), PatchedBuffer, whole)
+    assert ("PEO is off: peo.num_rounds" if rank == 0 else "PEO is off: on rank 0: peo.num_rounds") in line
+    hooks.remove(peo.PEO)
+
+
+def test_methods_and_rounds_through_vllm():
+    """Bits, GEMM groups and SMs, shared experts, calls on the buffer; and off, alike on all ranks, with the reason."""
+    run_ranks(2, methods_and_rounds_through_vllm, timeout=240.0)
+
+
+def off_for_layers_that_do_not_suit() -> None:
+    from eplb_plugin.engines import hooks
+
+    peo, deep_gemm = engine()
+    peo.logger.addHandler(log := Lines())
+    own, batch = Experts.drawn(EXPERTS, HIDDEN), Batch.drawn(3, EXPERTS, 1, HIDDEN)
+    layer = kernel(buffer_for(PatchedBuffer, EXPERTS, hidden=HIDDEN), own)
+    hooks.apply(peo.PEO)
+    peo.set_peo(PeoConfig(num_rounds=2))
+
+    def off(reason: str) -> None:
+        deep_gemm.log.clear()
+        run(layer, own, batch, [])
+        assert deep_gemm.log == [(78, EXPERTS)] * 2
+        assert reason in log.lines[-1]
+
+    layer.fused_experts._lora_context = SimpleNamespace()
+    off("PEO is off: LoRA")
+    layer.fused_experts._lora_context = None
+    from vllm.v1.worker import ubatching
+
+    ubatching._THREAD_ID_TO_CONTEXT[-1] = 0  # as while two threads run the halves of a batch
+    assert peo._unsuited(layer.impl) == "dual-batch overlap (DBO) is running"
+    ubatching._THREAD_ID_TO_CONTEXT.clear()
+    run(layer, own, batch, [])
+    assert deep_gemm.log[2:] == [(62, EXPERTS // 2)] * 4
+    layer.impl.prepare_finalize.use_fp8_dispatch = False
+    assert "BF16" in peo._unsuited(layer.impl)
+    layer.impl.prepare_finalize = SimpleNamespace()
+    assert "not DeepEP low-latency" in peo._unsuited(layer.impl)
+    with pytest.raises(PluginError, match="peo: found PEO with --enable-dbo"):
+        peo.refuse_unsuited(SimpleNamespace(enable_dbo=True))
+    peo.refuse_unsuited(SimpleNamespace(enable_dbo=False))
+
+
+def test_layers_that_do_not_suit_run_as_ever():
+    run_ranks(1, off_for_layers_that_do_not_suit, timeout=240.0)
+
+
+def captures() -> None:
+    from eplb_plugin.engines.peo import Peo
+
+    peo, _ = engine()
+    buffer = buffer_for(PatchedBuffer, EXPERTS)
+    runs = Peo(PeoConfig(num_rounds=2), lambda: 78, peo._limited_gemm_sms, peo.logger)
+    capturing = SimpleNamespace(type="cuda")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with runs.layer(buffer, 4, 8, capturing) as chosen:
+            assert chosen is buffer  # nothing is agreed, made or compiled during a capture
+        with runs.layer(buffer, 4, 8, torch.device("cpu")) as chosen:
+            assert chosen is runs.running is not None
+        assert runs.running is None
+        with runs.layer(buffer, 4, 8, capturing) as chosen:
+            assert chosen is runs.running is not None
+        with runs.layer(buffer, 4, 16, capturing) as chosen:
+            assert chosen is buffer
+
+
+def test_a_batch_size_is_captured_in_rounds_only_after_it_has_run():
+    run_ranks(1, captures, timeout=240.0)
