@@ -19,6 +19,7 @@ from eplb_plugin.peo.grouped_gemm import silu_mul_quant
 from eplb_plugin.peo.reference import Buffer, PatchedBuffer
 from moe_layers import HIDDEN, INTER, TOKENS, TOP_K, Batch, Experts, buffer_for, fake_modules
 from processes import run_ranks
+
 from .schedulers import ON_CPU, model_folder
 
 EXPERTS = 8
