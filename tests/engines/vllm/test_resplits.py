@@ -15,7 +15,7 @@ from eplb_plugin import PluginError, route
 from processes import run_ranks
 
 SECONDS = 300.0  # the planner may have to be compiled
-STEPS, INTERVAL, WINDOW = 72, 12, 2
+STEPS, INTERVAL = 2000, 12
 
 
 @dataclass
@@ -34,7 +34,9 @@ def serve(use_async: bool) -> Seen:
     engine, seen = Engine(use_async, interval=INTERVAL, dispatch="weighted"), Seen()
     rank, cycle = dist.get_rank(), engine.adapter.cycle
     entry, random = engine.adapter.rebalancer.entries["target"], np.random.default_rng(dist.get_rank())
-    for step in range(STEPS):
+    while len(renewals(seen)) < 6 or seen.routed < 60:  # on all ranks alike: planning takes as many steps as it takes
+        step = len(seen.plans)
+        assert step < STEPS
         plan, settled = entry.plan, cycle.settled("target")
         seen.plans.append(plan.digest if plan is not None else "")
         seen.settled.append(settled)
@@ -57,23 +59,25 @@ def seen(request: pytest.FixtureRequest) -> list[Seen]:
 
 def renewals(seen: Seen) -> list[int]:
     """Steps before which the weights were renewed: another plan, and no rebalance."""
-    changed = [step for step in range(1, STEPS) if seen.plans[step] != seen.plans[step - 1]]
+    changed = [step for step in range(1, len(seen.plans)) if seen.plans[step] != seen.plans[step - 1]]
     quiet = [step for step in changed if seen.settled[step] and seen.settled[step - 1]]
     return [step for step in quiet if seen.maps[step] == seen.maps[step - 1]]
 
 
 def test_on_the_same_step_everywhere(seen: list[Seen]) -> None:
-    """One step after a window's end, half a window; several times between two rebalances."""
+    """Half a window after a window's end; several times between two rebalances."""
     first, other = seen
     assert first.settled == other.settled
     assert all(a == b for a, b, settled in zip(first.plans, other.plans, first.settled, strict=True) if settled)
     assert renewals(first) == renewals(other)
     assert len(renewals(first)) >= 6
+    steps = np.diff(renewals(first))
+    assert steps.min() <= 4, "never twice between two rebalances"
 
 
 def test_tokens_go_where_route_says(seen: list[Seen]) -> None:
-    """Batches of 1 to 40 tokens, in every step before which nothing moves."""
-    assert min(one.routed for one in seen) > 3 * 20
+    """Batches of 1 to 40 tokens, compared in every step before which nothing moves."""
+    assert min(one.routed for one in seen) >= 60
 
 
 def refused_tables() -> str:
