@@ -133,6 +133,12 @@ class LoggingConfig(_Section):
     rebalances: bool = Field(True, description="One line per rebalance: balance, cross-node copies, slots moved.")
 
 
+class MetricsConfig(_Section):
+    """What is shown of the plugin in the engine's /metrics."""
+
+    per_layer_rank: bool = Field(False, description="The load of every layer and rank too: layers × ranks series.")
+
+
 class PluginConfig(_Section):
     """Settings of eplb_plugin. Unknown keys are refused."""
 
@@ -184,7 +190,18 @@ class PluginConfig(_Section):
     price: PriceConfig | None = Field(None, description="Move a layer only if that pays; left out: every move is made.")
     migration: MigrationConfig = Field(MigrationConfig(), description="How experts are moved while the engine serves.")
     peo: PeoConfig | None = Field(None, description="Overlap communication and computation; left out: do not.")
+    state_directory: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Folder of the planning rank's host in which the newest window and the placement that has served "
+        "are kept, for the next start and for `eplb-plugin record`; left out: nothing is kept.",
+    )
+    initial_placement: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Placement file to begin with, on the planning rank's host; one that does not fit ends the start. "
+        "Left out: the one in state_directory, if it fits, else the engine's own.",
+    )
     logging: LoggingConfig = Field(LoggingConfig(), description="What is logged.")
+    metrics: MetricsConfig = Field(MetricsConfig(), description="What is shown in the engine's metrics.")
 
     @model_validator(mode="after")
     def _window_within_interval(self) -> PluginConfig:
@@ -262,7 +279,7 @@ class PluginConfig(_Section):
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "migration": MigrationConfig,
-    "peo": PeoConfig, "logging": LoggingConfig,
+    "peo": PeoConfig, "logging": LoggingConfig, "metrics": MetricsConfig,
 }  # fmt: skip
 
 

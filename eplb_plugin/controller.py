@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -20,21 +21,25 @@ from numpy.typing import NDArray
 from .config import PluginConfig
 from .errors import PluginError, mismatch
 from .history import History
-from .model_entry import ModelEntry, introduce
-from .outcome import Outcome, assess
+from .model_entry import ModelEntry
+from .outcome import Outcome, Served, assess
 from .placement import Placement
 from .plan_message import accept, encode, encode_error
 from .plan_types import Plan, PlanOptions
 from .planning.job import plan_of
 from .planning.plan import plan
 from .planning.resplit import resplit
+from .planning.score import expected_rank_load
 from .recording.load import Arrived, sum_load
 from .recording.snapshot import snapshot
+from .stages import STALLED_SECONDS, Stage, Stages
+from .state import StateDirectory
 from .statistics import RoutingStatistics
+from .warm_start import earlier
 
 logger = logging.getLogger("eplb_plugin")
 Switch = Callable[[], None]
-Stage = Callable[[Plan], Switch]
+Staging = Callable[[Plan], Switch]
 Used = TypeVar("Used")
 
 
@@ -45,22 +50,40 @@ class Rebalancer:
         """report: called on the planning rank with the outcome of every rebalance and re-split."""
         self.config, self._report = config, report
         self.entries: dict[str, ModelEntry] = {}
+        self._state = None if config.state_directory is None else StateDirectory(config.state_directory)
 
     def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> None:
         """Register a model. On the planning rank, compile the planner now, so that no rebalance waits for it."""
         self.entries[key] = entry
         entry.history = History(self.config.forecast_windows)
+        entry.stages = Stages(lambda stage: self._stalled(entry, stage, planning_rank))
         if not planning_rank:
             return
         seconds = self._warm_up(entry)
         if len(self.entries) == 1:
             logger.info("settings: %s", self.config.model_dump_json())
-        logger.info("%s", introduce(entry, seconds))
+        logger.info("%s", entry.introduction(seconds))
 
     def renews(self, entry: ModelEntry) -> bool:
         """Whether a model's weights are solved again between rebalances."""
         has_weights = entry.dispatch in ("weighted", "cover") and entry.recorder is not None
         return has_weights and 0 < self.config.resplit_windows * entry.window_steps < entry.step_interval
+
+    def resume(self, key: str, group: dist.ProcessGroup) -> bool:
+        """Collective over a CPU group: the first rebalance moves to where an earlier run ended, or to the placement
+        that the user names. False, on every rank, if there is none. Raises PluginError if the named one does not fit.
+        """
+        entry = self.entries[key]
+        found = earlier(self.config, entry.deployment, group, draft=entry.recorder is None)
+        entry.first = found.placement
+        self.recall(key, found.window)
+        return found.placement is not None
+
+    def recall(self, key: str, window: RoutingStatistics | None) -> None:
+        """A window of an earlier run is the oldest of this one's; not if it is of other layers."""
+        entry = self.entries[key]
+        if window is not None and window.layer_ids.tolist() == entry.layer_ids:
+            entry.history.add(window)
 
     def observe(self, key: str, group: dist.ProcessGroup) -> None:
         """Collective over the EP group: take the snapshot of the window that just ended."""
@@ -68,9 +91,14 @@ class Rebalancer:
         if entry.recorder is None:
             return
         try:
-            entry.history.add(snapshot(entry.recorder, group, entry.owner_group_size, entry.layer_ids))
+            with entry.stages("snapshot"):
+                window = snapshot(entry.recorder, group, entry.owner_group_size, entry.layer_ids)
         except PluginError as error:  # refused on the planning rank: the others learn of it from its message
             entry.history.refuse(error)
+            return
+        if entry.first is None:  # else a few steps of an engine that has just started
+            entry.history.add(window)
+            self._keep_window(entry, window)
 
     def decide(
         self, key: str, previous: NDArray[Any], group: dist.ProcessGroup, load: NDArray[Any] | None = None
@@ -84,11 +112,18 @@ class Rebalancer:
         entry = self.entries[key]
         placed = Placement(previous, np.array(entry.layer_ids, np.int32))
         in_force = entry.in_force(placed)
-        if load is not None:
-            entry.history.add(RoutingStatistics(load, layer_ids=np.array(entry.layer_ids, np.int32)))
-        outcome, message = self._propose(entry, in_force) if dist.get_rank(group) == 0 else (None, b"")
+        if load is not None and entry.first is None:
+            window = RoutingStatistics(load, layer_ids=np.array(entry.layer_ids, np.int32))
+            entry.history.add(window)
+        outcome, message = None, b""
+        if dist.get_rank(group) == 0:
+            self._keep_placement(entry, placed)
+            with entry.stages("plan"):
+                outcome, message = self._propose(entry, in_force)
         entry.rebalances += 1
-        accepted, problem = _agree(message, in_force, group, lambda made: made)
+        accepted, problem = _agree(message, in_force, group, lambda made: made, entry.stages("agree"))
+        if outcome is not None:
+            outcome = replace(outcome, seconds=entry.stages.taken(), expert_bytes=entry.expert_bytes)
         self.tell(outcome, refused=accepted is None)
         if accepted is None:
             line = "rebalance %d of %s refused, the old placement stays: %s"
@@ -97,7 +132,7 @@ class Rebalancer:
         entry.plan = accepted
         return accepted
 
-    def resplit(self, key: str, load: Arrived, group: dist.ProcessGroup, stage: Stage) -> Switch | None:
+    def resplit(self, key: str, load: Arrived, group: dist.ProcessGroup, stage: Staging) -> Switch | None:
         """Collective over `group`, a CPU group that no other thread uses: new weights where every expert stays.
 
         load: of the window that ended on this rank; needs a plan in force that has weights. stage: makes this rank's
@@ -125,6 +160,21 @@ class Rebalancer:
 
         return switch
 
+    def _keep_window(self, entry: ModelEntry, window: RoutingStatistics | None) -> None:
+        if self._state is not None and window is not None and window.load.any():
+            self._state.keep_window(entry.deployment, window)
+
+    def _keep_placement(self, entry: ModelEntry, placed: Placement) -> None:
+        """One that was planned and has served: should the next move fail, a restart does not repeat it."""
+        if self._state is not None and entry.plan is not None:
+            self._state.keep_placement(entry.deployment, placed)
+
+    def _stalled(self, entry: ModelEntry, stage: Stage, planning_rank: bool) -> None:
+        line = "rebalance %d of %s: stage %s has lasted %.0f s and has not ended: has a rank ended, or a link failed?"
+        logger.error(line, entry.rebalances + 1, entry.name, stage, STALLED_SECONDS)
+        if planning_rank:
+            self.tell(Outcome(entry.name, "stalled"))
+
     def tell(self, outcome: Outcome | None, refused: bool = False) -> None:
         """On the planning rank. A failure of who listens must not part this rank from the others, which go on."""
         if outcome is None or self._report is None:
@@ -137,15 +187,22 @@ class Rebalancer:
     def _propose(self, entry: ModelEntry, in_force: Plan) -> tuple[Outcome, bytes]:
         """On the planning rank: a plan, or the reason why there is none. Never raises: all ranks wait for it."""
         try:
+            first, entry.first = entry.first, None
             if not entry.history.has_tokens:
+                if first is not None:
+                    return Outcome(entry.name, "accepted"), encode(plan_of(first, entry.topology, entry.dispatch))
                 logger.info("rebalance of %s skipped: no token was routed in the window", entry.name)
                 return Outcome(entry.name, "skipped"), encode(in_force)
-            statistics = entry.history.expected()
-            made = self._plan(entry, statistics, in_force, self._options(entry))
+            statistics, served = entry.history.expected(), None
+            if first is not None:
+                made = resplit(plan_of(first, entry.topology, entry.dispatch), statistics)
+            else:
+                served = self._served(entry, in_force)
+                made = self._plan(entry, statistics, in_force, self._options(entry))
             assessment = assess(statistics, in_force, made)
             if self.config.logging.rebalances:
                 logger.info("rebalance %d of %s: %s", entry.rebalances + 1, entry.name, assessment)
-            return Outcome(entry.name, "accepted", assessment), encode(made)
+            return Outcome(entry.name, "accepted", assessment, served), encode(made)
         except Exception as error:  # whatever fails here must reach the other ranks, or they wait forever
             logger.debug("planning failed", exc_info=True)
             return Outcome(entry.name, "refused"), encode_error(f"planning failed: {_reason(error)}")
@@ -162,10 +219,14 @@ class Rebalancer:
                 before, after = assessment.balancedness
                 line = "re-split of %s: planned balancedness %.3f -> %.3f, solved in %.1f ms"
                 logger.info(line, entry.name, before, after, made.seconds * 1e3)
-            return Outcome(entry.name, "accepted", assessment, "re-split"), encode(made)
+            return Outcome(entry.name, "accepted", assessment, change="re-split"), encode(made)
         except Exception as error:  # as above
             logger.debug("solving weights failed", exc_info=True)
             return Outcome(entry.name, "refused", change="re-split"), encode_error(f"solving failed: {_reason(error)}")
+
+    def _served(self, entry: ModelEntry, in_force: Plan) -> Served:
+        rank_load = expected_rank_load(entry.history.newest.load, in_force)
+        return Served(rank_load, in_force.placement.layer_ids, self.config.metrics.per_layer_rank)
 
     def _options(self, entry: ModelEntry) -> PlanOptions:
         """With the price of a move, where the settings name one and the entry's gain can be told."""
@@ -216,21 +277,30 @@ def _reason(error: Exception) -> str:
 
 
 def _agree(
-    message: bytes, in_force: Plan, group: dist.ProcessGroup, use: Callable[[Plan], Used]
+    message: bytes,
+    in_force: Plan,
+    group: dist.ProcessGroup,
+    use: Callable[[Plan], Used],
+    voting: AbstractContextManager[Any] | None = None,
 ) -> tuple[Used | None, str]:
-    """Collective: rank 0's plan, and what `use` made of it on this rank; None, and why, if any rank could not."""
+    """Collective: rank 0's plan, and what `use` made of it on this rank; None, and why, if any rank could not.
+
+    voting: entered for the vote, not for the time in which the others wait for rank 0.
+    """
     received = _broadcast(message, group)
     used, problem = None, ""
     try:
         used = use(accept(received, in_force))
     except Exception as error:  # a damaged message must end in the vote as well, or the other ranks wait forever
         problem = _reason(error)
-    if _unanimous(used is not None, group):
+    with voting or nullcontext():
+        unanimous = _unanimous(used is not None, group)
+    if unanimous:
         return used, ""
     return None, problem or "another rank did not accept the plan"
 
 
-def _staged(made: Plan, in_force: Plan, stage: Stage) -> tuple[Plan, Switch]:
+def _staged(made: Plan, in_force: Plan, stage: Staging) -> tuple[Plan, Switch]:
     if not np.array_equal(made.placement.phy2log, in_force.placement.phy2log):
         raise mismatch("re-split", found="experts that move", expected="the placement in force", fix="report this")
     return made, stage(made)

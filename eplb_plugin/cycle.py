@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ class _Model:
     switch: Switch
     plan: Plan
     shuffler: Shuffler
+    decided: float = 0.0  # when, by time.perf_counter; 0 = not in this cycle
 
 
 class Cycle:
@@ -116,6 +118,7 @@ class Cycle:
     def _decide(self, key: str, loads: Loads) -> NDArray[np.int32]:
         model = self._models[key]
         model.plan = self.rebalancer.decide(key, model.placed, self._plans, loads.get(key))
+        model.decided = time.perf_counter()
         return model.plan.placement.phy2log
 
     def _switch(self, key: str, layers: list[int], rows: NDArray[np.int32]) -> None:
@@ -124,5 +127,9 @@ class Cycle:
         model.switch(layers, model.plan)
 
     def _end(self, key: str) -> None:
-        if self._models[key].shuffler.refusal and dist.get_rank(self._plans) == 0:
+        model = self._models[key]
+        if model.decided:
+            self.rebalancer.entries[key].stages.note("move", time.perf_counter() - model.decided)
+            model.decided = 0.0
+        if model.shuffler.refusal and dist.get_rank(self._plans) == 0:
             self.rebalancer.tell(Outcome(self.rebalancer.entries[key].name, "interrupted"))

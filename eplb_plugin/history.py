@@ -41,6 +41,11 @@ class History:
             raise self._problem
         return bool(self._windows) and bool(self._windows[-1].load.any())
 
+    @property
+    def newest(self) -> RoutingStatistics:
+        """The window that has just ended; needs one that `has_tokens`."""
+        return self._windows[-1]
+
     def expected(self) -> RoutingStatistics:
         """The next window; needs one that `has_tokens`."""
         return self._windows[-1] if len(self._windows) == 1 else forecast(self._windows)

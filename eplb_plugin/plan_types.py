@@ -28,7 +28,6 @@ class PlanOptions:
         further one has a price (affinity policy, solved afresh); 1.0 = they may arrive anywhere.
     max_moved_slots: slots per layer that may get another expert when `previous` is given; None = no bound.
     max_moved_slots_total: likewise, of all layers together.
-    peo_rounds: rounds of per-expert overlap that the slots of a rank are ordered for; None = in any order.
 
     The price of a move (planning/price.py): without them every move is made. Given, they must be complete:
     expert_bytes: weights of one expert in one layer. link_gbps: Gbit/s of a rank's link to other nodes (a network card
@@ -37,6 +36,8 @@ class PlanOptions:
     window_steps, horizon_steps: forward steps that the statistics were counted over, and steps until the next
         rebalance; neither = they are equally many.
     load_error: relative error of an expert's load as a forecast of the next window, as `forecast_error` measures it.
+
+    peo_rounds: rounds of per-expert overlap that the slots of a rank are ordered for; None = in any order.
     """
 
     effort: Effort = "thorough"
@@ -44,7 +45,6 @@ class PlanOptions:
     ingress_tolerance: float = 0.02
     max_moved_slots: int | None = None
     max_moved_slots_total: int | None = None
-    peo_rounds: int | None = None
     expert_bytes: float | None = None
     link_gbps: float | None = None
     token_bytes: float | None = None
@@ -52,6 +52,7 @@ class PlanOptions:
     window_steps: float | None = None
     horizon_steps: float | None = None
     load_error: float = 0.15
+    peo_rounds: int | None = None
 
     def __post_init__(self) -> None:
         if self.effort not in get_args(Effort):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
-from .controller import Rebalancer, Stage, Switch
+from .controller import Rebalancer, Staging, Switch
 from .recording.load import Arrived, take_load
 
 SWITCH_AFTER = (
@@ -26,7 +26,7 @@ class Resplitting:
     puts them in force.
     """
 
-    def __init__(self, rebalancer: Rebalancer, key: str, group: dist.ProcessGroup, stage: Stage) -> None:
+    def __init__(self, rebalancer: Rebalancer, key: str, group: dist.ProcessGroup, stage: Staging) -> None:
         self._rebalancer, self._key, self._group, self._stage = rebalancer, key, group, stage
         self._entry = rebalancer.entries[key]
         self._between = rebalancer.config.resplit_windows * self._entry.window_steps

@@ -35,7 +35,7 @@ def serve_until_rebalanced(server: Server, expected: list[Completion], rebalance
     """
     rounds = 0
     while moves_finished(server) < rebalances or rounds < 3:
-        assert rounds < 40, f"only {moves_finished(server)} rebalances in {rounds} rounds"
+        assert rounds < 4 * rebalances, f"only {moves_finished(server)} rebalances in {rounds} rounds"
         assert largest_difference(expected, complete_all(server)) < TOLERANCE
         rounds += 1
     assert "refused" not in server.text()

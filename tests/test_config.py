@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from eplb_plugin.config import (
     BudgetConfig,
     LoggingConfig,
+    MetricsConfig,
+    MigrationConfig,
     PeoConfig,
     PluginConfig,
     PriceConfig,
@@ -90,6 +92,9 @@ def configs(draw: st.DrawFn) -> PluginConfig:
         logging=LoggingConfig(
             level=draw(st.sampled_from(["debug", "info", "warning", "error"])), rebalances=draw(st.booleans())
         ),
+        state_directory=draw(st.none() | st.just("kept")),
+        initial_placement=draw(st.none() | st.just("first.safetensors")),
+        metrics=MetricsConfig(per_layer_rank=draw(st.booleans())),
     )
 
 
@@ -134,8 +139,11 @@ def test_schema_says_what_the_model_says() -> None:
     """The JSON schema has every key of every section, each with a description, and refuses unknown ones."""
     schema = json.loads(config_schema())
     assert set(schema["properties"]) == set(KEYS)
-    assert set(schema["$defs"]) == {"TopologyConfig", "BudgetConfig", "PriceConfig", "PeoConfig", "LoggingConfig"}
-    models = (PluginConfig, TopologyConfig, BudgetConfig, PriceConfig, PeoConfig, LoggingConfig)
+    models = (
+        PluginConfig, TopologyConfig, BudgetConfig, PriceConfig, MigrationConfig, PeoConfig, LoggingConfig,
+        MetricsConfig,
+    )  # fmt: skip
+    assert set(schema["$defs"]) == {model.__name__ for model in models[1:]}
     for model in models:
         part = schema["$defs"].get(model.__name__, schema)
         assert set(part["properties"]) == set(model.model_fields)

@@ -11,9 +11,10 @@ import torch.distributed as dist
 
 from eplb_plugin import Plan, Topology, controller
 from eplb_plugin.config import parse_config
-from eplb_plugin.controller import ModelEntry, Rebalancer
+from eplb_plugin.controller import Rebalancer
 from eplb_plugin.cycle import Cycle
 from eplb_plugin.migration.layout import expert_rows
+from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.planning.job import plan_of

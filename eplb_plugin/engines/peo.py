@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from logging import Logger
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from ..peo.protocol import check, check_agreement
 from ..peo.schedule import default_num_rounds, make_schedule
 from ..peo.streams import CudaStreams, InOrder
 
+logger = logging.getLogger("eplb_plugin")
+
 
 @dataclass(frozen=True)
 class _Layers:
-    """How all layers with one number of local experts run; `warm`: batch sizes that have run outside of a capture."""
+    """How all layers of one buffer and size run. warm: batch sizes that have run outside of a capture."""
 
     schedule: Schedule
     streams: InOrder
@@ -35,13 +37,11 @@ class Peo:
     limit_gemm_sms: the engine's way to limit DeepGEMM's SMs; num_device_sms: what DeepGEMM may use without a limit.
     """
 
-    def __init__(
-        self, settings: PeoConfig, num_device_sms: Callable[[], int], limit_gemm_sms: Limit, logger: Logger
-    ) -> None:
+    def __init__(self, settings: PeoConfig, num_device_sms: Callable[[], int], limit_gemm_sms: Limit) -> None:
         self.running: RoundBuffer | None = None
         self._settings, self._num_device_sms = settings, num_device_sms
-        self._limit, self._logger = limit_gemm_sms, logger
-        self._layers: dict[int, _Layers | None] = {}
+        self._limit = limit_gemm_sms
+        self._layers: dict[tuple[Any, int], _Layers | None] = {}  # by buffer and local experts
         self._said: set[str] = set()
 
     @contextmanager
@@ -52,9 +52,10 @@ class Peo:
         engines run every size that they capture before they do.
         """
         capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if num_local_experts not in self._layers and not capturing:
-            self._layers[num_local_experts] = self._agreed(buffer, num_local_experts, device)
-        layers = self._layers.get(num_local_experts)
+        key = buffer, num_local_experts
+        if key not in self._layers and not capturing:
+            self._layers[key] = self._agreed(buffer, num_local_experts, device)
+        layers = self._layers.get(key)
         if layers is None or (capturing and num_tokens not in layers.warm):
             yield buffer
             return
@@ -67,9 +68,9 @@ class Peo:
 
     def off(self, reason: str) -> None:
         """Say once why layers run as the engine runs them."""
-        if reason not in self._said:
-            self._said.add(reason)
-            self._logger.warning("eplb-plugin: PEO is off: %s", reason)
+        if reason not in self._said and dist.get_rank() == 0:
+            logger.warning("PEO is off: %s", reason)
+        self._said.add(reason)
 
     def _agreed(self, buffer: Any, num_local_experts: int, device: torch.device) -> _Layers | None:
         """Collective over the buffer's ranks, at their first MoE layer: one without PEO and all are without it."""
@@ -83,8 +84,9 @@ class Peo:
         assert schedule is not None
         check_agreement([one for one, _ in answers])
         streams = CudaStreams(schedule, buffer, device) if device.type == "cuda" else InOrder()
-        line = "eplb-plugin: PEO %s in %d rounds of %d local experts (%s API)"
-        self._logger.info(line, schedule.method, schedule.num_rounds, num_local_experts, schedule.api)
+        if dist.get_rank() == 0:
+            line = "PEO: %s in %d rounds of %d local experts (%s API)"
+            logger.info(line, schedule.method, schedule.num_rounds, num_local_experts, schedule.api)
         return _Layers(schedule, streams, set())
 
     def _own_schedule(self, buffer: Any, num_local_experts: int) -> tuple[Schedule | None, str]:

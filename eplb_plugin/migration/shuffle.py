@@ -78,11 +78,12 @@ class Shuffler:
         self.refusal = ""
         slots = np.arange(topology.num_slots, dtype=np.int32)[None]
         schedule(slots, np.roll(slots, 1), topology)  # compiled here, so that no migration waits for it
-        logger.info(
-            "migration: %.1f MiB of staging memory on %s, at most %d layers and %.1f MiB a step",
-            self.wires.nbytes / 2**20, self.wires.staging.device, self.budget.layers_per_step,
-            min(self.budget.bytes_per_step or self.wires.half_bytes, self.wires.half_bytes) / 2**20,
-        )  # fmt: skip
+        if self.wires.rank == 0:
+            logger.info(
+                "migration: %.1f MiB of staging memory on %s, at most %d layers and %.1f MiB a step",
+                self.wires.nbytes / 2**20, self.wires.staging.device, self.budget.layers_per_step,
+                min(self.budget.bytes_per_step or self.wires.half_bytes, self.wires.half_bytes) / 2**20,
+            )  # fmt: skip
 
     def rebind(self, layers: Sequence[ExpertRows]) -> None:
         """The engine has made its tensors anew, laid out as before. Raises PluginError if they are not, or in use."""

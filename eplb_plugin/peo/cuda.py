@@ -37,7 +37,7 @@ def choose_api(buffer: Any, stock_api: bool) -> tuple[Api | None, str]:
              (buffer.low_latency_combine, ROUND_ARGUMENTS | {"is_x_in_round"}))  # fmt: skip
     for call, wanted in calls:
         if missing := sorted(wanted - set(inspect.signature(call).parameters)):
-            fix = "install a deep_ep with PEO (patches/deep_ep), or set peo.stock_api"
+            fix = "install a deep_ep that has DeepEP's pull request 492, or set peo.stock_api"
             reason = f"this deep_ep has no {', '.join(missing)} in {call.__name__}; fix: {fix}"
             return ("stock", "") if stock_api else (None, reason)
     return "patched", ""
@@ -66,9 +66,10 @@ class RoundBuffer:
         self._buffer, self._schedule, self._streams, self._limit = buffer, schedule, streams, limit_gemm_sms
         _launchable_by_phase(schedule)
         self._hooks: dict[int, Callable[[], None]] = {}
-        self._inputs: dict[int, tuple[Any, torch.Tensor, tuple[Any, ...]]] = {}  # packed, count, handle by round
+        self._inputs: dict[int, tuple[Any, torch.Tensor, tuple[Any, ...]]] = {}  # by round: packed, count, handle
         self._outputs: dict[int, torch.Tensor] = {}
         self._count: torch.Tensor | None = None
+        self._event: Any = None
         self._shares: list[int] = []  # SMs of the GEMMs that are still to come in this round
         self._stock_rounds = schedule.api == "stock" and schedule.num_rounds > 1
 
@@ -94,10 +95,7 @@ class RoundBuffer:
             result = self._buffer.low_latency_dispatch(
                 x, ids, num_max_dispatch_tokens_per_rank, num_experts, **options, **more
             )
-            self._hooks[op.round] = result[4]
-            if result[2] is not None:
-                self._inputs[op.round] = result[:3]
-                self._event = result[3]
+            self._inputs[op.round], self._event, self._hooks[op.round] = result[:3], result[3], result[4]
 
         def recv(op: Op) -> None:
             self._hooks.pop(op.round)()

@@ -18,6 +18,7 @@ from .timeline import simulate
 COMM_SMS = (4, 8, 16, 24, 32, 48)  # shares of a SEND and a RECV that are tried
 MOST_ROUNDS = 10
 MIN_GAIN = 0.02  # of a model as rough as this one, less is none
+RESOLUTION = 0.01  # gains closer than this are equal: fewer rounds and fewer SMs for DeepEP first
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def rank_schedules(hardware: Hardware, traffics: Sequence[Traffic], num_rounds: 
     if not made:
         found = f"{experts} local experts on {ranks} ranks, {hardware.num_sms} SMs"
         raise mismatch("PEO", found=found, expected="experts and SMs that can be split", fix="use more rounds or ranks")
-    return sorted(made, key=lambda one: -one.mean_gain)  # stable: of equals, fewer rounds and SMs
+    return sorted(made, key=lambda one: (-round(one.mean_gain / RESOLUTION), one.schedule.num_rounds, one.comm_sms))
 
 
 def unsplit_us(hardware: Hardware, traffics: Sequence[Traffic]) -> dict[int, float]:

@@ -166,6 +166,8 @@ class Received:
 
 def pack_rows(rows: torch.Tensor, x: torch.Tensor, use_fp8: bool, round_scale: bool) -> None:
     """Token number, values and scales of x: [tokens, hidden] into rows: [tokens, bytes] uint8."""
+    if not len(x):  # torch does not see tensors without elements as bytes
+        return
     rows[:, :4] = torch.arange(len(x), dtype=torch.int32).view(-1, 1).view(torch.uint8)
     parts = fp8.cast(x, round_scale) if use_fp8 else (x,)
     payload = torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1)

@@ -36,7 +36,7 @@ def visited_nodes(row: Array, own: int, masks: Array, key: int) -> int:
         if expert >= 0 and masks[expert] & needed == 0:
             twice |= once & masks[expert]
             once |= masks[expert]
-    return needed if twice == 0 else needed_nodes(row, own, masks, key)
+    return int(needed) if twice == 0 else needed_nodes(row, own, masks, key)
 
 
 @kernel

@@ -156,7 +156,7 @@ def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:
         copies = node_shares(made.phy2log, rule.node_of_slot, np.ones(len(phy2log)), experts, nodes).astype(np.int32)
         shares = node_shares(made.phy2log, rule.node_of_slot, made.use.shares, experts, nodes)
     assert best is not None
-    return _save_visits(rule, best)
+    return _save_visits(rule, best) if rule.search.turns > 1 else best
 
 
 def as_used(rule: Rule, phy2log: Array, before: Array | None = None) -> Layer:
@@ -184,14 +184,14 @@ def mend(rule: Rule, old: Layer, before: Array, budget: int, good_enough: float)
     flatten = partial(level_ranks, before=before, budget=budget, aim=aim, ingress=ingress)
     demands = Demands(rule.load.sum() / len(before) * good_enough, ingress, REAL_SHARE, REAL_SIGMAS)
     bring_near = partial(save_visits, before=before, budget=budget, demands=demands)
-    if old.peak <= good_enough:
-        nearer = _swapped(rule, old, bring_near)
-        return nearer if nearer.peak <= good_enough else old
-    both = _swapped(rule, old, lambda *layer: flatten(*layer) + bring_near(*layer))
-    if both.peak <= good_enough:
-        return both
-    flatter = _swapped(rule, old, flatten)
-    return min((both, flatter, old), key=lambda made: made.peak)
+    if old.peak > good_enough:
+        both = _swapped(rule, old, lambda *layer: flatten(*layer) + bring_near(*layer))
+        if both.peak <= good_enough:
+            return both
+        flatter = _swapped(rule, old, flatten)  # weighed in between, so that what is near does not get in the way
+        old = flatter if flatter.peak < old.peak else old
+    nearer = _swapped(rule, old, bring_near)
+    return nearer if nearer.peak <= max(old.peak, good_enough) else old
 
 
 def _save_visits(rule: Rule, made: Layer) -> Layer:

@@ -11,8 +11,9 @@ import numpy as np
 from ..jit import Array, kernel
 from .crossings import Cluster, copy_values, count_sources, expert_shares, fixed_pins
 from .ranks import Ranks, may_take, open_ranks, receipts, received, swap_receipts, swap_slots, write_slot
+from .sources import INGRESS_PRICE
 from .tokens import Tokens
-from .visits import Visits, most_arrivals, open_visits, swap_experts, swap_worth
+from .visits import Visits, most_arrivals, open_visits, swap_changes, swap_experts, worth_of
 
 NO_LIMIT = 1 << 30
 RELIEF_PRICE = 0.3  # crossings per token that a relief of one mean rank load is worth
@@ -46,6 +47,7 @@ def _best_swap(
     weight = np.empty(slots)
     for place in range(slots):
         weight[place] = ranks.load[ranks.phy2log[first + place]] * ranks.shares[ranks.phy2log[first + place], home]
+    excess = np.maximum(visits.visited - visits.own - most, 0.0) * INGRESS_PRICE
     best, best_own, best_slot = 0.0, -1, -1
     for rank in range(rank_load.shape[0]):
         gap, node = rank_load[busiest] - rank_load[rank], cluster.node_of_rank[rank]
@@ -62,9 +64,11 @@ def _best_swap(
                     continue
                 value, mine = price * relief, ranks.phy2log[first + place]
                 if node != home:
-                    if not movable[mine]:
+                    here, there = swap_changes(visits, mine, theirs)
+                    at_best = value - here - there + excess[home] + excess[node]
+                    if not movable[mine] or at_best <= best * LEAST_COST:
                         continue
-                    value += swap_worth(visits, mine, theirs, most)
+                    value += worth_of(visits, home, node, here, there, most)
                 if value <= best * LEAST_COST:
                     continue
                 cost = swap_receipts(ranks, cluster, first + place, slot)

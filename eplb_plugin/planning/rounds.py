@@ -1,8 +1,9 @@
 """Order the slots inside a rank so that every round of per-expert overlap has an even load.
 
-Round r works on the r-th slice of every rank's slots, and all wait for the slowest, so that a layer costs the sum over
-rounds of the busiest rank's load. It is least if no rank's round exceeds a round's share of the busiest rank. Which
-rank serves a token does not change: only slots of one rank change places, which is a copy inside its memory.
+Round r works on the r-th slice of every rank's slots, and all wait for the slowest: a round costs the load of its
+busiest rank, and one hides behind another only if they cost alike. Where an expert is too hot for that, the ranks' hot
+rounds should at least coincide, so heavier rounds come first. Which rank serves a token does not change: only slots of
+one rank change places, which is a copy inside its memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ..placement import Placement
 from ..plan_types import Plan
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-TOLERANCE = 0.03  # share above which a round is worth the copies; forecasts of loads are not better than that
+TOLERANCE = 0.03  # share above which a rank's round is too heavy; forecasts of loads are not better than that
+MIN_GAIN = 0.01  # of a layer's cost, for which slots are copied
 
 
 def check_rounds(num_rounds: int | None, slots_per_rank: int) -> None:
@@ -50,12 +52,10 @@ def even_rounds(plan: Plan, load: ArrayLike, num_rounds: int) -> Plan:
     )
 
 
-def round_peak(plan: Plan, load: ArrayLike, num_rounds: int) -> NDArray[np.float64]:
-    """load: [L, E] -> [L] what a layer costs in rounds, relative to the busiest rank's load; 1.0 is the least."""
-    per_slot = _slot_load(plan, load)
-    by_round = per_slot.reshape(len(per_slot), plan.topology.num_ranks, num_rounds, -1).sum(axis=3)
-    busiest = by_round.sum(axis=2).max(axis=1)
-    return np.where(busiest > 0.0, by_round.max(axis=1).sum(axis=1) / np.where(busiest > 0.0, busiest, 1.0), 1.0)
+def round_cost(plan: Plan, load: ArrayLike, num_rounds: int) -> NDArray[np.float64]:
+    """load: [L, E] -> [L] >= 1.0: the quadratic mean of what rounds cost, relative to a round's share of the busiest
+    rank; 1.0 = as if the busiest rank were alone, in even rounds."""
+    return _costs(_slot_load(plan, load), plan.topology.slots_per_rank, num_rounds)
 
 
 def _ordered(values: NDArray[Scalar], order: NDArray[np.int64]) -> NDArray[Scalar]:
@@ -75,24 +75,71 @@ def _order(slot_load: Array, phy2log: Array, slots: int, rounds: int, tolerance:
     layers, total = slot_load.shape
     order = np.empty((layers, total), np.int64)
     for layer in range(layers):
-        order[layer] = np.arange(total)
-        busiest = 0.0
+        load, as_is, evened = slot_load[layer], np.arange(total), np.arange(total)
+        limit = _busiest(load, slots) / rounds * (1.0 + tolerance)
+        profile = np.zeros(rounds)  # of the costs of rounds, if every rank were as even as it can be
         for first in range(0, total, slots):
-            busiest = max(busiest, slot_load[layer, first : first + slots].sum())
-        limit = busiest / rounds * (1.0 + tolerance)
+            mine = evened[first : first + slots]
+            _exchange(load, mine, rounds, limit)
+            _heavy_rounds_first(load, mine, rounds)
+            _keep_twins(phy2log[layer], mine)
+            profile = np.maximum(profile, _by_round(load, mine, rounds))
         for first in range(0, total, slots):
-            _exchange(slot_load[layer], order[layer, first : first + slots], rounds, limit)
-            _keep_twins(phy2log[layer], order[layer, first : first + slots])
+            rank = slice(first, first + slots)
+            fits = (_by_round(load, as_is[rank], rounds) <= profile * (1.0 + tolerance)).all()
+            order[layer, rank] = as_is[rank] if fits else evened[rank]
+        if _cost(load, order[layer], slots, rounds) > (1.0 - MIN_GAIN) * _cost(load, as_is, slots, rounds):
+            order[layer] = as_is
     return order
+
+
+@kernel
+def _costs(slot_load: Array, slots: int, rounds: int) -> Array:
+    costs, as_is = np.empty(slot_load.shape[0]), np.arange(slot_load.shape[1])
+    for layer in range(slot_load.shape[0]):
+        costs[layer] = _cost(slot_load[layer], as_is, slots, rounds)
+    return costs
+
+
+@kernel
+def _cost(load: Array, order: Array, slots: int, rounds: int) -> float:
+    peak = np.zeros(rounds)
+    for first in range(0, order.shape[0], slots):
+        peak = np.maximum(peak, _by_round(load, order[first : first + slots], rounds))
+    busiest = _busiest(load, slots)
+    return np.sqrt((peak * peak).sum() * rounds) / busiest if busiest > 0.0 else 1.0
+
+
+@kernel
+def _busiest(load: Array, slots: int) -> float:
+    most = 0.0
+    for first in range(0, load.shape[0], slots):
+        most = max(most, load[first : first + slots].sum())
+    return most
+
+
+@kernel
+def _by_round(load: Array, order: Array, rounds: int) -> Array:
+    """order: [slots] of one rank -> [rounds] load."""
+    loads, size = np.zeros(rounds), order.shape[0] // rounds
+    for place in range(order.shape[0]):
+        loads[place // size] += load[order[place]]
+    return loads
+
+
+@kernel
+def _heavy_rounds_first(load: Array, order: Array, rounds: int) -> None:
+    size, old = order.shape[0] // rounds, order.copy()
+    ranking = np.argsort(-_by_round(load, order, rounds), kind="mergesort")  # stable
+    for place in range(rounds):
+        order[place * size : (place + 1) * size] = old[ranking[place] * size : (ranking[place] + 1) * size]
 
 
 @kernel
 def _exchange(load: Array, order: Array, rounds: int, limit: float) -> None:
     """Swap slots of a rank between its heaviest round and others until none exceeds the limit or no swap helps."""
     size = order.shape[0] // rounds
-    by_round = np.zeros(rounds)
-    for place in range(order.shape[0]):
-        by_round[place // size] += load[order[place]]
+    by_round = _by_round(load, order, rounds)
     for _ in range(order.shape[0]):
         heaviest = by_round.argmax()
         if by_round[heaviest] <= limit:

@@ -20,7 +20,7 @@ from .joint_types import Use, node_shares
 from .replication import best_copy, copy_limit
 from .search import Search
 from .sources import arrival_cost, arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
-from .tokens import Tokens, every
+from .tokens import Tokens, thinned
 
 EXCHANGES = 8  # tried together at first
 
@@ -62,7 +62,7 @@ class WeightedRule:
 
     def _exchanged(self, copies: Array, use: Array, mean_rank: float) -> Array:
         """Let experts change places with redundant copies, in place, a few at once, while fewer tokens cross."""
-        arriving, at_once, barred = self._guessed_arrivals(use), EXCHANGES, np.zeros(copies.shape, np.bool_)
+        arriving, at_once, barred = self.arrivals(use), EXCHANGES, np.zeros(copies.shape, np.bool_)
         lowest, cost = arrival_cost(arriving, self.ingress_tolerance), self._cost(use, arriving)
         for _ in range(self.search.exchanges):
             tried = copies.copy()
@@ -71,7 +71,7 @@ class WeightedRule:
             if changed == 0:
                 break
             again = flow_to_nodes(self.load, cost, tried)
-            arriving = self._guessed_arrivals(again)
+            arriving = self.arrivals(again)
             now = arrival_cost(arriving, self.ingress_tolerance)
             if now < lowest:
                 lowest, use, cost = now, again, self._cost(again, arriving)
@@ -108,16 +108,13 @@ class WeightedRule:
         """[sources, E, nodes] of a selection sent to a node, dearer where much arrives; of all experts, or of those
         wanted: [E].
         """
-        arriving = self._guessed_arrivals(use) if arriving is None else arriving
+        arriving = self.arrivals(use) if arriving is None else arriving
         wanted = np.ones(len(self.load), np.bool_) if wanted is None else wanted
         return visit_cost(self._guides, node_rows(use), self.cluster.num_nodes, wanted) * arrival_prices(arriving)
 
-    def _guessed_arrivals(self, use: Array) -> Array:
-        return count_arrivals(self._guides, node_rows(use), self.cluster.node_of_rank, self.cluster.num_nodes)
-
     @cached_property
     def _guides(self) -> Tokens:
-        return every(self.tokens, max(-(-len(self.tokens.rows) // self.search.guides), 1))
+        return thinned(self.tokens, self.search.guides)
 
     def arrivals(self, use: Array) -> Array:
         return count_arrivals(self.tokens, node_rows(use), self.cluster.node_of_rank, self.cluster.num_nodes)

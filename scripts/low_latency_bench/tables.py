@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -21,23 +22,16 @@ def show(case: Case, results: list[Entry], console: Console) -> None:
                   + ("on deep_ep and deep_gemm" if case.real else REFERENCE))  # fmt: skip
     _table(console, "1. Selections served per rank", results, _distribution(results))
     fp8_bytes, bf16_bytes = case.hidden + case.hidden // 128 * 4 + 16, 2 * case.hidden
-    both = ("dispatch send", "dispatch recv"), ("combine send", "combine recv")
-    dispatch, combine = (
-        lambda entry: _over_parts(entry, both[0]),
-        lambda entry: _over_parts(entry, both[1]),
-    )
-    total = [*_timing("", lambda entry: _over_parts(entry, both[0] + both[1]), fp8_bytes + bf16_bytes)]
+    dispatch, combine = ("dispatch send", "dispatch recv"), ("combine send", "combine recv")
+    total = _timing("", (*dispatch, *combine), fp8_bytes + bf16_bytes)
     _table(console, "2. Dispatch and combine, unsplit", results, total)
     parts = [*_timing("dispatch ", dispatch, fp8_bytes), *_timing("combine ", combine, bf16_bytes)]
     _table(console, "3. Dispatch, combine", results, parts)
-    names = both[0] + both[1]
-    _table(console, "4. SEND and RECV", results,
-           [(f"{name}, ms", lambda entry, name=name: _spread(_over_parts(entry, (name,)))) for name in names])  # fmt: skip
-    arms = list(results[0]["ranks"][0]["layers"])
+    sides = [(f"{name}, ms", partial(_parts_of_ranks, (name,))) for name in (*dispatch, *combine)]
+    _table(console, "4. SEND and RECV", results, sides)
+    arms = [(name, partial(_layers_of_ranks, name)) for name in results[0]["ranks"][0]["layers"]]
     title = f"5. The whole layer, with its experts, ms; PEO in {case.rounds} rounds"
-    _table(console, title, results, [
-        (name, lambda entry, name=name: _spread([rank["layers"][name] for rank in entry["ranks"]])) for name in arms
-    ])  # fmt: skip
+    _table(console, title, results, arms)
     differ = {
         name for entry in results for rank in entry["ranks"] for name, same in rank["same bits"].items() if not same
     }
@@ -48,9 +42,8 @@ def show(case: Case, results: list[Entry], console: Console) -> None:
 Column = tuple[str, Callable[[Entry], str]]
 
 
-def _table(console: Console, title: str, results: list[Entry], columns: Iterable[Column]) -> None:
+def _table(console: Console, title: str, results: list[Entry], columns: list[Column]) -> None:
     """Times are avg (min–max) over ranks of each rank's median."""
-    columns = list(columns)
     table = Table("max/avg (actual)", *(name for name, _ in columns), title=title, title_justify="left")
     for entry in results:
         table.add_row(f"{entry['target']:.1f} ({entry['actual']:.2f})", *(cell(entry) for _, cell in columns))
@@ -64,18 +57,26 @@ def _distribution(results: list[Entry]) -> list[Column]:
     ]
 
 
-def _over_parts(entry: Entry, names: tuple[str, ...]) -> list[float]:
-    """Seconds of every rank."""
+def _seconds(names: tuple[str, ...], entry: Entry) -> list[float]:
+    """Of every rank, in these parts together."""
     return [sum(rank["parts"][name] for name in names) for rank in entry["ranks"]]
 
 
-def _timing(label: str, seconds: Callable[[Entry], list[float]], row_bytes: int) -> list[Column]:
+def _parts_of_ranks(names: tuple[str, ...], entry: Entry) -> str:
+    return _spread(_seconds(names, entry))
+
+
+def _layers_of_ranks(name: str, entry: Entry) -> str:
+    return _spread([rank["layers"][name] for rank in entry["ranks"]])
+
+
+def _timing(label: str, names: tuple[str, ...], row_bytes: int) -> list[Column]:
     """Bandwidth: bytes that a rank sends, over the mean time."""
 
     def bandwidth(entry: Entry) -> str:
-        return f"{statistics.mean(entry['sent']) * row_bytes / statistics.mean(seconds(entry)) / 1e9:.3f}"
+        return f"{statistics.mean(entry['sent']) * row_bytes / statistics.mean(_seconds(names, entry)) / 1e9:.3f}"
 
-    return [(f"{label}GB/s", bandwidth), (f"{label}ms", lambda entry: _spread(seconds(entry)))]
+    return [(f"{label}GB/s", bandwidth), (f"{label}ms", partial(_parts_of_ranks, names))]
 
 
 def _spread(seconds: list[float]) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -172,19 +173,14 @@ def measure(case: Case) -> list[dict[str, Any]] | None:
         drawn = torch.Generator().manual_seed(rank)
         x = torch.randn(case.tokens, case.hidden, generator=drawn).to(torch.bfloat16).to(layer.device)
         batch = (x, own, torch.rand(case.tokens, case.top_k, generator=drawn).to(layer.device))
-        figures: dict[str, Any] = {"parts": _timed(case, lambda watch: unsplit(buffers[kinds[0]], layer, batch, watch))}
-        expected = figures["parts"].pop("output")
-        figures["layers"] = {"unsplit": sum(figures["parts"].values())}
-        figures["same bits"] = {}
+        parts = _timed(case, partial(unsplit, buffers[kinds[0]], layer, batch))
+        expected = parts.pop("output")
+        figures: dict[str, Any] = {"parts": parts, "layers": {"unsplit": sum(parts.values())}, "same bits": {}}
         for name, (kind, made) in arms.items():
-            parts = _timed(
-                case,
-                lambda watch, name=name, kind=kind, made=made: by_schedule(
-                    buffers[kind], layer, batch, made, streams[name], watch
-                ),
-            )
-            figures["same bits"][name] = torch.equal(parts.pop("output"), expected)
-            figures["layers"][name] = parts["layer"]
+            run = partial(by_schedule, buffers[kind], layer, batch, made, streams[name])
+            found = _timed(case, run)
+            figures["same bits"][name] = torch.equal(found["output"], expected)
+            figures["layers"][name] = found["layer"]
         every: list[Any] = [None] * case.ranks
         dist.all_gather_object(every, figures, group)
         served = selections(case, ids)

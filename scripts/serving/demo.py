@@ -20,6 +20,7 @@ from eplb_cpu_engines.meter import read_meter
 from rich.console import Console
 from rich.table import Table
 
+from .aftermath import leave_advice
 from .bench import run_bench
 from .engine import METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
 from .greedy import PROMPTS, complete_all, largest_difference
@@ -168,6 +169,9 @@ def show(run: Run, outcomes: list[Outcome], console: Console) -> None:
         names = [f"{metric}_p{share}" for share in PERCENTILES]
         label = f"{metric.upper()} P50 / P90 / P99, ms"
         row(label, lambda one, names=names: " / ".join(f"{one.figures[name]:.0f}" for name in names))
+    plain = next((one.figures["itl_p99"] for one in outcomes if one.arm == "none"), None)
+    if plain is not None:
+        row("ITL P99 with rebalances, times that without", lambda one: f"{one.figures['itl_p99'] / plain:.2f}")
     row("output tokens / s", lambda one: f"{one.figures['output_tokens_per_second']:.0f}")
     console.print(table)
     console.print(
@@ -227,6 +231,12 @@ def main() -> int:
     }
     results.write_text(json.dumps(report, indent=2) + "\n")
     progress.say(f"JSON: {results.relative_to(ROOT)}")
+    if "affinity" in arms:
+        try:
+            leave_advice(run.out, run.engine.name, progress.say)
+        except ServerError as error:
+            print(f"scripts/demo: {error}", file=sys.stderr)
+            return 1
     return 0 if all(outcome.largest_logprob_difference < 1e-3 for outcome in outcomes) else 1
 
 
@@ -234,7 +244,7 @@ def _prepare(run: Run, progress: Progress) -> None:
     """The demo's model and settings, and an empty folder for what the run leaves."""
     shutil.rmtree(run.out, ignore_errors=True)
     run.out.mkdir(parents=True)
-    (run.out / "affinity.yaml").write_text(CONFIG)
+    (run.out / "affinity.yaml").write_text(f"{CONFIG}state_directory: {run.out / 'state'}\n")
     progress.say("making a small MoE model with skewed and clustered routing")
     command = [sys.executable, str(ROOT / "scripts" / "make_model"), str(run.out / "model"), *MODEL]
     done = subprocess.run(command, capture_output=True, text=True)

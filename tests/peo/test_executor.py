@@ -1,4 +1,4 @@
-"""Schedules that run: every one gives the bits of the unsplit layer, over real processes; illegal orders are timeouts."""
+"""Schedules that run over real processes: all give the bits of the unsplit layer, and illegal orders are timeouts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def all_schedules_over_several_layers(use_fp8: bool) -> None:
         made = schedule_for(method, api, rounds, ranks)
         found = split(buffers[api], made, batch, own, EXPERTS, use_fp8=use_fp8)
         assert torch.equal(found.view(torch.int16), wanted.view(torch.int16)), (method, api, rounds)
-        if use_fp8:
+        if use_fp8 and layer < 2:
             torch.testing.assert_close(wanted.float(), experts.exactly(batch), rtol=0.02, atol=0.02)
 
 
@@ -140,9 +140,11 @@ class NoBuffer:
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
+        self.ids: list[list[list[int]]] = []
 
     def low_latency_dispatch(self, x, topk_idx, tokens, experts, **options):
         self.calls.append(options)
+        self.ids.append(topk_idx.tolist())
         first = options.get("round_id", 0) == 0
         filled = ((torch.zeros(4, 2, 8), torch.zeros(4, 2, 1)), torch.zeros(4, dtype=torch.int32), (0, 0, 0, 0, 0))
         return (*(filled if first else (None,) * 3), None, lambda: None)
@@ -193,6 +195,17 @@ def test_the_executor_launches_the_list_with_its_sms_and_streams(number: int):
         assert call.get("rows", 2) == 2
 
 
+def test_stock_rounds_send_every_selection_once():
+    """What a round sends beyond its own experts would be right in the end, and cost the network every time."""
+    made = make_schedule("overlap-2", api="stock", num_rounds=2, num_local_experts=4, num_device_sms=78)
+    buffer, topk_idx = NoBuffer(), torch.tensor([[0, 1, 2, 3, 4, 7, -1]])
+    rounds = RoundBuffer(buffer, made, InOrder(), no_limit)
+    rounds.low_latency_dispatch(torch.zeros(1, 8), topk_idx, 1, 8, return_recv_hook=True)[4]()
+    own, other, even = buffer.ids
+    assert (own, other) == ([[0, 1, -1, -1, 4, -1, -1]], [[-1, -1, 2, 3, -1, 7, -1]])
+    assert even == []  # an even number of calls, with the combine
+
+
 def test_the_api_is_chosen_by_signatures():
     for stock_api in (False, True):
         assert choose_api(PatchedBuffer, stock_api) == ("patched", "")
@@ -200,7 +213,7 @@ def test_the_api_is_chosen_by_signatures():
     api, reason = choose_api(Buffer, stock_api=False)
     assert api is None
     assert reason.startswith("this deep_ep has no hook_use_comm_stream, num_rounds, ")
-    assert "fix: install a deep_ep with PEO" in reason
+    assert "fix: install a deep_ep that has DeepEP's pull request 492, or set peo.stock_api" in reason
 
 
 def test_a_list_that_cannot_be_launched_by_phases_is_refused():

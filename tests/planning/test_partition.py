@@ -74,13 +74,14 @@ def test_gain_tables_stay_exact(rows, nodes: int, swaps):
     """After any swaps the tables equal freshly built ones, and the saved visits are the difference of the totals."""
     rows = rows[0].astype(np.int16)
     node_of = (np.arange(9) % nodes).astype(np.int32)
-    visits = open_visits(rows, np.zeros((len(rows), nodes), np.int16), node_of)
+    own = np.zeros(nodes, np.int64)
+    visits = open_visits(rows, np.zeros((len(rows), nodes), np.int16), node_of, own)
     for mine, other in swaps:
         if node_of[mine] == node_of[other]:
             continue
         before = visits_of(rows, node_of)
         assert swap_experts(visits, mine, other) == before - visits_of(rows, node_of)
-    fresh = open_visits(rows, np.zeros((len(rows), nodes), np.int16), node_of.copy())
+    fresh = open_visits(rows, np.zeros((len(rows), nodes), np.int16), node_of.copy(), own)
     for kept, new in zip(visits, fresh, strict=True):
         assert np.array_equal(kept, new)
 

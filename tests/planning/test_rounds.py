@@ -13,7 +13,7 @@ from eplb_plugin import Placement, Plan, PlanOptions, PluginError, RoutingStatis
 from eplb_plugin.config import parse_config
 from eplb_plugin.dispatch.rules import replica_weights
 from eplb_plugin.planning.job import plan_of
-from eplb_plugin.planning.rounds import TOLERANCE, even_rounds, round_peak
+from eplb_plugin.planning.rounds import TOLERANCE, even_rounds, round_cost
 from eplb_plugin.planning.score import moved_slots
 from eplb_plugin.workloads.families import FAMILIES
 from eplb_plugin.workloads.imbalance import loads_at
@@ -57,11 +57,9 @@ def test_any_placement(case: Case, rule: str, data: st.DataObject):
     new = even_rounds(old, case.statistics.load, rounds)
     check_same_use(old, new)
     np.testing.assert_allclose(new.replica_weights, replica_weights(new.placement, case.topology, rule))
-    before, after = (round_peak(one, case.statistics.load, rounds) for one in (old, new))
-    twins = case.topology.slots_per_rank > len(set(case.previous.phy2log[0][: case.topology.slots_per_rank]))
-    assert (after <= before + 1e-9).all() or twins
-    again = even_rounds(new, case.statistics.load, rounds)
-    assert np.array_equal(again.placement.phy2log, new.placement.phy2log) or twins
+    before, after = (round_cost(one, case.statistics.load, rounds) for one in (old, new))
+    assert (after <= before + 1e-9).all()
+    assert (after >= 1.0 - 1e-9).all()
 
 
 @QUICK
@@ -85,21 +83,31 @@ def test_near_the_best_order_there_is(seed: int):
     for rounds in (2, 3):
         best = min(slowest(np.array(order), rounds) for order in permutations(loads))
         new = even_rounds(old, loads[None], rounds).placement.phy2log[0]
-        allowed = max(1.08 * best, loads.sum() / rounds * (1.0 + TOLERANCE))
+        allowed = max(1.1 * best, loads.sum() / rounds * (1.0 + TOLERANCE))
         assert slowest(loads[new], rounds) <= allowed
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_real_load_in_rounds(family: str):
-    """DeepSeek's shape, on a window that the order was not made for: rounds cost hardly more than the busiest rank."""
+    """DeepSeek's shape, on a window that the order was not made for: rounds cost hardly more than even ones would."""
     target = loads_at(1.4, FAMILIES[family], 256, 8, 8, layers=4)
     topology, rng = Topology(1, 8, 36), np.random.default_rng(5)
     seen, unseen = (rng.poisson(target.shares * 400_000).astype(np.int64) for _ in range(2))
     made = plan(RoutingStatistics(seen), topology, policy="balanced", dispatch="hash")
     ordered = even_rounds(made, seen, 4)
-    before, after = (float(round_peak(one, unseen, 4).mean()) for one in (made, ordered))
+    before, after = (float(round_cost(one, unseen, 4).mean()) for one in (made, ordered))
     assert after <= 1.0 + 1.5 * TOLERANCE
     assert before > after + 0.1
+
+
+def test_hot_experts_share_a_round():
+    """No order makes these rounds even, so all ranks have their hot one first, and the rest is even."""
+    loads = np.array([[1, 2, 90, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 80]])
+    old = plan_of(Placement(np.arange(16, dtype=np.int32)[None]), Topology(1, 2, 8), "hash")
+    new = even_rounds(old, loads, 4)
+    by_round = loads[0][new.placement.phy2log[0]].reshape(2, 4, 2).sum(axis=2)
+    assert (by_round.argmax(axis=1) == 0).all()
+    assert round_cost(new, loads, 4)[0] < 0.8 * round_cost(old, loads, 4)[0]
 
 
 def test_even_rounds_stay_as_they_are():
@@ -124,8 +132,9 @@ def test_plan_orders_slots_for_rounds(rule: str):
     plain = plan(statistics, topology, dispatch=rule)
     made = plan(statistics, topology, dispatch=rule, options=PlanOptions(peo_rounds=4))
     check_same_use(plain, made)
-    peaks = [round_peak(one, statistics.load, 4).mean() for one in (plain, made)]
-    assert peaks[1] < peaks[0]
+    costs = [round_cost(one, statistics.load, 4) for one in (plain, made)]
+    assert (costs[1] <= costs[0]).all()
+    assert costs[1].mean() < costs[0].mean()
     bounded = PlanOptions(peo_rounds=4, max_moved_slots=0)
     kept = plan(statistics, topology, dispatch=rule, previous=plain, options=bounded)
     assert moved_slots(kept.placement, plain.placement, topology).sum() == 0

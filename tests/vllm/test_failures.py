@@ -61,11 +61,11 @@ def test_failed_rebalances_keep_the_old_placement_and_a_killed_worker_ends_the_s
     serve_until(server, "refused, the old placement stays: another rank did not accept", expected)
 
     control.write_text("reading")
-    serve_until(server, "refused after 0 of .*: rank 1 refused; here: reading: RuntimeError: a fault", expected)
+    serve_until(server, r"refused after \d of .*: rank 1 refused; here: reading: RuntimeError: a fault", expected)
 
     control.write_text("row")
     line = serve_until(server, "rows differ from their source, first expert", expected)
-    assert "refused after 0 of" in line
+    assert "the old placement serves on" in line
 
     control.write_text("")
     before = len(server.text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,21 +13,28 @@ from sglang.srt.distributed.parallel_state import get_world_group
 from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 from sglang.srt.model_executor.forward_context import get_forward_context, has_forward_context
-from sglang.srt.runtime_context import get_exec, get_schedule, get_spec
+from sglang.srt.runtime_context import get_disagg, get_exec, get_schedule, get_spec
 
 from ...config import PluginConfig
 from ...controller import Rebalancer
+from ...deployment import Deployment, Phase
+from ...errors import mismatch
 from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
 from ...recording.recorder import Recorder
 from ...resplitting import Resplitting
+from ...state import Earlier
 from ...topology import Topology
+from ...warm_start import earlier
 from ..agreement import own_group
 from ..tables import DispatchTables, refuse_unequal
 from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
 from .mover import KEY, Mover
+
+logger = logging.getLogger("eplb_plugin")
+_PHASES: dict[str, Phase] = {"prefill": "prefill", "decode": "decode"}  # SGLang's disaggregation_mode -> ours
 
 
 class Adapter:
@@ -36,6 +44,9 @@ class Adapter:
         config = _within_chunks(config)
         self.config, self.layout, self.topology, self.name = config, layout, topology, name
         self.num_experts, self.num_groups = experts.num_logical_experts, max(1, experts.num_groups or 1)
+        self.num_layers: int = experts.num_layers
+        self._phase: Phase = _PHASES.get(get_disagg().disaggregation_mode, "mixed")
+        self._earlier = Earlier()
         self.rebalancer = Rebalancer(config, metrics())
         self._manager: Any = None
         self._recorder: Recorder | None = None
@@ -48,6 +59,32 @@ class Adapter:
         self._passes = -1  # since the last rebalance was over; SGLang's first interval has one more
         self._rebalancing = False
         self._loading = False  # SGLang writes the weights
+
+    def resume(self, group: Any) -> NDArray[np.int32] | None:
+        """Collective over the CPU group of all ranks, before the model is loaded: the placement of all decoder layers
+        that an earlier run ended with, or that the user names; None if there is none, or SGLang is given one.
+        """
+        deployment = Deployment(self.name, "sglang", self._phase, self.topology, self.num_experts, None)
+        self._earlier = earlier(self.config, deployment, group)
+        placement = self._earlier.placement
+        if placement is None:
+            return None
+        if get_exec().moe.init_expert_location != "trivial":
+            found = f"{placement.num_layers} layers of an earlier run or initial_placement, and --init-expert-location"
+            if self.config.initial_placement is not None:
+                raise mismatch("initial_placement", found=found, expected="one of them", fix="remove the other")
+            logger.info("the placement in state_directory is not used: --init-expert-location names one")
+            return None
+        if placement.layer_ids[-1] >= self.num_layers:
+            found = f"layer {placement.layer_ids[-1]}"
+            problem = mismatch("placement", found=found, expected=f"< {self.num_layers}", fix="use this model's")
+            if self.config.initial_placement is not None:
+                raise problem
+            logger.warning("not taken up from an earlier run: %s", problem)
+            return None
+        rows = linear_placement(self.num_layers, self.num_experts, self.topology.num_slots).phy2log
+        rows[placement.layer_ids] = placement.phy2log
+        return rows
 
     def manage(self, manager: Any) -> None:
         """SGLang has built its EPLBManager."""
@@ -80,6 +117,7 @@ class Adapter:
             entry.table_bytes = self._tables.nbytes()
         self._mover = Mover(model, entry, self.rebalancer, self._tables)
         self.rebalancer.add(KEY, entry, planning_rank=world.rank_in_group == 0)
+        self.rebalancer.recall(KEY, self._earlier.window)
         if self._tables is not None and self.rebalancer.renews(entry):
             self._resplitting = Resplitting(self.rebalancer, KEY, own_group(world.ranks), self._tables.stage)
 
@@ -108,6 +146,8 @@ class Adapter:
             num_groups=self.num_groups,
             layer_ids=layer_ids,
             dispatch=self.config.dispatch_among(self.layout.rules),
+            engine="sglang",
+            phase=self._phase,
         )
 
     def begin_pass(self, forward_batch: Any) -> None:

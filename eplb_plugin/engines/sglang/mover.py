@@ -22,7 +22,7 @@ from ...model_entry import ModelEntry
 from ...placement import Placement
 from ...plan_types import Plan
 from ..tables import DispatchTables
-from .experts import expert_layers, refuse_unknown
+from .experts import expert_layers, refuse_left_behind
 from .maps import switch_maps
 
 logger = logging.getLogger("eplb_plugin")
@@ -49,7 +49,7 @@ class Mover:
         canaries = torch.from_numpy(self._own(placed).copy()).to(metadata.physical_to_logical_map.device)
         self._canaries = canaries if get_bool_env_var(CANARY) else None
         layers = self._read()
-        refuse_unknown(model, self._layer_ids, layers)
+        refuse_left_behind(model, self._layer_ids, layers)
         entry.expert_bytes = layers[0].expert_bytes
         backend = dist.get_backend(world.device_group)  # over NCCL rows travel on SGLang's stream, as its updater's do
         data, votes, plans = (dist.new_group(world.ranks, backend=one) for one in (backend, "gloo", "gloo"))

@@ -7,7 +7,6 @@ rounds. So what it records for EPLB, its dispatch hooks and its shared experts a
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
@@ -22,14 +21,12 @@ from ...peo.cuda import RoundInput
 from ..hooks import Hook
 from ..peo import Peo
 
-logger = logging.getLogger("sglang")
-
 _peo: Peo | None = None
 
 
 def set_peo(settings: PeoConfig | None) -> None:
     global _peo
-    _peo = None if settings is None else Peo(settings, _device_sms, _limited_gemm_sms, logger)
+    _peo = None if settings is None else Peo(settings, _device_sms, _limited_gemm_sms)
 
 
 def refuse_unsuited() -> None:

@@ -14,6 +14,7 @@ from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
 from ...controller import Rebalancer
 from ...cycle import Cycle
+from ...deployment import Phase
 from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement
@@ -41,6 +42,7 @@ class Adapter:
         self.vllm_config = active.vllm_config
         self.config, self._hosts = agree(active.config, get_eplb_group().cpu_group)
         self.rebalancer = Rebalancer(self.config, metrics())
+        self.resumes = False  # a placement waits for the first rebalance, on every rank
         self.cycle = Cycle(self.rebalancer, get_eplb_group().cpu_group)
         self._resplitting: dict[str, Resplitting] = {}
 
@@ -64,6 +66,8 @@ class Adapter:
             expert_bytes=weights[0].expert_bytes,
             window_steps=self.vllm_config.parallel_config.eplb_config.window_size,
             step_interval=self.vllm_config.parallel_config.eplb_config.step_interval,
+            engine="vllm",
+            phase=_phase(self.vllm_config.kv_transfer_config),
         )
         if not draft:  # drafts run several passes a step and are planned by vLLM's own load counts
             entry.recorder = self._recorder(model, layers.top_k)
@@ -77,6 +81,7 @@ class Adapter:
         entry.table_bytes = tables.nbytes()
         key = compute_hash_cached(model_config)
         self.rebalancer.add(key, entry, planning_rank=group.rank_in_group == 0)
+        self.resumes |= self.rebalancer.resume(key, get_eplb_group().cpu_group)
         data, votes = get_eplb_group().device_group, group.cpu_group
         self.cycle.add(key, weights, plan, data=data, votes=votes, switch=tables.switch)
         refuse_unequal(tables, get_eplb_group().cpu_group)
@@ -137,6 +142,12 @@ def _counted_load(model_state: Any) -> NDArray[np.int64]:
     dist.all_reduce(load, group=get_ep_group().device_group)
     logical = load.new_zeros(len(load), model_state.model.num_logical_experts)
     return logical.scatter_add_(1, model_state.physical_to_logical_map.long(), load).cpu().numpy()
+
+
+def _phase(transfer: Any) -> Phase:
+    """The server's role in a disaggregated deployment; transfer: vLLM's KVTransferConfig or None."""
+    role = getattr(transfer, "kv_role", None)
+    return "prefill" if role == "kv_producer" else "decode" if role == "kv_consumer" else "mixed"
 
 
 class _Stage:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -23,21 +22,20 @@ from ...peo.cuda import RoundInput
 from ..hooks import Hook
 from ..peo import Peo
 
-logger = logging.getLogger("vllm")
-
 _peo: Peo | None = None
 
 
 def set_peo(settings: PeoConfig | None) -> None:
     global _peo
-    _peo = None if settings is None else Peo(settings, deep_gemm.get_num_sms, _limited_gemm_sms, logger)
+    _peo = None if settings is None else Peo(settings, deep_gemm.get_num_sms, _limited_gemm_sms)
 
 
 def refuse_unsuited(parallel_config: Any) -> None:
     """Raises PluginError where PEO and vLLM's own overlap would take the same buffer."""
-    if parallel_config.enable_dbo:
+    if parallel_config.use_ubatching:
         expected = "one of the two: both overlap calls on the one low-latency buffer"
-        raise mismatch("peo", found="PEO with --enable-dbo", expected=expected, fix="remove --enable-dbo, or peo:")
+        fix = "remove --enable-dbo and --ubatch-size, or peo:"
+        raise mismatch("peo", found="PEO with vLLM's micro-batches (DBO)", expected=expected, fix=fix)
 
 
 @contextmanager

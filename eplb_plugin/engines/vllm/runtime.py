@@ -24,6 +24,8 @@ def _add_model(original: Callable[..., Any], self: Any, model: Any, model_config
         setattr(self, _ADAPTER, Adapter())
     model_state = self.model_states[model_config.compute_hash()]
     getattr(self, _ADAPTER).add(model_state, model_config, draft=model_name is not None)
+    if getattr(self, _ADAPTER).resumes:  # at the first step, before much traffic has come
+        self.expert_rearrangement_step = self.expert_rearrangement_step_interval - 1
 
 
 def _prepare_forward(

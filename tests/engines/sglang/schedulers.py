@@ -30,11 +30,15 @@ MODEL = {
 
 @dataclass(frozen=True)
 class Start:
-    """settings: the plugin's, as JSON, of every rank. options: of SGLang, beside those that all tests share."""
+    """settings: the plugin's, as JSON, of every rank. options: of SGLang, beside those that all tests share.
+
+    canary: SGLang's check of every slot after every move.
+    """
 
     folder: str
     settings: list[dict[str, Any] | None]
     options: dict[str, Any] = field(default_factory=dict)
+    canary: bool = False
 
 
 def model_folder(path: Path) -> str:
@@ -51,7 +55,7 @@ class Scheduler:
 
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         settings = start.settings[self.rank]
-        os.environ |= ON_CPU
+        os.environ |= ON_CPU | {"SGLANG_EXPERT_LOCATION_UPDATER_CANARY": str(int(start.canary))}
         if settings is not None:
             os.environ["EPLB_PLUGIN_CONFIG"] = json.dumps(settings)
         from eplb_cpu_engines.sglang import device
@@ -92,7 +96,7 @@ class Scheduler:
             get_expert_backup_client=lambda: None,
             get_weight_updater=lambda: SimpleNamespace(update_weights_from_disk=None),
         )
-        self._generation = 0  # of the weights
+        self.reloads = 0
         self.model = self._model()
         moe_ep_setup.prepare_moe_topk(model=self.model, model_config=config)
         self._passes = 0
@@ -123,7 +127,7 @@ class Scheduler:
         }
         return model
 
-    def _experts(self, layer: int) -> Any:
+    def _experts(self, layer: int, columns: int = 3) -> Any:
         """SGLang's module without its kernels: a slot of shared experts follows those of routed ones."""
         import torch
         from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
@@ -134,7 +138,7 @@ class Scheduler:
         made.layer_id, made.is_draft, made._num_global_routed = layer, False, EXPERTS + REDUNDANT
         made.num_local_experts = slots + 1
         marks = torch.cat([self._marks(layer), torch.tensor([-7.0])])
-        for name, shape in (("w13_weight", (2, 3)), ("w2_bias", ())):
+        for name, shape in (("w13_weight", (2, columns)), ("w2_bias", ())):
             tensor = marks.reshape(-1, *(1 for _ in shape)).repeat(1, *shape)
             made.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
         made.register_buffer("w2_input_scale", torch.tensor([float(self.rank)]).expand(slots + 1))
@@ -144,18 +148,18 @@ class Scheduler:
         """[slots] what the experts of this rank hold, by the map in force."""
         slots = (EXPERTS + REDUNDANT) // self.ranks
         held = self.metadata.physical_to_logical_map_cpu[layer, self.rank * slots :][:slots]
-        return (held + 100 * layer + 1000 * self._generation).float()
+        return (held + 100 * layer + 1000 * self.reloads).float()
 
-    def reload(self) -> None:
+    def reload(self, columns: int = 3) -> None:
         """SGLang writes new weights in a session, into tensors that it makes anew, as some quantisations do."""
         from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
 
         fields = {name: None for name in WeightUpdater.__dataclass_fields__ if not name.startswith("_")}
         updater = WeightUpdater(**(fields | {"device": "cpu", "get_model": lambda: self.model}))
         updater.begin_weight_update()
-        self._generation += 1
+        self.reloads += 1
         for old in self.model.experts:
-            fresh = self._experts(old.layer_id)
+            fresh = self._experts(old.layer_id, columns)
             old.w13_weight, old.w2_bias = fresh.w13_weight, fresh.w2_bias
         updater.end_weight_update(run_post_load=False)
 

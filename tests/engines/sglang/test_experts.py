@@ -9,7 +9,7 @@ import pytest
 import torch
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 
-from eplb_plugin.engines.sglang.experts import expert_layers, refuse_unknown
+from eplb_plugin.engines.sglang.experts import expert_layers, refuse_left_behind
 from eplb_plugin.errors import PluginError
 
 SLOTS, SHARED = 6, 2
@@ -44,7 +44,7 @@ def test_routed_experts_move_and_nothing_else() -> None:
     canaries = torch.arange(2 * SLOTS).reshape(2, SLOTS)
     served = model(layer, experts(5), experts(9))
     for found in (expert_layers(served, [3, 5], SLOTS, None), expert_layers(served, [3, 5], SLOTS, canaries)):
-        refuse_unknown(served, [3, 5], found)
+        refuse_left_behind(served, [3, 5], found)
         assert [one.num_slots for one in found] == [SLOTS, SLOTS]
         assert found[0].matrices[0].data_ptr() == layer.w13_weight.data_ptr()
         assert found[0].matrices[1].data_ptr() == layer.w2_weight_scale.data_ptr()
@@ -70,12 +70,13 @@ def test_what_a_kernel_keeps_beside_the_parameters_refused(rows: int) -> None:
     """It would go on describing the experts that were there before."""
     layer = experts(3)
     layer.quant_method = SimpleNamespace(g1_alphas=torch.rand(rows))
+    served = model(layer)
     with pytest.raises(PluginError, match=r"FusedMoE.quant_method.g1_alphas: found \["):
-        expert_layers(model(layer), [3], SLOTS, None)
+        refuse_left_behind(served, [3], expert_layers(served, [3], SLOTS, None))
 
 
 def test_what_sglang_alone_would_move_refused() -> None:
     """A tensor in SGLang's list that is none of the layer's."""
     served = model(experts(3), elsewhere=torch.rand(SLOTS, 7))
     with pytest.raises(PluginError, match=r"layer 3: found \[6, 7\] torch.float32 that SGLang moves, expected"):
-        refuse_unknown(served, [3], expert_layers(served, [3], SLOTS, None))
+        refuse_left_behind(served, [3], expert_layers(served, [3], SLOTS, None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -27,13 +28,17 @@ SMS = {"deepep_send_num_sms": 20, "deepep_recv_num_sms": 12, "up_deepgemm_num_sm
 
 
 class Lines(logging.Handler):
+    """What the plugin logs."""
+
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
+        logger = logging.getLogger("eplb_plugin")
+        logger.setLevel("INFO")
+        logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith("eplb-plugin"):
-            self.lines.append(record.getMessage())
+        self.lines.append(record.getMessage())
 
 
 def engine(folder: str) -> Any:
@@ -126,17 +131,31 @@ def run(layer: Any, batch: Batch, calls: list[Any]) -> torch.Tensor:
             one.remove()
 
 
+def activate() -> None:
+    """As in a scheduler whose settings have `peo:`; what EPLB asks of SGLang's configuration is tested elsewhere."""
+    from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
+
+    from eplb_plugin.engines.sglang import activation
+
+    os.environ["EPLB_PLUGIN_CONFIG"] = json.dumps({"peo": {}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activation, "refuse_unsuited", lambda config, layout: None)
+        patch.setattr(activation, "Adapter", lambda *_: None)
+        found = staticmethod(lambda config: ModelConfigForExpertLocation(1, EXPERTS))
+        patch.setattr(ModelConfigForExpertLocation, "from_model_config", found)
+        activation.activate(SimpleNamespace(model_path="model"))
+
+
 def methods_and_rounds_through_sglang(folder: str) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     deep_gemm = engine(folder)
     from sglang.srt.layers.moe.token_dispatcher import deepep
 
-    from eplb_plugin.engines.sglang import peo, registry
+    from eplb_plugin.engines import hooks
+    from eplb_plugin.engines.sglang import peo
 
     recorder = Recorder()
     deepep.get_global_expert_distribution_recorder = lambda: recorder
-    peo.logger.addHandler(log := Lines())
-    peo.logger.setLevel("INFO")
     experts = Experts.drawn(EXPERTS)
     own = experts.of_rank(rank, ranks)
     buffers = {kind: buffer_for(kind, EXPERTS) for kind in (Buffer, PatchedBuffer)}
@@ -144,7 +163,9 @@ def methods_and_rounds_through_sglang(folder: str) -> None:
     wanted = [run(layer_of(own, buffers[Buffer]), batch, []) for batch in batches]
     counts = list(recorder.counts)
     torch.testing.assert_close(wanted[0].float(), experts.exactly(batches[0]), rtol=0.02, atol=0.02)
-    registry.apply(peo.PEO)
+    activate()
+    assert all(status.applied for status in hooks.check(peo.PEO))
+    log = Lines()
 
     def check(settings: PeoConfig, kind: type[Any], groups: list[tuple[int, int]]) -> str:
         """The log's last line; both batches, and a layer of its own for each, as a model has them."""
@@ -160,20 +181,30 @@ def methods_and_rounds_through_sglang(folder: str) -> None:
             assert deep_gemm.get_num_sms() == 78
         assert recorder.counts == counts  # once for each layer, and all experts
         assert buffers[kind]._index == index  # an even number of calls
-        assert len(log.lines) == before + 1  # said once, not for every layer
-        return log.lines[-1]
+        said = log.lines[before:]
+        assert len(said) == (rank == 0)  # once, not for every layer and rank
+        return said[0] if said else ""
 
-    local = EXPERTS // ranks
+    local, lines = EXPERTS // ranks, []
     for number in (1, 2, 3, 4):
         for rounds in (1, 2, 4):
             settings = PeoConfig(method=f"overlap-{number}", num_rounds=rounds, **SMS)
-            line = check(settings, PatchedBuffer, [(50, local // rounds), (54, local // rounds)] * rounds)
-            assert f"PEO overlap-{number} in {rounds} rounds of {local} local experts (patched API)" in line
-    line = check(PeoConfig(num_rounds=2, stock_api=True, **SMS), Buffer, [(50, local // 2), (54, local // 2)] * 2)
-    assert "PEO overlap-2 in 2 rounds of 4 local experts (stock API)" in line
-    whole = [(78, local)] * 2
-    assert "PEO is off: this deep_ep has no " in check(PeoConfig(num_rounds=2), Buffer, whole)
-    assert "PEO is off: peo.num_rounds: found 3 " in check(PeoConfig(num_rounds=3), PatchedBuffer, whole)
+            lines.append(check(settings, PatchedBuffer, [(50, local // rounds), (54, local // rounds)] * rounds))
+    lines.append(
+        check(PeoConfig(num_rounds=2, stock_api=True, **SMS), Buffer, [(50, local // 2), (54, local // 2)] * 2)
+    )
+    lines.append(check(PeoConfig(num_rounds=2), Buffer, [(78, local)] * 2))
+    expected = [
+        *(
+            f"PEO: overlap-{n} in {r} rounds of {local} local experts (patched API)"
+            for n in (1, 2, 3, 4)
+            for r in (1, 2, 4)
+        ),
+        f"PEO: overlap-2 in 2 rounds of {local} local experts (stock API)",
+        "PEO is off: this deep_ep has no hook_use_comm_stream, ",
+    ]
+    for line, begin in zip(lines, expected, strict=True):
+        assert line.startswith(begin) or rank
     layers_that_do_not_suit(peo, layer_of(own, buffers[PatchedBuffer]))
 
 

@@ -59,15 +59,17 @@ def run(layer: Any, own: Experts, batch: Batch, shared: list[Any]) -> torch.Tens
 
 
 class Lines(logging.Handler):
-    """What the plugin logs; vLLM's own modules log through the same logger."""
+    """What the plugin logs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
+        logger = logging.getLogger("eplb_plugin")
+        logger.setLevel("INFO")
+        logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith("eplb-plugin"):
-            self.lines.append(record.getMessage())
+        self.lines.append(record.getMessage())
 
 
 def engine() -> tuple[Any, Any]:
@@ -87,8 +89,7 @@ def methods_and_rounds_through_vllm() -> None:
 
     rank, ranks = dist.get_rank(), dist.get_world_size()
     peo, deep_gemm = engine()
-    peo.logger.addHandler(log := Lines())
-    peo.logger.setLevel("INFO")
+    log = Lines()
     experts = Experts.drawn(EXPERTS, HIDDEN)
     own = experts.of_rank(rank, ranks)
     buffers = {kind: buffer_for(kind, EXPERTS, hidden=HIDDEN) for kind in (Buffer, PatchedBuffer)}
@@ -112,24 +113,35 @@ def methods_and_rounds_through_vllm() -> None:
             assert layer.prepare_finalize.buffer is buffers[kind]  # nothing of ours is left in the layer
             assert deep_gemm.get_num_sms() == 78
         assert buffers[kind]._index == index  # an even number of calls
-        assert len(log.lines) == before + 1  # said once, not for every layer
-        return log.lines[-1]
+        said = log.lines[before:]
+        assert len(said) == (rank == 0)  # once, not for every layer and rank
+        return said[0] if said else ""
 
-    local = EXPERTS // ranks
+    local, lines = EXPERTS // ranks, []
     for number in (1, 2, 3, 4):
         for rounds in (1, 2, 4):
             settings = PeoConfig(method=f"overlap-{number}", num_rounds=rounds, **SMS)
-            line = check(settings, PatchedBuffer, [(50, local // rounds), (54, local // rounds)] * rounds)
-            assert f"PEO overlap-{number} in {rounds} rounds of {local} local experts (patched API)" in line
-    line = check(PeoConfig(num_rounds=2, stock_api=True, **SMS), Buffer, [(50, local // 2), (54, local // 2)] * 2)
-    assert "PEO overlap-2 in 2 rounds of 4 local experts (stock API)" in line
+            lines.append(check(settings, PatchedBuffer, [(50, local // rounds), (54, local // rounds)] * rounds))
+    lines.append(
+        check(PeoConfig(num_rounds=2, stock_api=True, **SMS), Buffer, [(50, local // 2), (54, local // 2)] * 2)
+    )
     whole = [(78, local)] * 2
-    line = check(PeoConfig(num_rounds=2), Buffer, whole)
-    assert "PEO is off: this deep_ep has no hook_use_comm_stream" in line
-    line = check(PeoConfig(num_rounds=3), PatchedBuffer, whole)
-    assert "PEO is off: peo.num_rounds: found 3 rounds of 4 local experts" in line
-    line = check(PeoConfig(num_rounds=2) if rank else PeoConfig(num_rounds=3), PatchedBuffer, whole)
-    assert ("PEO is off: peo.num_rounds" if rank == 0 else "PEO is off: on rank 0: peo.num_rounds") in line
+    lines.append(check(PeoConfig(num_rounds=2), Buffer, whole))
+    for rounds in (3, 3 if rank else 2):  # the second time on rank 1 alone
+        lines.append(check(PeoConfig(num_rounds=rounds), PatchedBuffer, whole))
+    expected = [
+        *(
+            f"PEO: overlap-{n} in {r} rounds of {local} local experts (patched API)"
+            for n in (1, 2, 3, 4)
+            for r in (1, 2, 4)
+        ),
+        f"PEO: overlap-2 in 2 rounds of {local} local experts (stock API)",
+        "PEO is off: this deep_ep has no hook_use_comm_stream, ",
+        f"PEO is off: peo.num_rounds: found 3 rounds of {local} local experts",
+        f"PEO is off: on rank 1: peo.num_rounds: found 3 rounds of {local} local experts",
+    ]
+    for line, begin in zip(lines, expected, strict=True):
+        assert line.startswith(begin) or rank
     hooks.remove(peo.PEO)
 
 
@@ -142,7 +154,7 @@ def off_for_layers_that_do_not_suit() -> None:
     from eplb_plugin.engines import hooks
 
     peo, deep_gemm = engine()
-    peo.logger.addHandler(log := Lines())
+    log = Lines()
     own, batch = Experts.drawn(EXPERTS, HIDDEN), Batch.drawn(3, EXPERTS, 1, HIDDEN)
     layer = kernel(buffer_for(PatchedBuffer, EXPERTS, hidden=HIDDEN), own)
     hooks.apply(peo.PEO)
@@ -168,9 +180,9 @@ def off_for_layers_that_do_not_suit() -> None:
     assert "BF16" in peo._unsuited(layer.impl)
     layer.impl.prepare_finalize = SimpleNamespace()
     assert "not DeepEP low-latency" in peo._unsuited(layer.impl)
-    with pytest.raises(PluginError, match="peo: found PEO with --enable-dbo"):
-        peo.refuse_unsuited(SimpleNamespace(enable_dbo=True))
-    peo.refuse_unsuited(SimpleNamespace(enable_dbo=False))
+    with pytest.raises(PluginError, match="peo: found PEO with vLLM's micro-batches"):
+        peo.refuse_unsuited(SimpleNamespace(use_ubatching=True))
+    peo.refuse_unsuited(SimpleNamespace(use_ubatching=False))
 
 
 def test_layers_that_do_not_suit_run_as_ever():
@@ -182,7 +194,7 @@ def captures() -> None:
 
     peo, _ = engine()
     buffer = buffer_for(PatchedBuffer, EXPERTS)
-    runs = Peo(PeoConfig(num_rounds=2), lambda: 78, peo._limited_gemm_sms, peo.logger)
+    runs = Peo(PeoConfig(num_rounds=2), lambda: 78, peo._limited_gemm_sms)
     capturing = SimpleNamespace(type="cuda")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
@@ -199,3 +211,36 @@ def captures() -> None:
 
 def test_a_batch_size_is_captured_in_rounds_only_after_it_has_run():
     run_ranks(1, captures, timeout=240.0)
+
+
+def activations() -> None:
+    from eplb_plugin.config import PluginConfig
+    from eplb_plugin.engines import hooks
+    from eplb_plugin.engines.vllm.activation import activate
+    from eplb_plugin.engines.vllm.runtime import RUNTIME
+
+    peo, _ = engine()
+    from vllm.config.parallel import EPLBConfig
+
+    def worker(ubatches: bool) -> SimpleNamespace:
+        parallel = SimpleNamespace(
+            enable_eplb=True, enable_elastic_ep=False, tensor_parallel_size=1, data_parallel_size=1, rank=0,
+            prefill_context_parallel_size=1, data_parallel_rank=0, eplb_config=EPLBConfig(), use_ubatching=ubatches,
+        )  # fmt: skip
+        return SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace(get_num_experts=lambda: EXPERTS))
+
+    def applied(table: Any) -> set[bool]:
+        return {status.applied for status in hooks.check(table)}
+
+    with pytest.raises(PluginError, match="peo: found PEO with vLLM's micro-batches"):
+        activate(PluginConfig(peo=PeoConfig()), worker(ubatches=True))
+    assert applied(RUNTIME) | applied(peo.PEO) == {False}
+    activate(PluginConfig(), worker(ubatches=True))
+    assert (applied(RUNTIME), applied(peo.PEO)) == ({True}, {False})
+    activate(PluginConfig(peo=PeoConfig()), worker(ubatches=False))
+    assert applied(RUNTIME) | applied(peo.PEO) == {True}
+    assert peo._peo is not None
+
+
+def test_activation_applies_the_hooks_where_the_settings_ask_for_them():
+    run_ranks(1, activations, timeout=240.0)

@@ -13,71 +13,73 @@ import pytest
 import torch.distributed as dist
 
 from eplb_plugin import PluginError, controller
+from eplb_plugin.migration.shuffle import EXIT_CODE
 from processes import Ranks, run_ranks
 
 SECONDS = 300.0  # the planner may have to be compiled
 
 
-def serve(use_async: bool, drafts: int, steps: int) -> list[Any]:
+def serve(use_async: bool, drafts: int) -> dict[str, int]:
     """The last rank is idle half of the time: it steps without tokens, as vLLM's idle data-parallel ranks do."""
     from engines.vllm.eplb_models import TOKENS, Engine
 
     engine = Engine(use_async, drafts)
     last = dist.get_rank() == dist.get_world_size() - 1
     seen: dict[str, set[bytes]] = {key: set() for key in engine.models}
-    threads = {thread.name for thread in threading.enumerate()}
-    for step in range(steps):
-        engine.step(0 if last and step % 20 < 10 else TOKENS)
+    while len(seen["target"]) < 20 or min(map(len, seen.values())) < 4:  # the same on all ranks, as maps are
+        assert engine.steps < 3000, {key: len(maps) for key, maps in seen.items()}
+        engine.step(0 if last and engine.steps % 20 < 10 else TOKENS)
         time.sleep(0.002)
         for key in seen:
             seen[key].add(engine.placed(key).tobytes())
-    assert engine.state.async_worker is None, threads
-    return [len(maps) for maps in seen.values()] + [engine.adapter.rebalancer.entries["target"].rebalances]
+    assert engine.state.async_worker is None
+    return {key: len(maps) for key, maps in seen.items()}
 
 
 @pytest.mark.parametrize("use_async", [True, False], ids=["async", "sync"])
 @pytest.mark.parametrize("drafts", [0, 1])
 def test_weights_and_maps_agree_on_every_step(use_async: bool, drafts: int) -> None:
     """Target and draft, with a rank that is idle for a while: rows are moved many times, and right after every step."""
-    found = run_ranks(2, serve, use_async, drafts, 160, timeout=SECONDS)
+    found = run_ranks(2, serve, use_async, drafts, timeout=SECONDS)
     assert found[0] == found[1]
-    *maps, rebalances = found[0]
-    assert rebalances >= (10 if use_async else 40)
-    assert min(maps) > 2
-    assert maps[-1] > 10
+
+
+def hold_back_plans() -> threading.Event:
+    """No plan is made before the event is set."""
+    solve, go = controller.plan, threading.Event()
+
+    def plan(*args: Any, **kwargs: Any) -> Any:
+        go.wait(60)
+        return solve(*args, **kwargs)
+
+    controller.plan = plan
+    return go
 
 
 def deferred() -> list[int]:
     from engines.vllm.eplb_models import Engine
 
-    engine = Engine(use_async=True)
-    solve, go = controller.plan, threading.Event()
-    began = []
-
-    def wait(*args: Any, **kwargs: Any) -> Any:
-        began.append(engine.steps)
-        assert go.wait(60)
-        return solve(*args, **kwargs)
-
-    controller.plan = wait
+    engine, begun = Engine(use_async=True), []
+    begin, go = engine.adapter.cycle.begin, hold_back_plans()
+    engine.adapter.cycle.begin = lambda loads: (begun.append(engine.steps), begin(loads))
     before = engine.placed("target")
     for _ in range(14):  # three intervals
         engine.step()
+    assert len(begun) == 1
     assert np.array_equal(engine.placed("target"), before)
     go.set()
-    while engine.state.model_states["target"].rebalanced:
+    while len(begun) < 2:
+        assert engine.steps < 3000
         engine.step()
         time.sleep(0.002)
-    for _ in range(2):
-        engine.step()
-    return began
+    assert not np.array_equal(engine.placed("target"), before)
+    return begun
 
 
 def test_a_rebalance_that_is_due_during_one_waits_for_its_end() -> None:
-    """vLLM's counter goes on; the next window ends right after the migration."""
-    began = run_ranks(2, deferred, timeout=SECONDS)[0]
-    assert began[0] <= 4
-    assert len(began) == 2 or began[1] > 14
+    """vLLM's counter goes on; the next window ends on the step on which the migration does, on all ranks."""
+    found = run_ranks(2, deferred, timeout=SECONDS)
+    assert found[0] == found[1]
 
 
 def refused() -> str:
@@ -100,11 +102,14 @@ def test_state_that_would_stay_behind_is_refused_when_the_model_is_registered() 
 def killed(rank_to_kill: int) -> None:
     from engines.vllm.eplb_models import Engine
 
-    engine = Engine(use_async=True, migration={"vote_seconds": 20.0})
-    for _ in range(1000):
+    engine = Engine(use_async=True)
+    hold_back_plans()
+    for _ in range(8):
         engine.step()
-        if engine.adapter.cycle._ahead and dist.get_rank() == rank_to_kill:
-            os.kill(os.getpid(), signal.SIGKILL)
+    assert engine.adapter.cycle._ahead
+    if dist.get_rank() == rank_to_kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+    for _ in range(100):
         engine.state.step(is_dummy=True)
 
 
@@ -112,7 +117,5 @@ def test_a_rank_killed_during_a_migration_ends_the_others() -> None:
     """By a vote that fails: no rank is left behind, none hangs."""
     with Ranks(4, SECONDS) as ranks:
         ranks.start(killed, 2)
-        answers = ranks.answers({0, 1, 2, 3})
-    codes = [value for _, value in answers]
-    assert codes[2] == -signal.SIGKILL
-    assert set(codes[:2] + codes[3:]) <= {70} or all(ok is not True for ok, _ in answers)
+        codes = [value for _, value in ranks.answers({0, 1, 2, 3})]
+    assert codes == [EXIT_CODE, EXIT_CODE, -signal.SIGKILL, EXIT_CODE]
