@@ -14,7 +14,8 @@ from prometheus_client import Counter, Gauge, Summary
 
 from ..outcome import Outcome, Served
 
-# what a scrape shows of a model on several nodes after a few rebalances; rank_load only if the settings ask for it
+# what a scrape shows of a model on several nodes after a few rebalances; rank_load only if the settings ask for it.
+# resplits_total is not among them: it is there only where windows leave room for re-splits
 NAMES = {
     f"eplb_plugin_{name}"
     for name in (
