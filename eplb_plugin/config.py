@@ -156,6 +156,11 @@ class PluginConfig(_Section):
     step_interval: Annotated[int, Field(ge=2, le=100_000_000)] | None = Field(
         None, description="Engine steps between rebalances; left out: the engine's setting."
     )
+    resplit_windows: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        1,
+        description="Between rebalances, windows after which the weights of weighted tables are solved again, where "
+        "every expert stays; 0: never.",
+    )
     num_redundant_experts: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
         None,
         description="Redundant expert slots per layer, over all ranks, that the engine must have been started with; "

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from .config import PluginConfig
-from .errors import PluginError
+from .errors import PluginError, mismatch
 from .history import History
 from .model_entry import ModelEntry
 from .outcome import Outcome, Served, assess
@@ -29,6 +30,7 @@ from .planning.job import plan_of
 from .planning.plan import plan
 from .planning.resplit import resplit
 from .planning.score import expected_rank_load
+from .recording.load import Arrived, sum_load
 from .recording.snapshot import snapshot
 from .stages import STALLED_SECONDS, Stage, Stages
 from .state import StateDirectory
@@ -36,13 +38,16 @@ from .statistics import RoutingStatistics
 from .warm_start import earlier
 
 logger = logging.getLogger("eplb_plugin")
+Switch = Callable[[], None]
+Staging = Callable[[Plan], Switch]
+Used = TypeVar("Used")
 
 
 class Rebalancer:
     """Snapshot → plan → broadcast → vote, for the models of one EP group."""
 
     def __init__(self, config: PluginConfig, report: Callable[[Outcome], None] | None = None) -> None:
-        """report: called on the planning rank with the outcome of every rebalance."""
+        """report: called on the planning rank with the outcome of every rebalance and re-split."""
         self.config, self._report = config, report
         self.entries: dict[str, ModelEntry] = {}
         self._state = None if config.state_directory is None else StateDirectory(config.state_directory)
@@ -58,6 +63,11 @@ class Rebalancer:
         if len(self.entries) == 1:
             logger.info("settings: %s", self.config.model_dump_json())
         logger.info("%s", entry.introduction(seconds))
+
+    def renews(self, entry: ModelEntry) -> bool:
+        """Whether a model's weights are solved again between rebalances."""
+        has_weights = entry.dispatch in ("weighted", "cover") and entry.recorder is not None
+        return has_weights and 0 < self.config.resplit_windows * entry.window_steps < entry.step_interval
 
     def resume(self, key: str, group: dist.ProcessGroup) -> bool:
         """Collective over a CPU group: the first rebalance moves to where an earlier run ended, or to the placement
@@ -110,28 +120,45 @@ class Rebalancer:
             self._keep_placement(entry, placed)
             with entry.stages("plan"):
                 outcome, message = self._propose(entry, in_force)
-        received = _broadcast(message, group)
         entry.rebalances += 1
-        accepted: Plan | None = None
-        problem = ""
-        try:
-            accepted = accept(received, in_force)
-        except Exception as error:  # a damaged message must end in the vote as well, or the other ranks wait forever
-            problem = _reason(error)
-        with entry.stages("agree"):
-            unanimous = _unanimous(accepted is not None, group)
+        accepted, problem = _agree(message, in_force, group, lambda made: made, entry.stages("agree"))
         if outcome is not None:
-            told = replace(outcome, seconds=entry.stages.taken(), expert_bytes=entry.expert_bytes)
-            self.tell(told if unanimous else replace(told, result="refused"))
-        if not unanimous:
-            logger.error(
-                "rebalance %d of %s refused, the old placement stays: %s",
-                entry.rebalances, entry.name, problem or "another rank did not accept the plan",
-            )  # fmt: skip
+            outcome = replace(outcome, seconds=entry.stages.taken(), expert_bytes=entry.expert_bytes)
+        self.tell(outcome, refused=accepted is None)
+        if accepted is None:
+            line = "rebalance %d of %s refused, the old placement stays: %s"
+            logger.error(line, entry.rebalances, entry.name, problem)
             return in_force
-        assert accepted is not None
         entry.plan = accepted
         return accepted
+
+    def resplit(self, key: str, load: Arrived, group: dist.ProcessGroup, stage: Staging) -> Switch | None:
+        """Collective over `group`, a CPU group that no other thread uses: new weights where every expert stays.
+
+        load: of the window that ended on this rank; needs a plan in force that has weights. stage: makes this rank's
+        tables of a plan and touches nothing; what it raises is a refusal.
+        Returns what switches this rank to tables that all ranks have staged; None if one has not: the old ones stay.
+        """
+        entry = self.entries[key]
+        in_force = entry.plan
+        assert in_force is not None
+        try:
+            entry.history.add(sum_load(load(), group, entry.owner_group_size, entry.layer_ids))
+        except PluginError as error:
+            entry.history.refuse(error)
+        outcome, message = self._propose_weights(entry, in_force) if dist.get_rank(group) == 0 else (None, b"")
+        staged, problem = _agree(message, in_force, group, lambda made: _staged(made, in_force, stage))
+        self.tell(outcome, refused=staged is None)
+        if staged is None:
+            logger.error("re-split of %s refused, the old tables stay: %s", entry.name, problem)
+            return None
+        made, fill = staged
+
+        def switch() -> None:
+            entry.plan = made
+            fill()
+
+        return switch
 
     def _keep_window(self, entry: ModelEntry, window: RoutingStatistics | None) -> None:
         if self._state is not None and window is not None and window.load.any():
@@ -148,13 +175,14 @@ class Rebalancer:
         if planning_rank:
             self.tell(Outcome(entry.name, "stalled"))
 
-    def tell(self, outcome: Outcome) -> None:
+    def tell(self, outcome: Outcome | None, refused: bool = False) -> None:
         """On the planning rank. A failure of who listens must not part this rank from the others, which go on."""
+        if outcome is None or self._report is None:
+            return
         try:
-            if self._report is not None:
-                self._report(outcome)
+            self._report(replace(outcome, result="refused") if refused else outcome)
         except Exception as error:
-            logger.warning("the outcome of a rebalance was not reported: %s", _reason(error))
+            logger.warning("the outcome of a %s was not reported: %s", outcome.change, _reason(error))
 
     def _propose(self, entry: ModelEntry, in_force: Plan) -> tuple[Outcome, bytes]:
         """On the planning rank: a plan, or the reason why there is none. Never raises: all ranks wait for it."""
@@ -178,6 +206,23 @@ class Rebalancer:
         except Exception as error:  # whatever fails here must reach the other ranks, or they wait forever
             logger.debug("planning failed", exc_info=True)
             return Outcome(entry.name, "refused"), encode_error(f"planning failed: {_reason(error)}")
+
+    def _propose_weights(self, entry: ModelEntry, in_force: Plan) -> tuple[Outcome, bytes]:
+        """The same for new weights: those for the next window's load, since the last one's alone is mostly noise."""
+        try:
+            if not entry.history.has_tokens:
+                return Outcome(entry.name, "skipped", change="re-split"), encode(in_force)
+            statistics = entry.history.expected_load()
+            made = resplit(in_force, statistics)
+            assessment = assess(statistics, in_force, made)
+            if self.config.logging.rebalances:
+                before, after = assessment.balancedness
+                line = "re-split of %s: planned balancedness %.3f -> %.3f, solved in %.1f ms"
+                logger.info(line, entry.name, before, after, made.seconds * 1e3)
+            return Outcome(entry.name, "accepted", assessment, change="re-split"), encode(made)
+        except Exception as error:  # as above
+            logger.debug("solving weights failed", exc_info=True)
+            return Outcome(entry.name, "refused", change="re-split"), encode_error(f"solving failed: {_reason(error)}")
 
     def _served(self, entry: ModelEntry, in_force: Plan) -> Served:
         rank_load = expected_rank_load(entry.history.newest.load, in_force)
@@ -221,13 +266,44 @@ class Rebalancer:
             rows = np.random.default_rng(0).integers(0, experts, (1, 64, entry.recorder.sample.shape[2]))
             statistics = RoutingStatistics.from_topk(rows, experts)
         in_force = plan_of(placed, entry.topology, entry.dispatch)
-        return self._plan(replace(entry, layer_ids=[0]), statistics, in_force, self._options(entry)).seconds
+        made = self._plan(replace(entry, layer_ids=[0]), statistics, in_force, self._options(entry))
+        return made.seconds + (resplit(made, statistics).seconds if self.renews(entry) else 0.0)
 
 
 def _reason(error: Exception) -> str:
     """One line."""
     text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
+
+
+def _agree(
+    message: bytes,
+    in_force: Plan,
+    group: dist.ProcessGroup,
+    use: Callable[[Plan], Used],
+    voting: AbstractContextManager[Any] | None = None,
+) -> tuple[Used | None, str]:
+    """Collective: rank 0's plan, and what `use` made of it on this rank; None, and why, if any rank could not.
+
+    voting: entered for the vote, not for the time in which the others wait for rank 0.
+    """
+    received = _broadcast(message, group)
+    used, problem = None, ""
+    try:
+        used = use(accept(received, in_force))
+    except Exception as error:  # a damaged message must end in the vote as well, or the other ranks wait forever
+        problem = _reason(error)
+    with voting or nullcontext():
+        unanimous = _unanimous(used is not None, group)
+    if unanimous:
+        return used, ""
+    return None, problem or "another rank did not accept the plan"
+
+
+def _staged(made: Plan, in_force: Plan, stage: Staging) -> tuple[Plan, Switch]:
+    if not np.array_equal(made.placement.phy2log, in_force.placement.phy2log):
+        raise mismatch("re-split", found="experts that move", expected="the placement in force", fix="report this")
+    return made, stage(made)
 
 
 def _broadcast(message: bytes, group: dist.ProcessGroup) -> bytes:

@@ -89,6 +89,13 @@ class Cycle:
             self._start()
         return False
 
+    def settled(self, key: str) -> bool:
+        """Whether nothing moves, and this model's experts lie as the plan says that was agreed on last."""
+        if self._ahead:
+            return False
+        plan = self.rebalancer.entries[key].plan
+        return plan is not None and np.array_equal(self._models[key].placed, plan.placement.phy2log)
+
     def finish(self) -> None:
         """Collective: what is under way, to its end, without forward steps in between."""
         while self._ahead:

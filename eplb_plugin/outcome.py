@@ -15,6 +15,7 @@ from .stages import Stage
 from .statistics import RoutingStatistics
 
 Result = Literal["accepted", "refused", "skipped", "interrupted", "stalled"]
+Change = Literal["rebalance", "re-split"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Outcome:
     """result: skipped = no token was routed in the window; interrupted = an accepted plan was not, or only in some
     layers, put in force; stalled = a stage does not end, and what becomes of the rebalance is not known. assessment:
     None if nothing was planned. seconds: of the stages that ended since the last outcome. expert_bytes: weights of one
-    expert in one layer, 0 where unknown.
+    expert in one layer, 0 where unknown. change: re-split = new weights, every expert stays.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Outcome:
     served: Served | None = None
     seconds: Mapping[Stage, float] = field(default_factory=dict)
     expert_bytes: int = 0
+    change: Change = "rebalance"
 
 
 def assess(statistics: RoutingStatistics, before: Plan, made: Plan) -> Assessment:

@@ -116,6 +116,11 @@ class Plan:
     resolved_layers: int = 0
     skipped_layers: int = 0
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether its copies' weights are its own, not only what the rule makes of the placement."""
+        return self.source_weights is not None or self.cover_weights is not None
+
     @cached_property
     def digest(self) -> str:
         """Equal on two ranks only if placement, weights and rule are equal bit for bit."""

@@ -80,6 +80,7 @@ def configs(draw: st.DrawFn) -> PluginConfig:
         topology=draw(topologies),
         window_size=window,
         step_interval=interval,
+        resplit_windows=draw(st.integers(0, 10**6)),
         num_redundant_experts=draw(st.none() | st.integers(0, 100_000)),
         dispatch=draw(st.sampled_from(["auto", "hash", "nearest", "weighted", "cover"])),
         sample_rows=draw(st.integers(256, 65_536)),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..statistics import RoutingStatistics
 
 # what each can do, first what `dispatch: auto` takes; SGLang's `static` is nearest, its `dynamic` is hash
-ENGINE_RULES = {"vllm": ("weighted", "hash"), "sglang": ("nearest", "hash")}
+ENGINE_RULES = {"vllm": ("weighted", "hash"), "sglang": ("weighted", "nearest", "hash")}
 BYTES_PER_VALUE = 3.0  # of a token's hidden state to another node and back: FP8 there, BF16 back
 
 Recording = Annotated[Path, typer.Argument(help="Statistics file, .npz of topk_ids, or .json of loads, without EPLB.")]

@@ -67,17 +67,25 @@ class CoverTables:
     def put(self, maps: CoverMaps, layers: Sequence[int]) -> None:
         """From now on these layers' tokens go where `maps`, made for them, says. Does not wait for the device."""
         for part, held in zip(maps, self._maps, strict=True):
-            index, source = torch.tensor(list(layers)), torch.from_numpy(part)
-            if held.is_cuda:
-                index, source = (one.pin_memory().to(held.device, non_blocking=True) for one in (index, source))
-            held.index_copy_(0, index, source)
+            upload(torch.from_numpy(part), held, layers)
 
     def layer(self, index: int) -> LayerTables:
         nodes, counts, copies = (part[index] for part in self._maps)
         return LayerTables(nodes, counts, copies, self.held, self.source, self.num_nodes)
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self._maps
+
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self._maps)
+
+
+def upload(source: torch.Tensor, target: torch.Tensor, layers: Sequence[int]) -> None:
+    """Rows of `source` into these layers of `target`, without waiting for a device."""
+    index, rows = torch.tensor(list(layers)), source
+    if target.is_cuda:
+        index, rows = (part.pin_memory().to(target.device, non_blocking=True) for part in (index, rows))
+    target.index_copy_(0, index, rows)
 
 
 def cover(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.Tensor:

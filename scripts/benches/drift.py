@@ -77,6 +77,9 @@ ARMS: dict[str, Arm] = {
     "first plan, re-split": lambda seen, rule: (
         resplit(seen.last, seen.windows[-1]) if seen.last else solve(seen.windows[-1], rule)
     ),
+    "first plan, re-split for a forecast": lambda seen, rule: (
+        resplit(seen.last, forecast(seen.windows[-HISTORY:])) if seen.last else solve(seen.windows[-1], rule)
+    ),
     "warm, 5 %": warm(0.05),
     "warm, 10 %": warm(0.1),
     "warm, 10 %, fast": lambda seen, rule: warm(0.1)(seen, rule, effort="fast"),

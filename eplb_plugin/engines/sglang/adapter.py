@@ -23,9 +23,12 @@ from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
 from ...recording.recorder import Recorder
+from ...resplitting import Resplitting
 from ...state import Earlier
 from ...topology import Topology
 from ...warm_start import earlier
+from ..agreement import own_group
+from ..tables import DispatchTables, refuse_unequal
 from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
 from .mover import KEY, Mover
@@ -47,6 +50,8 @@ class Adapter:
         self.rebalancer = Rebalancer(config, metrics())
         self._manager: Any = None
         self._recorder: Recorder | None = None
+        self._tables: DispatchTables | None = None
+        self._resplitting: Resplitting | None = None
         self._mover: Mover | None = None
         self._row_of: dict[int, int] = {}  # decoder-layer number -> row of the recorder
         self._calls: dict[int, int] = {}  # per row, in this pass: micro-batches route one after the other
@@ -106,9 +111,31 @@ class Adapter:
         entry = self._entry(layers.layer_ids)
         entry.recorder, entry.owner_group_size = self._recorder, self.layout.owner_group_size
         entry.window_steps, entry.step_interval = self._window(), self._manager._rebalance_num_iterations
-        self._mover = Mover(model, entry, self.rebalancer)
-        self.rebalancer.add(KEY, entry, planning_rank=get_world_group().rank_in_group == 0)
+        world = get_world_group()
+        if entry.dispatch == "weighted":
+            self._tables = self._new_tables(entry)
+            entry.table_bytes = self._tables.nbytes()
+        self._mover = Mover(model, entry, self.rebalancer, self._tables)
+        self.rebalancer.add(KEY, entry, planning_rank=world.rank_in_group == 0)
         self.rebalancer.recall(KEY, self._earlier.window)
+        if self._tables is not None and self.rebalancer.renews(entry):
+            self._resplitting = Resplitting(self.rebalancer, KEY, own_group(world.ranks), self._tables.stage)
+
+    def _new_tables(self, entry: ModelEntry) -> DispatchTables:
+        """Collective: before graphs are captured, for the placement that the model was loaded with."""
+        world, metadata = get_world_group(), get_global_expert_location_metadata()
+        placed = metadata.physical_to_logical_map_cpu.numpy()[entry.layer_ids].astype(np.int32)
+        first = world.rank_in_group - world.rank_in_group % entry.owner_group_size
+        owners = range(first, first + entry.owner_group_size)
+        in_force = entry.in_force(Placement(placed, np.array(entry.layer_ids, np.int32)))
+        tables = DispatchTables(in_force, owners, metadata.physical_to_logical_map.device)
+        refuse_unequal(tables, world.cpu_group)
+        return tables
+
+    def rows_of(self, layer_id: int) -> torch.Tensor | None:
+        """[E, entries] of a decoder layer's tables; None where SGLang chooses by itself."""
+        row = self._row_of.get(layer_id)
+        return None if self._tables is None or row is None else self._tables.rows[row]
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
         return ModelEntry(
@@ -118,7 +145,7 @@ class Adapter:
             num_experts=self.num_experts,
             num_groups=self.num_groups,
             layer_ids=layer_ids,
-            dispatch=self.layout.rule,
+            dispatch=self.config.dispatch_among(self.layout.rules),
             engine="sglang",
             phase=self._phase,
         )
@@ -151,10 +178,13 @@ class Adapter:
         """A forward pass of the target is over: count what it routed, or forget it outside the window."""
         if self._recorder is None:
             return
-        if not self._rebalancing:
-            self._passes += 1
-        in_window = self._passes > self._manager._rebalance_num_iterations - self._window()
+        self._passes += not self._rebalancing
+        left, resplitting = self._manager._rebalance_num_iterations - self._passes, self._resplitting
+        in_window = left < self._window() or (resplitting is not None and resplitting.records(left))
         self._recorder.fold(recording and in_window and not self._rebalancing)
+        if resplitting is not None and not self._rebalancing:
+            assert self._mover is not None
+            resplitting.end_step(left, self._mover.settled)
 
     def _window(self) -> int:
         buffered: int = get_exec().moe.expert_distribution_recorder_buffer_size

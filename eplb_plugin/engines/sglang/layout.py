@@ -76,9 +76,9 @@ class Layout:
         )
 
     @property
-    def rule(self) -> Dispatch:
-        """The rule of ours by which SGLang chooses a replica."""
-        return _RULES[self.dispatch or "dynamic"]
+    def rules(self) -> tuple[Dispatch, ...]:
+        """What can choose a replica, best first: our tables, or SGLang itself by this rule of ours."""
+        return "weighted", _RULES[self.dispatch or "dynamic"]
 
     @property
     def owner_group_size(self) -> int:
@@ -121,6 +121,6 @@ def refuse_unsuited(config: PluginConfig | None, layout: Layout) -> None:
     if config is None:
         return
     if layout.dispatch:  # else SGLang has not chosen yet
-        config.dispatch_among((layout.rule,))
+        config.dispatch_among(layout.rules)
     if layout.ep_size is not None:
         config.topology_for(layout.ep_size, slots_per_rank=1, hosts=["not known yet"] * layout.ep_size)

@@ -21,6 +21,7 @@ from ...migration.layout import ExpertRows
 from ...model_entry import ModelEntry
 from ...placement import Placement
 from ...plan_types import Plan
+from ..tables import DispatchTables
 from .experts import expert_layers, refuse_left_behind
 from .maps import switch_maps
 
@@ -33,12 +34,16 @@ CANARY = "SGLANG_EXPERT_LOCATION_UPDATER_CANARY"  # SGLang's check of every slot
 class Mover:
     """Rebalances a loaded model, the entry KEY of `rebalancer`. Made on all ranks at once: it makes process groups.
 
+    tables: switched with the maps; None where SGLang chooses copies by itself.
     Raises PluginError, naming the tensor, where it is not certain what moving an expert means.
     """
 
-    def __init__(self, model: Any, entry: ModelEntry, rebalancer: Rebalancer) -> None:
+    def __init__(
+        self, model: Any, entry: ModelEntry, rebalancer: Rebalancer, tables: DispatchTables | None = None
+    ) -> None:
         world, metadata = get_world_group(), get_global_expert_location_metadata()
         self._model, self._layer_ids, self._topology = model, entry.layer_ids, entry.topology
+        self._tables = tables
         self._rank = world.rank_in_group
         placed = metadata.physical_to_logical_map_cpu.numpy()[self._layer_ids].astype(np.int32)
         canaries = torch.from_numpy(self._own(placed).copy()).to(metadata.physical_to_logical_map.device)
@@ -66,6 +71,11 @@ class Mover:
             self._cycle.begin({})
             while self._cycle.step():
                 yield
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing moves, and all experts lie as planned."""
+        return self._cycle.settled(KEY)
 
     def settle(self) -> None:
         """Collective, between two passes: end the move under way, because SGLang is about to write the weights.
@@ -103,3 +113,5 @@ class Mover:
         (changed,) = (metadata.physical_to_logical_map_cpu.numpy()[layer_ids] != phy2log).any(1).nonzero()
         if len(changed):
             switch_maps(metadata, [layer_ids[row] for row in changed], phy2log[changed], self._topology, self._rank)
+        if self._tables is not None:  # also where nothing moves: by new weights
+            self._tables.switch(rows, plan)

@@ -17,6 +17,7 @@ from ..hooks import Hook
 from .dispatch_table import dispatch_table
 from .entrance import ENTRANCE, stop
 from .layout import AFFINITY
+from .remap import REMAP
 from .state import get_adapter
 
 _PLUGIN = object()  # stands for a member of SGLang's closed enumeration of algorithms
@@ -208,4 +209,5 @@ RUNTIME = (
         "(self, *, run_post_load)",
         _end_loading,
     ),
+    *REMAP,
 )

@@ -18,7 +18,9 @@ from ...observe.metrics import metrics
 from ...placement import Placement
 from ...plan_types import Dispatch
 from ...recording.recorder import Recorder
-from ..agreement import agree
+from ...resplitting import Resplitting
+from ..agreement import agree, own_group
+from ..tables import refuse_unequal
 from .entrance import DISPATCH
 from .layers import inspect_layers, movable
 from .mapping import MappedLayer, hook_by_name, register
@@ -40,6 +42,7 @@ class Adapter:
         self.rebalancer = Rebalancer(self.config, metrics())
         self.resumes = False  # a placement waits for the first rebalance, on every rank
         self.cycle = Cycle(self.rebalancer, get_eplb_group().cpu_group)
+        self._resplitting: dict[str, Resplitting] = {}
 
     def add(self, model_state: Any, model_config: Any, draft: bool) -> None:
         """Register a model that vLLM has just registered. Raises PluginError if its layers cannot be served."""
@@ -85,6 +88,9 @@ class Adapter:
         self.resumes |= self.rebalancer.resume(key, get_eplb_group().cpu_group)
         data, votes = get_eplb_group().device_group, group.cpu_group
         self.cycle.add(key, weights, plan, data=data, votes=votes, switch=tables.switch)
+        refuse_unequal(tables, get_eplb_group().cpu_group)
+        if self.rebalancer.renews(entry):
+            self._resplitting[key] = Resplitting(self.rebalancer, key, own_group(get_eplb_group().ranks), tables.stage)
 
     def _recorder(self, model: Any, top_k: int, rule: Dispatch) -> Recorder:
         device = model.expert_weights[0][0].device
@@ -111,11 +117,20 @@ class Adapter:
             counts = [max(0, min(real_tokens, one.stop) - one.start) for one in slices]
         entry.recorder.expect(counts)
 
-    def end_forward(self, real: bool, in_window: bool) -> None:
-        """A forward pass is over: count what it routed, or forget it (dummy, profile, outside the window)."""
+    def end_forward(self, real: bool, in_window: bool, steps_left: int) -> None:
+        """A forward pass is over: count what it routed, or forget it (dummy, profile, outside every window).
+
+        steps_left: until the next rebalance begins.
+        """
+        in_window = in_window or any(one.records(steps_left) for one in self._resplitting.values())
         for entry in self.rebalancer.entries.values():
             if entry.recorder is not None:
                 entry.recorder.fold(in_window) if real else entry.recorder.drop()
+
+    def end_step(self, steps_left: int) -> None:
+        """An engine step is over, a dummy one too: the same one on every rank."""
+        for key, one in self._resplitting.items():
+            one.end_step(steps_left, self.cycle.settled(key))
 
     def rebalance(self, model_states: dict[str, Any], background: bool) -> None:
         """Collective, main thread: the window of every model ends, and what comes of it begins (or is over)."""

@@ -38,7 +38,11 @@ def _prepare_forward(
 def _step(
     original: Callable[..., Any], self: Any, is_dummy: bool = False, is_profile: bool = False, log_stats: bool = False
 ) -> Any:
-    getattr(self, _ADAPTER).end_forward(not is_dummy and not is_profile, self._should_record_current_step())
+    adapter: Adapter = getattr(self, _ADAPTER)
+    steps_left = self.expert_rearrangement_step_interval - self.expert_rearrangement_step - 1
+    adapter.end_forward(not is_dummy and not is_profile, self._should_record_current_step(), steps_left)
+    if not is_profile:  # before vLLM's own part, in which the next rebalance may begin
+        adapter.end_step(steps_left)
     return original(self, is_dummy, is_profile, log_stats)
 
 

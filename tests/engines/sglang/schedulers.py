@@ -201,12 +201,14 @@ class Scheduler:
         torch = self._torch
         random = np.random.default_rng(self._passes)
         rows = random.permuted(np.tile(np.arange(EXPERTS), (PADDING, 1)), axis=1)[:, :TOP_K]
+        self.routed = []  # of every layer, without padding: [T, K] logical and physical ids
         for router, chosen in zip(self.model.routers, ids, strict=True):
             logits = torch.zeros(len(chosen) + PADDING, EXPERTS)
             logits.scatter_(1, torch.from_numpy(np.concatenate([chosen, rows])).long(), 5.0)
             with self.recorder.with_current_layer(router.layer_id):
                 output = router(hidden_states=torch.zeros(len(logits), 32), router_logits=logits)
                 self._report_dispatch(output.topk_ids)
+            self.routed.append((chosen, output.topk_ids[: len(chosen)].numpy()))
 
     def _report_dispatch(self, physical_ids: Any) -> None:
         """What DeepEP tells SGLang's recorder: how many tokens came for each slot of this rank (here: of its own)."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eplb_plugin import Placement, RoutingStatistics
+from eplb_plugin import Placement, RoutingStatistics, route
 from processes import run_ranks
 
 from .schedulers import EXPERTS, LAYERS, MOE_LAYERS, ON_CPU, REDUNDANT, TOP_K, Scheduler, Start, model_folder
@@ -42,7 +42,8 @@ def routed(rank: int, step: int, shared: bool) -> np.ndarray:
 class Seen:
     """Of one rank. begun, over: the pass at whose end each rebalance began, and the one at whose end it was over.
 
-    maps: [L, P] after every pass. statistics: what each rebalance was planned from.
+    maps: [L, P], plans: digests of those in force, after every pass. statistics: what each rebalance was planned from.
+    weighted: layers and passes that were compared with `route` while a plan with weights was in force.
     """
 
     first_map: np.ndarray
@@ -54,6 +55,8 @@ class Seen:
     weights_right: bool = True
     addresses_kept: bool = True
     table: np.ndarray | None = None
+    plans: list[str] = field(default_factory=list)
+    weighted: int = 0
     after_another_layout: tuple[bool, bool] | None = None
 
 
@@ -95,10 +98,16 @@ def live(start: Start, shared: bool) -> Seen:
             scheduler.route(np.tile(routed(scheduler.rank, 100_000 + step, shared), (1, 2, 1)))
         if step == 2:
             scheduler.recorder.dump_record()  # what HTTP asks for: a file, and a window of SGLang's that starts anew
+        expected = planned_routes(scheduler.rank, adapter)
         scheduler.forward(routed(scheduler.rank, step, shared), batches=1 + step % len(entry.recorder.stage))
+        for layer, (logical, physical) in enumerate(scheduler.routed):
+            if expected is not None:
+                np.testing.assert_array_equal(np.sort(physical), np.sort(expected(logical, layer)))
+                seen.weighted += 1
         if len(seen.begun) > len(seen.over) and not adapter._rebalancing:
             seen.over.append(step)
         seen.maps.append(metadata.physical_to_logical_map_cpu.numpy().copy())
+        seen.plans.append(entry.plan.digest if entry.plan is not None else "")
         seen.weights_right &= scheduler.weights_are_right()
         moved, before = not np.array_equal(before, seen.maps[-1]), seen.maps[-1]
         if reload and moved and adapter._rebalancing:
@@ -115,6 +124,16 @@ def live(start: Start, shared: bool) -> Seen:
     if metadata.logical_to_rank_dispatch_physical_map is not None:
         seen.table = metadata.logical_to_rank_dispatch_physical_map.numpy()
     return seen
+
+
+def planned_routes(rank: int, adapter: Any) -> Callable[[np.ndarray, int], np.ndarray] | None:
+    """`route` of the plan in force from this rank; None where there is none with weights, or experts move."""
+    plan, tables = adapter.rebalancer.entries["target"].plan, adapter._tables
+    if tables is None or not adapter._mover.settled or not plan.has_weights:
+        return None
+    shared = len(tables.owners) > 1  # a group on several nodes is near to none
+    used = replace(plan, source_weights=None) if shared else plan
+    return lambda logical, layer: route(logical, 0 if shared else rank, used, layer)
 
 
 def after_another_layout(scheduler: Scheduler, shared: bool) -> tuple[bool, bool]:
@@ -136,7 +155,8 @@ def addresses_of(scheduler: Scheduler, recorder: Any) -> list[int]:
 class Case:
     """shared: all ranks route the same tokens. start: the initial placement. window: passes that a window holds.
 
-    layers: that may change in a pass. settings: on which ranks. canary: SGLang's own check, by the plugin.
+    layers: that may change in a pass. settings: on which ranks. rule: of the settings. canary: SGLang's own check, by
+    the plugin.
     """
 
     name: str
@@ -146,6 +166,7 @@ class Case:
     start: str = "trivial"
     window: int = INTERVAL
     layers: int = 3
+    rule: str = "auto"
     settings: tuple[bool, bool] = (True, True)
     canary: bool = False
 
@@ -158,7 +179,7 @@ CASES = (
          "_SelectExpertsSinglePassGatherer", start="placement", layers=2),
     Case("DeepEP normal, approximate",
          {**DEEPEP, "deepep_mode": "normal", "expert_distribution_recorder_mode": "stat_approx"}, False,
-         "_DeepepNormalSinglePassGatherer", start="counts"),
+         "_DeepepNormalSinglePassGatherer", start="counts", rule="nearest"),
     Case("DeepEP low latency",
          {**DEEPEP, "deepep_mode": "low_latency", "expert_distribution_recorder_buffer_size": 2}, False,
          "_DeepepLowLatencySinglePassGatherer", window=2, canary=True),
@@ -186,7 +207,7 @@ def seen(case: Case, tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
         load = np.arange(LAYERS * EXPERTS).reshape(LAYERS, EXPERTS) * (np.arange(LAYERS) > 0)[:, None]
         (folder / "counts.json").write_text(json.dumps({"logical_count": load.tolist()}))
         options["init_expert_location"] = str(folder / "counts.json")
-    settings = [SETTINGS if given else None for given in case.settings]
+    settings = [SETTINGS | {"dispatch": case.rule} if given else None for given in case.settings]
     return run_ranks(RANKS, live, Start(model_folder(folder), settings, options, case.canary), case.shared, timeout=400)
 
 
@@ -274,6 +295,22 @@ def test_every_rank_has_its_own_dispatch_table(case: Case, seen: list[Seen]) -> 
         own = one.maps[-1][:, rank * per_rank : (rank + 1) * per_rank]
         for layer in range(LAYERS):
             assert set(one.table[layer][np.unique(own[layer])] // per_rank) == {rank}
+
+
+def test_tokens_go_where_route_says(case: Case, seen: list[Seen]) -> None:
+    """By tables made of weights (compared in every pass before which nothing moves); else SGLang chooses by itself."""
+    assert all((one.weighted > 10 * len(MOE_LAYERS)) == (case.rule == "auto") for one in seen)
+
+
+def test_weights_are_renewed_between_rebalances(case: Case, seen: list[Seen]) -> None:
+    """Where a window leaves room for it: on the same pass on all ranks, and no expert moves."""
+    first, other = seen
+    busy = {step for begun, over in zip(first.begun, first.over, strict=True) for step in range(begun, over + 1)}
+    renewed = [step for step in range(1, len(first.plans)) if first.plans[step] != first.plans[step - 1]]
+    renewed = [step for step in renewed if step not in busy]
+    assert all(first.plans[step] == other.plans[step] for step in range(len(first.plans)) if step not in busy)
+    assert all(np.array_equal(first.maps[step], first.maps[step - 1]) for step in renewed)
+    assert (len(renewed) >= 2) == (case.window == 2)
 
 
 def refused(start: Start, spoil: Callable[[], None] | None = None) -> tuple[object, list[str]]:

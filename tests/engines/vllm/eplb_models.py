@@ -56,7 +56,7 @@ class Experts(torch.nn.Module):
 
 
 class Model(MixtureOfExperts):
-    def __init__(self, layers: int, seed: int, quant_method: Any = None) -> None:
+    def __init__(self, layers: int, seed: int, quant_method: Any = None, all_to_all: bool = True) -> None:
         ranks, rank = dist.get_world_size(), dist.get_rank()
         self.num_moe_layers, self.num_expert_groups = layers, 1
         self.num_logical_experts = self.num_routed_experts = EXPERTS
@@ -64,7 +64,9 @@ class Model(MixtureOfExperts):
         self.num_shared_experts = 0
         own = self.num_local_physical_experts = self.num_physical_experts // ranks
         slots = range(rank * own, (rank + 1) * own)
-        parallel = SimpleNamespace(use_all2all_kernels=True, is_sequence_parallel=False, ep_rank=rank, ep_size=ranks)
+        parallel = SimpleNamespace(
+            use_all2all_kernels=all_to_all, is_sequence_parallel=False, ep_rank=rank, ep_size=ranks
+        )
         self.moe_layers = []
         for layer in range(layers):
             values = {
@@ -88,7 +90,10 @@ class Config(SimpleNamespace):
 class Engine:
     """What vLLM's model runner does for EPLB: registers models, routes, steps."""
 
-    def __init__(self, use_async: bool, drafts: int = 0, interval: int = 4, **settings: Any) -> None:
+    def __init__(
+        self, use_async: bool, drafts: int = 0, interval: int = 4, all_to_all: bool = True, **settings: Any
+    ) -> None:
+        """all_to_all: without one, all ranks route the same tokens."""
         _prepare()
         chosen = {"topology": {"nodes": 2}, "forecast_windows": 1, "sample_rows": 256, "dispatch": "hash", **settings}
         eplb = SimpleNamespace(
@@ -108,7 +113,7 @@ class Engine:
         self.configs: dict[str, Config] = {}  # vLLM knows them by their address
         for draft in range(drafts):  # as vLLM does: before the target
             self._add(f"draft{draft}", Model(1, 7 + draft), "draft")
-        self._add("target", Model(3, 1), None)
+        self._add("target", Model(3, 1, all_to_all=all_to_all), None)
         self.state.start_async_loop()
         self.adapter = self.state._eplb_plugin_adapter
         self.random = np.random.default_rng(dist.get_rank())
@@ -166,7 +171,7 @@ def _prepare() -> None:
     groups = {
         name: SimpleNamespace(
             device_group=dist.new_group(), cpu_group=dist.new_group(),
-            rank_in_group=dist.get_rank(), world_size=dist.get_world_size(),
+            rank_in_group=dist.get_rank(), world_size=dist.get_world_size(), ranks=list(range(dist.get_world_size())),
         )
         for name in ("get_ep_group", "get_eplb_group")
     }  # fmt: skip

@@ -2,7 +2,8 @@
 
 EPLB_FAULTS names the file; the words in it are read each time a fault could strike:
 planner = the planner raises; digest = rank 1 receives a damaged plan; reading = rank 1 cannot read what it is to
-send; row = rank 1 receives another expert's row; signature (at start) = a hooked function differs.
+send; row = rank 1 receives another expert's row; signature (at start) = a hooked function differs;
+owners = odd ranks make tables as if they alone routed their tokens. EPLB_PROOFS names a folder for `eplb_proofs.py`.
 """
 
 from __future__ import annotations
@@ -35,8 +36,14 @@ def register() -> None:
     def init_device(self: Any) -> Any:
         # not before: vLLM on CPU cannot set itself up once numba, which the planner needs, is imported
         from eplb_plugin import controller
+        from eplb_plugin.engines import tables
         from eplb_plugin.migration.transfer import Transfer
 
+        tables.hashed_maps = _parting(tables.hashed_maps)
+        if "EPLB_PROOFS" in os.environ:
+            import eplb_proofs
+
+            eplb_proofs.install(Path(os.environ["EPLB_PROOFS"]))
         controller.plan = _failing(controller.plan)
         controller._broadcast = _damaging(controller._broadcast)
         Transfer._pack = _unreadable(Transfer._pack)
@@ -53,6 +60,16 @@ def _failing(plan: Callable[..., Any]) -> Callable[..., Any]:
         return plan(*args, **kwargs)
 
     return failing
+
+
+def _parting(hashed_maps: Callable[..., Any]) -> Callable[..., Any]:
+    def parting(plan: Any, owners: list[int], *args: Any) -> Any:
+        from vllm.distributed.parallel_state import get_ep_group
+
+        rank = get_ep_group().rank_in_group
+        return hashed_maps(plan, [rank] if "owners" in wanted() and rank % 2 else owners, *args)
+
+    return parting
 
 
 def _damaging(broadcast: Callable[..., bytes]) -> Callable[..., bytes]:
