@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from ...dispatch.kernels import upload
 from ...errors import mismatch
 from ...plan_types import Plan
-from ..tables import DispatchTables, upload
+from ..tables import DispatchTables
 
 
 class Tables(DispatchTables):
