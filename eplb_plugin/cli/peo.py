@@ -13,7 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..config import PeoConfig, load_config
+from ..config import load_config
+from ..config_sections import PeoConfig
 from ..errors import mismatch
 from ..peo.ops import Api, Method, Schedule
 from ..peo.schedule import default_num_rounds, make_schedule

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..config import PeoConfig
+from ..config_sections import PeoConfig
 from ..errors import PluginError
 from ..peo.cuda import Limit, RoundBuffer, choose_api
 from ..peo.ops import Schedule

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from sglang.srt.runtime_context import get_exec
 
-from ...config import PeoConfig
+from ...config_sections import PeoConfig
 from ...errors import mismatch
 from ...peo.cuda import RoundInput
 from ..hooks import Hook

@@ -16,7 +16,7 @@ import torch
 from vllm.utils import deep_gemm
 from vllm.v1.worker.ubatching import dbo_enabled
 
-from ...config import PeoConfig
+from ...config_sections import PeoConfig
 from ...errors import mismatch
 from ...peo.cuda import RoundInput
 from ..hooks import Hook

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eplb_plugin.config import PeoConfig
+from eplb_plugin.config_sections import PeoConfig
 from eplb_plugin.errors import PluginError
 from eplb_plugin.peo.grouped_gemm import silu_mul_quant
 from eplb_plugin.peo.reference import Buffer, PatchedBuffer
