@@ -112,13 +112,13 @@ class MigrationConfig(Section):
         description="Bytes that a rank may copy on one engine step; a single layer may need more; left out: one "
         "layer's experts.",
     )
-    planning_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = Field(
+    planning_seconds: Annotated[float, Field(ge=0.001, le=86_400.0)] = Field(
         600.0, description="A plan that takes longer is refused by all ranks."
     )
-    transfer_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = Field(
+    transfer_seconds: Annotated[float, Field(ge=0.001, le=86_400.0)] = Field(
         30.0, description="A message between ranks that takes longer breaks the move off; the old placement serves on."
     )
-    vote_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = Field(
+    vote_seconds: Annotated[float, Field(ge=0.001, le=86_400.0)] = Field(
         120.0, description="A rank that says nothing for so long ends the server; longer than the slowest engine step."
     )
 

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
 from .config import PluginConfig
+from .consensus import agree, reason
 from .errors import PluginError, mismatch
 from .history import History
 from .model_entry import ModelEntry
 from .outcome import Outcome, Served, assess
 from .placement import Placement
-from .plan_message import accept, encode, encode_error
+from .plan_message import encode, encode_error
 from .plan_types import Plan, PlanOptions
 from .planning.job import plan_of
 from .planning.plan import plan
@@ -40,7 +39,6 @@ from .warm_start import earlier
 logger = logging.getLogger("eplb_plugin")
 Switch = Callable[[], None]
 Staging = Callable[[Plan], Switch]
-Used = TypeVar("Used")
 
 
 class Rebalancer:
@@ -121,7 +119,7 @@ class Rebalancer:
             with entry.stages("plan"):
                 outcome, message = self._propose(entry, in_force)
         entry.rebalances += 1
-        accepted, problem = _agree(message, in_force, group, lambda made: made, entry.stages("agree"))
+        accepted, problem = agree(message, in_force, group, lambda made: made, entry.stages("agree"))
         if outcome is not None:
             outcome = replace(outcome, seconds=entry.stages.taken(), expert_bytes=entry.expert_bytes)
         self.tell(outcome, refused=accepted is None)
@@ -147,7 +145,7 @@ class Rebalancer:
         except PluginError as error:
             entry.history.refuse(error)
         outcome, message = self._propose_weights(entry, in_force) if dist.get_rank(group) == 0 else (None, b"")
-        staged, problem = _agree(message, in_force, group, lambda made: _staged(made, in_force, stage))
+        staged, problem = agree(message, in_force, group, lambda made: _staged(made, in_force, stage))
         self.tell(outcome, refused=staged is None)
         if staged is None:
             logger.error("re-split of %s refused, the old tables stay: %s", entry.name, problem)
@@ -182,7 +180,7 @@ class Rebalancer:
         try:
             self._report(replace(outcome, result="refused") if refused else outcome)
         except Exception as error:
-            logger.warning("the outcome of a %s was not reported: %s", outcome.change, _reason(error))
+            logger.warning("the outcome of a %s was not reported: %s", outcome.change, reason(error))
 
     def _propose(self, entry: ModelEntry, in_force: Plan) -> tuple[Outcome, bytes]:
         """On the planning rank: a plan, or the reason why there is none. Never raises: all ranks wait for it."""
@@ -205,7 +203,7 @@ class Rebalancer:
             return Outcome(entry.name, "accepted", assessment, served), encode(made)
         except Exception as error:  # whatever fails here must reach the other ranks, or they wait forever
             logger.debug("planning failed", exc_info=True)
-            return Outcome(entry.name, "refused"), encode_error(f"planning failed: {_reason(error)}")
+            return Outcome(entry.name, "refused"), encode_error(f"planning failed: {reason(error)}")
 
     def _propose_weights(self, entry: ModelEntry, in_force: Plan) -> tuple[Outcome, bytes]:
         """The same for new weights: those for the next window's load, since the last one's alone is mostly noise."""
@@ -222,7 +220,7 @@ class Rebalancer:
             return Outcome(entry.name, "accepted", assessment, change="re-split"), encode(made)
         except Exception as error:  # as above
             logger.debug("solving weights failed", exc_info=True)
-            return Outcome(entry.name, "refused", change="re-split"), encode_error(f"solving failed: {_reason(error)}")
+            return Outcome(entry.name, "refused", change="re-split"), encode_error(f"solving failed: {reason(error)}")
 
     def _served(self, entry: ModelEntry, in_force: Plan) -> Served:
         rank_load = expected_rank_load(entry.history.newest.load, in_force)
@@ -270,56 +268,7 @@ class Rebalancer:
         return made.seconds + (resplit(made, statistics).seconds if self.renews(entry) else 0.0)
 
 
-def _reason(error: Exception) -> str:
-    """One line."""
-    text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
-
-
-def _agree(
-    message: bytes,
-    in_force: Plan,
-    group: dist.ProcessGroup,
-    use: Callable[[Plan], Used],
-    voting: AbstractContextManager[Any] | None = None,
-) -> tuple[Used | None, str]:
-    """Collective: rank 0's plan, and what `use` made of it on this rank; None, and why, if any rank could not.
-
-    voting: entered for the vote, not for the time in which the others wait for rank 0.
-    """
-    received = _broadcast(message, group)
-    used, problem = None, ""
-    try:
-        used = use(accept(received, in_force))
-    except Exception as error:  # a damaged message must end in the vote as well, or the other ranks wait forever
-        problem = _reason(error)
-    with voting or nullcontext():
-        unanimous = _unanimous(used is not None, group)
-    if unanimous:
-        return used, ""
-    return None, problem or "another rank did not accept the plan"
-
-
 def _staged(made: Plan, in_force: Plan, stage: Staging) -> tuple[Plan, Switch]:
     if not np.array_equal(made.placement.phy2log, in_force.placement.phy2log):
         raise mismatch("re-split", found="experts that move", expected="the placement in force", fix="report this")
     return made, stage(made)
-
-
-def _broadcast(message: bytes, group: dist.ProcessGroup) -> bytes:
-    """Send rank 0's message to every rank of a CPU group."""
-    source = dist.get_global_rank(group, 0)
-    length = torch.tensor([len(message)], dtype=torch.int64)
-    dist.broadcast(length, src=source, group=group)
-    if dist.get_rank(group) == 0:
-        buffer = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-    else:
-        buffer = torch.empty(int(length), dtype=torch.uint8)
-    dist.broadcast(buffer, src=source, group=group)
-    return buffer.numpy().tobytes()
-
-
-def _unanimous(accepted: bool, group: dist.ProcessGroup) -> bool:
-    vote = torch.tensor([int(accepted)], dtype=torch.int32)
-    dist.all_reduce(vote, op=dist.ReduceOp.MIN, group=group)
-    return bool(vote.item())

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eplb_plugin import controller, stages
+from eplb_plugin import consensus, controller, stages
 from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.controller import Rebalancer
 from eplb_plugin.errors import PluginError
@@ -336,8 +336,8 @@ def test_planner_that_raises(spoil: Callable[[int], None], reason: str) -> None:
 def receive_wrongly(change: Callable[[bytes], bytes], rank: int) -> None:
     """The last rank receives something else than was sent."""
     if rank == dist.get_world_size() - 1:
-        broadcast = controller._broadcast
-        controller._broadcast = lambda *args: change(broadcast(*args))  # type: ignore[assignment]
+        broadcast = consensus.broadcast
+        consensus.broadcast = lambda *args: change(broadcast(*args))  # type: ignore[assignment]
 
 
 def flipped_body(rank: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eplb_plugin import controller
+from eplb_plugin import consensus, controller
 from eplb_plugin.config import parse_config
 from eplb_plugin.controller import Rebalancer, Switch
 from eplb_plugin.engines.agreement import own_group
@@ -161,8 +161,8 @@ def solver_fails(rank: int) -> None:
 
 def damaged(rank: int) -> None:
     if rank == 1:
-        broadcast = controller._broadcast
-        controller._broadcast = lambda *args: (lambda sent: sent[:-1] + bytes([sent[-1] ^ 1]))(broadcast(*args))
+        broadcast = consensus.broadcast
+        consensus.broadcast = lambda *args: (lambda sent: sent[:-1] + bytes([sent[-1] ^ 1]))(broadcast(*args))
 
 
 def moves_experts(rank: int) -> None:

@@ -35,7 +35,7 @@ def register() -> None:
     @functools.wraps(original)
     def init_device(self: Any) -> Any:
         # not before: vLLM on CPU cannot set itself up once numba, which the planner needs, is imported
-        from eplb_plugin import controller
+        from eplb_plugin import consensus, controller
         from eplb_plugin.engines import tables
         from eplb_plugin.migration.transfer import Transfer
 
@@ -45,7 +45,7 @@ def register() -> None:
 
             eplb_proofs.install(Path(os.environ["EPLB_PROOFS"]))
         controller.plan = _failing(controller.plan)
-        controller._broadcast = _damaging(controller._broadcast)
+        consensus.broadcast = _damaging(consensus.broadcast)
         Transfer._pack = _unreadable(Transfer._pack)
         Transfer._verify = _misled(Transfer._verify)
         return original(self)
