@@ -15,7 +15,7 @@ from eplb_plugin import PluginError, route
 from processes import run_ranks
 
 SECONDS = 300.0  # the planner may have to be compiled
-STEPS, INTERVAL = 2000, 12
+STEPS, INTERVAL = 2000, 24
 
 
 @dataclass
@@ -48,7 +48,7 @@ def serve(use_async: bool) -> Seen:
                 np.testing.assert_array_equal(found, route(ids, rank, plan, index))
                 seen.routed += 1
         engine.step()
-        time.sleep(0.002)
+        time.sleep(0.002 if settled else 0.05)  # so that a rebalance, which waits for a plan, is few steps long
     return seen
 
 
