@@ -21,7 +21,7 @@ def repair_layer(
     phy2log, before = old.copy(), count_held(old, cluster, load.shape[0])
     ranks = open_ranks(load, phy2log, before, cluster)
     movable, visits = open_singles(ranks, cluster, tokens)
-    written = relieve(ranks, cluster, tokens, movable, visits, peak_ratio, budget, ingress)
+    written = relieve(ranks, cluster, tokens, movable, visits, peak_ratio, budget)
     if tokens.rows.shape[0] > 0:
         if written > 0:
             movable, visits = open_singles(ranks, cluster, tokens)

@@ -201,9 +201,7 @@ class Job:
             phy2log = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
         if self.keeps_locality or self.cluster.nearest:  # what packing could not see: other nodes, and shares there
             before = count_held(phy2log, self.cluster, len(load))
-            repair(
-                load, phy2log, before, self.cluster, tokens, 1.0 + tolerance, NO_LIMIT, self.options.ingress_tolerance
-            )
+            repair(load, phy2log, before, self.cluster, tokens, 1.0 + tolerance, NO_LIMIT)
         if not self.keeps_locality or self._is_balanced(load, phy2log):
             return phy2log
         even = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]

@@ -15,7 +15,6 @@ from .sources import INGRESS_PRICE
 from .visits import Visits, most_arrivals, open_visits, real_changes, relief, swap_changes, swap_experts, worth_of
 
 TRIES = 4  # candidates per expert and sweep; a gain from the tables is wrong where a token has both experts
-STALE = 16  # swaps after which bounds on gains are measured again
 LEAST_GAIN = 1e-9
 NEVER = 1e300
 ANYWHERE = 1e9  # tolerance of ingress that no node exceeds
@@ -201,9 +200,9 @@ def _sweep(load: Array, movable: Array, visits: Visits, node_load: Array, limits
     """Up to `sweeps` looks at every expert, each swapped with its best partner, in place."""
     nodes, barred = node_load.shape[0], ~movable
     offers, reach, tried = np.empty((nodes, nodes)), np.empty(nodes), np.empty(TRIES, np.int64)
+    _find_offers(visits, movable, offers)
     for _ in range(sweeps):
-        swaps = 0
-        _find_offers(visits, movable, offers)
+        swapped = False
         for mine in range(load.shape[0]):
             if not movable[mine]:
                 continue
@@ -213,15 +212,14 @@ def _sweep(load: Array, movable: Array, visits: Visits, node_load: Array, limits
                 if other < 0:
                     break
                 if _try_swap(mine, other, visits, load, node_load, limits):
-                    swaps += 1
-                    if swaps % STALE == 0:
-                        _find_offers(visits, movable, offers)
+                    _find_offers(visits, movable, offers)
+                    swapped = True
                     break
                 barred[other], tried[tries] = True, other
                 tries += 1
             for other in tried[:tries]:
                 barred[other] = False
-        if swaps == 0:
+        if not swapped:
             break
 
 

@@ -11,9 +11,8 @@ import numpy as np
 from ..jit import Array, kernel
 from .crossings import Cluster, copy_values, count_sources, expert_shares, fixed_pins
 from .ranks import Ranks, may_take, open_ranks, receipts, received, swap_receipts, swap_slots, write_slot
-from .sources import INGRESS_PRICE
 from .tokens import Tokens
-from .visits import Visits, most_arrivals, open_visits, swap_changes, swap_experts, worth_of
+from .visits import Visits, open_visits, swap_changes, swap_experts
 
 NO_LIMIT = 1 << 30
 RELIEF_PRICE = 0.3  # crossings per token that a relief of one mean rank load is worth
@@ -35,19 +34,17 @@ def open_singles(ranks: Ranks, cluster: Cluster, tokens: Tokens) -> tuple[Array,
 
 @kernel
 def _best_swap(
-    busiest: int, budget: int, ranks: Ranks, cluster: Cluster, movable: Array, visits: Visits, price: float, most: float
+    busiest: int, budget: int, ranks: Ranks, cluster: Cluster, movable: Array, visits: Visits, price: float
 ) -> tuple[float, int, int]:
     """(value per received weight, slot of the busiest rank, other slot); value 0 if no swap relieves it.
 
-    price: crossings that the relief of one unit of load is worth; movable: [E] experts that may change node; most:
-    copies that may arrive at a node before they have a price.
+    price: crossings that the relief of one unit of load is worth; movable: [E] experts that may change node.
     """
     slots, rank_load, least = cluster.slots_per_rank, ranks.rank_load, LEAST_RELIEF * ranks.rank_load.mean()
     home, first = cluster.node_of_rank[busiest], busiest * slots
     weight = np.empty(slots)
     for place in range(slots):
         weight[place] = ranks.load[ranks.phy2log[first + place]] * ranks.shares[ranks.phy2log[first + place], home]
-    excess = np.maximum(visits.visited - visits.own - most, 0.0) * INGRESS_PRICE
     best, best_own, best_slot = 0.0, -1, -1
     for rank in range(rank_load.shape[0]):
         gap, node = rank_load[busiest] - rank_load[rank], cluster.node_of_rank[rank]
@@ -65,10 +62,9 @@ def _best_swap(
                 value, mine = price * relief, ranks.phy2log[first + place]
                 if node != home:
                     here, there = swap_changes(visits, mine, theirs)
-                    at_best = value - here - there + excess[home] + excess[node]
-                    if not movable[mine] or at_best <= best * LEAST_COST:
+                    value -= here + there
+                    if not movable[mine]:
                         continue
-                    value += worth_of(visits, home, node, here, there, most)
                 if value <= best * LEAST_COST:
                     continue
                 cost = swap_receipts(ranks, cluster, first + place, slot)
@@ -147,25 +143,22 @@ def _best_overwrite(
 
 @kernel
 def repair(
-    load: Array, phy2log: Array, before: Array, cluster: Cluster, tokens: Tokens, peak_ratio: float, budget: int,
-    ingress: float,
-) -> None:  # fmt: skip
+    load: Array, phy2log: Array, before: Array, cluster: Cluster, tokens: Tokens, peak_ratio: float, budget: int
+) -> None:
     """Change `phy2log: [P]`, in place, until no rank exceeds the mean by more than `peak_ratio` or no move pays.
 
-    before: [ranks, E] what every rank held when moves began to count; budget: most moved slots; ingress: share by which
-    a node's arrivals may exceed the mean before a swap has to pay for them.
+    before: [ranks, E] what every rank held when moves began to count; budget: most moved slots.
     """
     ranks = open_ranks(load, phy2log, before, cluster)
     if ranks.rank_load.max() > ranks.rank_load.mean() * peak_ratio:
         movable, visits = open_singles(ranks, cluster, tokens)
-        relieve(ranks, cluster, tokens, movable, visits, peak_ratio, budget, ingress)
+        relieve(ranks, cluster, tokens, movable, visits, peak_ratio, budget)
 
 
 @kernel
 def relieve(
-    ranks: Ranks, cluster: Cluster, tokens: Tokens, movable: Array, visits: Visits, peak_ratio: float, budget: int,
-    ingress: float,
-) -> int:  # fmt: skip
+    ranks: Ranks, cluster: Cluster, tokens: Tokens, movable: Array, visits: Visits, peak_ratio: float, budget: int
+) -> int:
     """`repair` of what is open already; returns how many copies it has overwritten, which `visits` know nothing of."""
     mean, written, aware = ranks.rank_load.mean(), 0, tokens.rows.shape[0] > 0
     bound = mean * peak_ratio
@@ -182,8 +175,7 @@ def relieve(
         left = budget - received(ranks.held, ranks.before)
         if ranks.rank_load[busiest] <= bound:
             break
-        most = most_arrivals(visits, ingress)
-        swap_value, own, other = _best_swap(busiest, left, ranks, cluster, movable, visits, price, most)
+        swap_value, own, other = _best_swap(busiest, left, ranks, cluster, movable, visits, price)
         copy_value, source, slot = _best_overwrite(busiest, left, ranks, cluster, saved, lost, is_replicated, price)
         if swap_value <= 0.0 and copy_value <= 0.0:
             break

@@ -84,9 +84,8 @@ def test_repair_keeps_locality(rule: str):
         made = plan(later, SHAPE.topology, policy=policy, dispatch=rule, previous=old.placement, options=options)
         copies.append(judge(SHAPE.tokens(count=4096, seed=2), sources, made).cross_node_copies)
     before = judge(SHAPE.tokens(count=4096, seed=2), sources, old).cross_node_copies
-    # rules with weights of their own also lower the crossings of a placement made without regard to them, and a repair
-    # pays for even arrivals
-    lost = 0.7 if rule in ("weighted", "cover") else 0.5
+    # rules with weights of their own also lower the crossings of a placement made without regard to them
+    lost = 0.65 if rule in ("weighted", "cover") else 0.5
     assert copies[0] < before + lost * (copies[1] - before)
 
 
