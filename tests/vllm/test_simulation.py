@@ -28,8 +28,10 @@ def test_the_server_has_the_chosen_imbalance_until_the_plugin_mends_it(
         EPLB_METER_DIR=str(tmp_path), EPLB_METER_WINDOW="8",
     )  # fmt: skip
     server.wait_ready()
-    while "slots move, planned in" not in server.text() or read_meter(tmp_path)["rebalances"] < 2:
+    for _ in range(60):
         complete_all(server)
+        if "slots move, planned in" in server.text() and read_meter(tmp_path)["rebalances"] >= 2:
+            break
     complete_all(server)
     meter = read_meter(tmp_path)
     by_window = (meter["selections"].max(axis=2) / meter["selections"].mean(axis=2)).mean(axis=1)
