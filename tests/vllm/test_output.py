@@ -115,7 +115,8 @@ def crossings(folder: Path, ranks: int, redundant: int) -> tuple[float, float]:
     rows: dict[tuple[str, int], list[tuple[int, list[list[int]]]]] = {}
     counted, tokens, predicted = 0, 0, 0
     for rank in range(ranks):
-        for line in map(json.loads, (folder / f"rank{rank}.jsonl").read_text().splitlines()):
+        *whole, _unfinished = (folder / f"rank{rank}.jsonl").read_text().split("\n")
+        for line in map(json.loads, whole):
             rows.setdefault((line["plan"], line["row"]), []).append((rank, line["ids"]))
             counted, tokens = counted + line["copies"], tokens + len(line["ids"])
     assert len({digest for digest, _ in rows}) >= 10

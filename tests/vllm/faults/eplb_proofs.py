@@ -51,8 +51,10 @@ def _write(folder: Path, rank: int, layer: str, physical_ids: np.ndarray, copies
         return  # experts are being moved: layers follow one after the other
     row = plan.placement.layer_ids.tolist().index(int(layer.split(".layers.")[1].split(".")[0]))
     kept = folder / f"{plan.digest}.plan"
-    if rank == 0 and not kept.exists():
-        kept.write_bytes(encode(plan))
+    if not kept.exists():  # whichever rank has tokens first; the plan is the same on all
+        part = folder / f"{plan.digest}.rank{rank}"
+        part.write_bytes(encode(plan))
+        part.replace(kept)
     ids = tables._state.physical_to_logical_map[row].numpy()[physical_ids]
     line = {"plan": plan.digest, "row": row, "ids": ids.tolist(), "copies": copies}
     with (folder / f"rank{rank}.jsonl").open("a") as file:
