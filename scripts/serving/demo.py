@@ -200,6 +200,8 @@ def main() -> int:
     arms = options.arms.split(",") if options.arms else known
     if unknown := sorted(set(arms) - set(known)):
         parser.error(f"--arms: found {', '.join(unknown)}, expected some of {', '.join(known)}")
+    # a shell starts what it puts in the background with Ctrl-C's signal ignored, which would outlive an interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # as on Ctrl-C: the servers are stopped on the way out
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     progress = Progress()
