@@ -14,9 +14,8 @@ import torch.distributed as dist
 from .controller import Rebalancer, Staging, Switch
 from .recording.load import Arrived, take_load
 
-SWITCH_AFTER = (
-    32  # engine steps after a window's end, or as many as it has: long enough that nobody waits for the solver
-)
+# engine steps after a window's end, or as many as it has: long enough that nobody waits for the solver
+SWITCH_AFTER = 32
 
 
 class Resplitting:

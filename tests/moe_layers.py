@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,21 @@ from eplb_plugin.peo.streams import InOrder
 
 HIDDEN, INTER, TOP_K, TOKENS = 256, 128, 4, 8
 DEVICE_SMS = 78
+SMS = {"deepep_send_num_sms": 20, "deepep_recv_num_sms": 12, "up_deepgemm_num_sms": 50, "down_deepgemm_num_sms": 54}
+
+
+class Lines(logging.Handler):
+    """What the plugin logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        logger = logging.getLogger("eplb_plugin")
+        logger.setLevel("INFO")
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 def fake_modules(buffer: type[Buffer] | type[PatchedBuffer]) -> dict[str, ModuleType]:

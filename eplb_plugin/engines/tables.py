@@ -31,8 +31,10 @@ class DispatchTables:
         width = TABLE_WIDTH if plan.dispatch == "weighted" else plan.placement.num_slots - experts + 1
         self.rows = torch.full((layers, experts, width), -1, dtype=torch.int32, device=device)
         self.counts = torch.ones((layers, experts), dtype=torch.int64, device=device)
-        self.cover = CoverTables(plan, owners, device) if plan.dispatch == "cover" else None
+        self.cover: CoverTables | None = None
         self._made(plan, range(layers))()
+        if plan.dispatch == "cover":
+            self.cover = CoverTables(plan, owners, device)  # is made full
 
     def nbytes(self) -> int:
         return int(self.rows.nbytes + self.counts.nbytes) + (self.cover.nbytes() if self.cover else 0)
@@ -64,6 +66,12 @@ class DispatchTables:
                 self.cover.put(cover, layers)
 
         return fill
+
+
+def owners_of(rank: int, group_size: int) -> range:
+    """The token-owner group of a rank, where `group_size` consecutive ranks route the same token."""
+    first = rank - rank % group_size
+    return range(first, first + group_size)
 
 
 def refuse_unequal(tables: DispatchTables, group: dist.ProcessGroup) -> None:

@@ -28,7 +28,7 @@ from ...state import Earlier
 from ...topology import Topology
 from ...warm_start import earlier
 from ..agreement import own_group
-from ..tables import DispatchTables, refuse_unequal
+from ..tables import DispatchTables, owners_of, refuse_unequal
 from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
 from .mover import KEY, Mover
@@ -125,8 +125,7 @@ class Adapter:
         """Collective: before graphs are captured, for the placement that the model was loaded with."""
         world, metadata = get_world_group(), get_global_expert_location_metadata()
         placed = metadata.physical_to_logical_map_cpu.numpy()[entry.layer_ids].astype(np.int32)
-        first = world.rank_in_group - world.rank_in_group % entry.owner_group_size
-        owners = range(first, first + entry.owner_group_size)
+        owners = owners_of(world.rank_in_group, entry.owner_group_size)
         in_force = entry.in_force(Placement(placed, np.array(entry.layer_ids, np.int32)))
         tables = DispatchTables(in_force, owners, metadata.physical_to_logical_map.device)
         refuse_unequal(tables, world.cpu_group)

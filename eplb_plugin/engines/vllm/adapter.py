@@ -20,7 +20,7 @@ from ...plan_types import Dispatch
 from ...recording.recorder import Recorder
 from ...resplitting import Resplitting
 from ..agreement import agree, own_group
-from ..tables import refuse_unequal
+from ..tables import owners_of, refuse_unequal
 from .entrance import DISPATCH
 from .layers import inspect_layers, movable
 from .mapping import MappedLayer, hook_by_name, register
@@ -74,10 +74,8 @@ class Adapter:
         if not draft:  # drafts run several passes a step and are planned by vLLM's own load counts
             entry.recorder = self._recorder(model, layers.top_k, rule)
         placed = Placement(model_state.physical_to_logical_map.cpu().numpy(), np.array(layers.layer_ids, np.int32))
-        first = group.rank_in_group - group.rank_in_group % layers.owner_group_size
-        owners = range(first, first + layers.owner_group_size)
         plan = entry.in_force(placed)
-        tables = Tables(plan, owners, model_state)
+        tables = Tables(plan, owners_of(group.rank_in_group, layers.owner_group_size), model_state)
         if entry.recorder is not None:
             for index, state in enumerate(layers.states):
                 cover = None if tables.cover is None else tables.cover.layer(index)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -18,27 +17,12 @@ from eplb_plugin.config_sections import PeoConfig
 from eplb_plugin.errors import PluginError
 from eplb_plugin.peo.grouped_gemm import silu_mul_quant
 from eplb_plugin.peo.reference import Buffer, PatchedBuffer
-from moe_layers import HIDDEN, INTER, TOKENS, TOP_K, Batch, Experts, buffer_for, fake_modules
+from moe_layers import HIDDEN, INTER, SMS, TOKENS, TOP_K, Batch, Experts, Lines, buffer_for, fake_modules
 from processes import run_ranks
 
 from .schedulers import ON_CPU, model_folder
 
 EXPERTS = 8
-SMS = {"deepep_send_num_sms": 20, "deepep_recv_num_sms": 12, "up_deepgemm_num_sms": 50, "down_deepgemm_num_sms": 54}
-
-
-class Lines(logging.Handler):
-    """What the plugin logs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        logger = logging.getLogger("eplb_plugin")
-        logger.setLevel("INFO")
-        logger.addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
 
 
 def engine(folder: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +14,10 @@ from eplb_plugin.config_sections import PeoConfig
 from eplb_plugin.errors import PluginError
 from eplb_plugin.peo.grouped_gemm import silu_mul_quant
 from eplb_plugin.peo.reference import Buffer, PatchedBuffer
-from moe_layers import INTER, TOKENS, Batch, Experts, buffer_for, fake_modules
+from moe_layers import INTER, SMS, TOKENS, Batch, Experts, Lines, buffer_for, fake_modules
 from processes import run_ranks
 
 HIDDEN, EXPERTS = 2048, 8  # the smallest hidden size that vLLM has low-latency kernels for
-SMS = {"deepep_send_num_sms": 20, "deepep_recv_num_sms": 12, "up_deepgemm_num_sms": 50, "down_deepgemm_num_sms": 54}
 
 
 def kernel(buffer: Any, own: Experts) -> Any:
@@ -56,20 +54,6 @@ def run(layer: Any, own: Experts, batch: Batch, shared: list[Any]) -> torch.Tens
         apply_router_weight_on_input=False, shared_experts=lambda x, order: shared.append((x, order)),
         shared_experts_input=batch.x,
     )  # fmt: skip
-
-
-class Lines(logging.Handler):
-    """What the plugin logs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        logger = logging.getLogger("eplb_plugin")
-        logger.setLevel("INFO")
-        logger.addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
 
 
 def engine() -> tuple[Any, Any]:
