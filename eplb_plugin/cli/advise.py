@@ -13,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..engines.sglang.layout import DISPATCH as SGLANG
+from ..engines.vllm.entrance import DISPATCH as VLLM
 from ..errors import PluginError, mismatch
 from ..files import write_atomic
 from ..plan_types import PlanOptions
@@ -35,8 +37,7 @@ if TYPE_CHECKING:
     from ..observe.recommendation import Recommendation
     from ..statistics import RoutingStatistics
 
-# what each can do, first what `dispatch: auto` takes; SGLang's `static` is nearest, its `dynamic` is hash
-ENGINE_RULES = {"vllm": ("weighted", "hash"), "sglang": ("weighted", "nearest", "hash")}
+ENGINE_RULES = {"vllm": VLLM, "sglang": SGLANG}  # first what `dispatch: auto` takes
 BYTES_PER_VALUE = 3.0  # of a token's hidden state to another node and back: FP8 there, BF16 back
 
 Recording = Annotated[Path, typer.Argument(help="Statistics file, .npz of topk_ids, or .json of loads, without EPLB.")]

@@ -63,7 +63,7 @@ def test_a_load_file_is_enough(call: Callable[..., Answer], tmp_path: Path) -> N
         (("--rule", "x"), "dispatch: found 'x'"),
         (("--tokens-per-step", 0), "--tokens-per-step: found 0"),
         (("--nodes", 0), "topology: found 0 ranks"),
-        (("--rule", "cover", "--redundant", 4, "--out", "x.yaml"), "--out: found nothing to write"),
+        (("--rule", "nearest", "--redundant", 4, "--out", "x.yaml"), "--out: found nothing to write"),
     ],
 )
 def test_bad_input_is_one_line(call: Callable[..., Answer], trace: Path, words: tuple[object, ...], line: str) -> None:
