@@ -31,6 +31,7 @@ from .options import (
     Seconds,
     TokenBytes,
 )  # fmt: skip
+from .writing import writing
 
 if TYPE_CHECKING:
     from ..observe.advice import Both, Candidate, Outcome, Survey
@@ -116,7 +117,7 @@ def advise(
     if as_json:
         typer.echo(json.dumps(_finite(answer), indent=2))
     else:
-        _print(made, chosen, window, prices, out)
+        _print(made, chosen, window, prices, tokens_per_step, out)
 
 
 def _candidates(
@@ -160,10 +161,8 @@ def _prices(
 def _write(out: Path, settings: str | None) -> None:
     if settings is None:
         raise mismatch("--out", found="nothing to write", expected="a candidate under the engine's rule", fix="try it")
-    try:
+    with writing(out):
         write_atomic(out, settings.encode())
-    except OSError as error:
-        raise PluginError(f"{out}: cannot be written ({error.strerror or error}); fix: name another file") from None
 
 
 def _finite(value: Any) -> Any:
@@ -176,8 +175,9 @@ def _finite(value: Any) -> Any:
 
 
 def _print(
-    made: Survey, chosen: Recommendation, window: RoutingStatistics, prices: PlanOptions | None, out: Path | None
-) -> None:
+    made: Survey, chosen: Recommendation, window: RoutingStatistics, prices: PlanOptions | None,
+    tokens_per_step: float | None, out: Path | None,
+) -> None:  # fmt: skip
     priced = prices is not None and prices.seconds_per_selection is not None
     counted = "" if priced else ", in copies saved alone"
     copies = "" if made.cross_node_copies is None else f", {_pair(made.cross_node_copies)} cross-node copies per token"
@@ -202,10 +202,22 @@ def _print(
         one = chosen.best.candidate
         verdict = "enable it" if chosen.enable else "do not enable it; the best that was tried"
         typer.echo(f"advice: {verdict}: policy {one.policy}, rule {one.rule}, {one.redundant} redundant experts")
+        typer.echo(_price(chosen.best, tokens_per_step))
     for reason in chosen.reasons:
         typer.echo(f"- {reason}")
     if out is not None:
         typer.echo(f"{out}: settings written")
+
+
+def _price(outcome: Outcome, tokens_per_step: float | None) -> str:
+    """Of a later rebalance under this candidate: what moves, and how long that must serve."""
+    size = "" if outcome.gigabytes_moved is None else f", {outcome.gigabytes_moved:.3g} GB"
+    text = f"- a later rebalance moves {outcome.next_moves.mean:.0f} of {outcome.slots} slots{size}"
+    tokens = outcome.break_even_tokens
+    if tokens is None or max(tokens) == math.inf:
+        return text
+    steps = "" if tokens_per_step is None else f", {max(tokens) / tokens_per_step:.0f} steps"
+    return f"{text}, repaid after {max(tokens):.2g} tokens{steps}"
 
 
 def _cells(outcome: Outcome) -> list[str]:

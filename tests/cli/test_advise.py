@@ -28,7 +28,14 @@ def test_advice_and_settings(call: Callable[..., Answer], trace: Path, tmp_path:
     words = ("advise", trace, *CLUSTER, *QUICK, "--hidden", 64, "--intermediate", 32, "--out", out)
     code, text, err = call(*words)
     assert (code, err) == (0, "")
-    for part in ("advice: enable it", "how sure: halves of 400 tokens", "GiB per rank", "settings written"):
+    for part in (
+        "advice: enable it",
+        "how sure: halves of 400 tokens",
+        "GiB per rank",
+        "a later rebalance moves ",
+        " GB, repaid after ",
+        "settings written",
+    ):
         assert part in text
     assert call("config", "check", out)[0] == 0
     answer = json.loads(call(*words, "--json")[1])
