@@ -6,11 +6,12 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from eplb_plugin import PluginError, RoutingStatistics, Topology
+from eplb_plugin import PluginError, RoutingStatistics, Topology, files
 from eplb_plugin.deployment import Deployment
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.state import StateDirectory, read_placement
@@ -46,6 +47,19 @@ def test_what_was_kept_is_taken_up(tmp_path: Path) -> None:
     assert found.window is not None
     np.testing.assert_array_equal(found.placement.phy2log, PLACEMENT.phy2log)
     np.testing.assert_array_equal(found.window.load, WINDOW.load)
+
+
+def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window of a large model is hundreds of MiB, and all ranks wait for rank 0 to have read it."""
+    state, opened, open_file = kept(tmp_path), [], files.safe_open
+
+    def noting(path: str, **named: Any) -> Any:
+        opened.append(Path(path))
+        return open_file(path, **named)
+
+    monkeypatch.setattr(files, "safe_open", noting)
+    assert state.earlier(DEPLOYMENT).window is not None
+    assert opened == [state.placement_file(DEPLOYMENT), state.window_file(DEPLOYMENT)]
 
 
 def test_nothing_kept_is_no_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
