@@ -50,7 +50,7 @@ def test_what_was_kept_is_taken_up(tmp_path: Path) -> None:
 
 
 def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A window of a large model is hundreds of MiB, and all ranks wait for rank 0 to have read it."""
+    """All ranks wait for rank 0 to have read them."""
     state, opened, open_file = kept(tmp_path), [], files.safe_open
 
     def noting(path: str, **named: Any) -> Any:
