@@ -185,7 +185,7 @@ def _print(
     heads = ("balanced", "work", "copies", "ingress", "moves", "repaid")
     title = "planned on one half of the recording, judged on the other, both ways"
     candidate = Column("policy, rule", no_wrap=True)
-    table = Table("+n", candidate, *heads, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table("+n", candidate, *heads, title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for outcome in made.outcomes:
         one, style = outcome.candidate, "bold" if outcome is chosen.best else None
         table.add_row(f"+{one.redundant}", f"{one.policy} {one.rule}", *_cells(outcome), style=style)
