@@ -78,7 +78,7 @@ class Layout:
     @property
     def rules(self) -> tuple[Dispatch, ...]:
         """What can choose a replica, best first: our tables, or SGLang itself by this rule of ours."""
-        return "weighted", _RULES[self.dispatch or "dynamic"]
+        return "weighted", "cover", _RULES[self.dispatch or "dynamic"]
 
     @property
     def owner_group_size(self) -> int:

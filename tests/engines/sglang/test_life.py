@@ -132,8 +132,21 @@ def planned_routes(rank: int, adapter: Any) -> Callable[[np.ndarray, int], np.nd
     if tables is None or not adapter._mover.settled or not plan.has_weights:
         return None
     shared = len(tables.owners) > 1  # a group on several nodes is near to none
+    if shared and plan.dispatch == "cover":
+        return lambda logical, layer: covered_by_all(logical, plan, layer)
     used = replace(plan, source_weights=None) if shared else plan
     return lambda logical, layer: route(logical, 0 if shared else rank, used, layer)
+
+
+def covered_by_all(logical: np.ndarray, plan: Any, layer: int) -> np.ndarray:
+    """Of tokens that lie on both nodes: every copy is near, and the first rank stands for both."""
+    from eplb_plugin.dispatch.cover import cover_maps, cover_token, mixed
+
+    maps = cover_maps(plan, [layer])
+    choices = [
+        cover_token(row, 0b11, mixed(token, 0), 2, *(one[0] for one in maps)) for token, row in enumerate(logical)
+    ]
+    return np.array(choices, np.int32).reshape(logical.shape)
 
 
 def after_another_layout(scheduler: Scheduler, shared: bool) -> tuple[bool, bool]:
@@ -183,6 +196,11 @@ CASES = (
     Case("DeepEP low latency",
          {**DEEPEP, "deepep_mode": "low_latency", "expert_distribution_recorder_buffer_size": 2}, False,
          "_DeepepLowLatencySinglePassGatherer", window=2, canary=True),
+    Case("cover, no all-to-all", {}, True, "_SelectExpertsSinglePassGatherer", rule="cover"),
+    Case("cover, DeepEP normal",
+         {**DEEPEP, "deepep_mode": "normal", "enable_two_batch_overlap": True,
+          "expert_distribution_recorder_buffer_size": 2}, False,
+         "_SelectExpertsSinglePassGatherer", start="counts", window=2, rule="cover", canary=True),
 )  # fmt: skip
 
 
@@ -299,7 +317,7 @@ def test_every_rank_has_its_own_dispatch_table(case: Case, seen: list[Seen]) -> 
 
 def test_tokens_go_where_route_says(case: Case, seen: list[Seen]) -> None:
     """By tables made of weights (compared in every pass before which nothing moves); else SGLang chooses by itself."""
-    assert all((one.weighted > 10 * len(MOE_LAYERS)) == (case.rule == "auto") for one in seen)
+    assert all((one.weighted > 10 * len(MOE_LAYERS)) == (case.rule != "nearest") for one in seen)
 
 
 def test_weights_are_renewed_between_rebalances(case: Case, seen: list[Seen]) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
 from sglang.srt.eplb.expert_location_dispatch import ExpertLocationDispatchInfo
 
+from cover_passes import Run, check_run, runs
 from eplb_plugin import RoutingStatistics, Topology, plan, route
-from eplb_plugin.engines.sglang.remap import TableDispatchInfo, _choose, _init_new, choose
+from eplb_plugin.dispatch.kernels import Counters, LayerTables
+from eplb_plugin.engines.sglang.remap import CoverDispatchInfo, TableDispatchInfo, _choose, _init_new, choose
 from eplb_plugin.engines.sglang.state import set_adapter
 from eplb_plugin.engines.tables import DispatchTables
 from eplb_plugin.workloads.routing import ClusteredRouter
+from strategies import QUICK
 
 EXPERTS, TOPOLOGY = 16, Topology(2, 2, 6)
 ROUTER = ClusteredRouter(num_layers=2, num_experts=EXPERTS, top_k=3)
@@ -44,12 +48,25 @@ def test_one_expert_per_row() -> None:
     assert torch.equal(choose(ids, rows), choose(ids[:, None], rows)[:, 0])
 
 
+def theirs(topk_ids: torch.Tensor, info: ExpertLocationDispatchInfo) -> torch.Tensor:
+    raise AssertionError("SGLang's chooser was asked")
+
+
+def covered(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.Tensor:
+    none = torch.empty(0)
+    return _choose(theirs, ids, CoverDispatchInfo("dynamic", None, none, none, 24, tables=tables, counters=counters))
+
+
+@QUICK
+@given(runs())
+def test_cover_is_route_and_records_as_torch_does(run: Run) -> None:
+    """Over any steps: slots bit for bit, counts exactly; padding, holes and columns of shared experts are left out."""
+    check_run(run, covered)
+
+
 def test_traced_as_a_whole_and_filled_in_place() -> None:
     """No shape and no branch follows from the ids, and new rows at the old address are seen by what was captured."""
     tables = DispatchTables(MADE, [0], torch.device("cpu"))
-
-    def theirs(topk_ids: torch.Tensor, info: ExpertLocationDispatchInfo) -> torch.Tensor:
-        raise AssertionError("SGLang's chooser was asked")
 
     def mapped(topk_ids: torch.Tensor, info: ExpertLocationDispatchInfo) -> torch.Tensor:
         return _choose(theirs, topk_ids, info)
@@ -71,6 +88,7 @@ def test_sglang_chooses_where_there_are_no_tables() -> None:
 
     class Without:
         def rows_of(self, layer_id: int) -> None: ...
+        def cover_of(self, layer_id: int) -> None: ...
 
     set_adapter(Without())  # type: ignore[arg-type]
     try:
