@@ -11,8 +11,8 @@ import torch
 from ..errors import mismatch
 from .kernels import Counters, LayerTables, cover
 
-_LIBRARY = torch.library.Library("eplb_plugin", "DEF")
-_LIBRARY.define(
+_LIBRARY = torch.library.Library("eplb_plugin", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
     "cover(Tensor ids, Tensor nodes, Tensor counts, Tensor copies, int held, int source, int num_nodes, "
     "Tensor(a!) rows, Tensor(b!) load, Tensor(c!) pairs, Tensor(d!) slot_load, Tensor enabled, Tensor real, int chunk"
     ") -> Tensor"
@@ -39,5 +39,5 @@ def _shape(ids: torch.Tensor, *parts: object) -> torch.Tensor:
 
 
 for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("cover", _run, _device)
+    _LIBRARY.impl("cover", _run, _device)  # type: ignore[no-untyped-call]
 torch.library.register_fake("eplb_plugin::cover", _shape, lib=_LIBRARY)

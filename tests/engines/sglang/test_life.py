@@ -200,7 +200,7 @@ CASES = (
     Case("cover, DeepEP normal",
          {**DEEPEP, "deepep_mode": "normal", "enable_two_batch_overlap": True,
           "expert_distribution_recorder_buffer_size": 2}, False,
-         "_SelectExpertsSinglePassGatherer", start="counts", window=2, rule="cover", canary=True),
+         "_SelectExpertsSinglePassGatherer", start="placement", window=2, rule="cover", canary=True),
 )  # fmt: skip
 
 
