@@ -12,7 +12,7 @@ from ...plan_types import Dispatch
 from ..settings import ENVIRONMENT, FLAG
 
 AFFINITY = "affinity"  # on SGLang's command line it means this plugin; the settings' policy decides what is planned
-_TABLES: tuple[Dispatch, ...] = ("weighted",)  # what our tables can do, best first
+_TABLES: tuple[Dispatch, ...] = ("weighted", "cover")  # what our tables can do, best first
 _RULES: dict[str, Dispatch] = {"static": "nearest", "dynamic": "hash"}  # SGLang's --ep-dispatch-algorithm -> our rule
 DISPATCH = (*_TABLES, *_RULES.values())
 _MEGA = ("megamoe", "flashinfer_megamoe")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from eplb_plugin import route
+from eplb_plugin.dispatch.cover import cover_maps, cover_token, mixed
 
 from .schedulers import EXPERTS, MOE_LAYERS, TOP_K, Scheduler, Start
 
@@ -120,8 +121,19 @@ def planned_routes(rank: int, adapter: Any) -> Callable[[np.ndarray, int], np.nd
     if tables is None or not adapter._mover.settled or not plan.has_weights:
         return None
     shared = len(tables.owners) > 1  # a group on several nodes is near to none
+    if shared and plan.dispatch == "cover":
+        return lambda logical, layer: covered_by_all(logical, plan, layer)
     used = replace(plan, source_weights=None) if shared else plan
     return lambda logical, layer: route(logical, 0 if shared else rank, used, layer)
+
+
+def covered_by_all(logical: np.ndarray, plan: Any, layer: int) -> np.ndarray:
+    """Of tokens that lie on both nodes: every copy is near, and the first rank stands for both."""
+    maps = cover_maps(plan, [layer])
+    choices = [
+        cover_token(row, 0b11, mixed(token, 0), 2, *(one[0] for one in maps)) for token, row in enumerate(logical)
+    ]
+    return np.array(choices, np.int32).reshape(logical.shape)
 
 
 def after_another_layout(scheduler: Scheduler, shared: bool) -> tuple[bool, bool]:

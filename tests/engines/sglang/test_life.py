@@ -58,6 +58,11 @@ CASES = (
     Case("DeepEP low latency",
          {**DEEPEP, "deepep_mode": "low_latency", "expert_distribution_recorder_buffer_size": 2}, False,
          "_DeepepLowLatencySinglePassGatherer", window=2, canary=True),
+    Case("cover, no all-to-all", {}, True, "_SelectExpertsSinglePassGatherer", rule="cover"),
+    Case("cover, DeepEP normal",
+         {**DEEPEP, "deepep_mode": "normal", "enable_two_batch_overlap": True,
+          "expert_distribution_recorder_buffer_size": 2}, False,
+         "_SelectExpertsSinglePassGatherer", start="placement", window=2, rule="cover", canary=True),
 )  # fmt: skip
 
 
@@ -174,7 +179,7 @@ def test_every_rank_has_its_own_dispatch_table(case: Case, seen: list[Seen]) -> 
 
 def test_tokens_go_where_route_says(case: Case, seen: list[Seen]) -> None:
     """By tables made of weights (compared in every pass before which nothing moves); else SGLang chooses by itself."""
-    assert all((one.weighted > 10 * len(MOE_LAYERS)) == (case.rule == "auto") for one in seen)
+    assert all((one.weighted > 10 * len(MOE_LAYERS)) == (case.rule != "nearest") for one in seen)
 
 
 def test_weights_are_renewed_between_rebalances(case: Case, seen: list[Seen]) -> None:
