@@ -1,4 +1,4 @@
-"""After a server's start no rebalance compiles anything: each case in a process of its own, which has called nothing yet."""
+"""After a server has started no rebalance compiles anything: each case in a process that has called nothing yet."""
 
 from __future__ import annotations
 
