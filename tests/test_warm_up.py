@@ -64,12 +64,10 @@ PRICE = "{'price': {'link_gbps': 100, 'seconds_per_selection': 1e-6}}"
 @pytest.mark.parametrize(
     ("policy", "rule", "settings"),
     [
-        ("deepseek", "hash", "{}"),
         ("balanced", "hash", "{}"),
         ("balanced", "weighted", "{}"),
         ("affinity", "hash", "{'effort': 'fast'}"),
         ("affinity", "nearest", "{'budget': {'max_moved_slots': 6}}"),
-        ("affinity", "weighted", "{}"),
         ("affinity", "weighted", PRICE),
         ("affinity", "cover", "{'budget': {'max_moved_slots_total': 9}}"),
         ("affinity", "cover", "{'effort': 'fast', 'peo': {'num_rounds': 5}}"),
@@ -83,5 +81,5 @@ def test_no_rebalance_compiles_anything(policy: str, rule: str, settings: str) -
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     number, later = done.stdout.strip().splitlines()[-1].split(" ", 1)
-    assert int(number) > 3
+    assert int(number) > 0
     assert later == "[]"
