@@ -36,7 +36,7 @@ def list_shared(rows: Array, token: int, masks: Array, shared: Array) -> tuple[i
             else:
                 shared[count] = rows[token, k]
                 count += 1
-    return count, fixed
+    return count, int(fixed)
 
 
 @kernel
