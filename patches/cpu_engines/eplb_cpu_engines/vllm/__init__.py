@@ -23,12 +23,23 @@ def register() -> None:
 
     from vllm.logger import init_logger
 
-    from . import accelerator, collectives, config_check, experts, metering, model_runner, queues, routing
+    from . import (
+        accelerator,
+        collectives,
+        config_check,
+        experts,
+        metering,
+        model_runner,
+        queues,
+        routing,
+        sparse_all_to_all,
+    )
 
     parts = (config_check, queues, collectives, accelerator, routing, experts, model_runner)
     for part in parts:
         part.install()
     names = [part.__name__.rpartition(".")[2] for part in parts]
-    if metering.install():
-        names.append("metering")
+    for part in (sparse_all_to_all, metering):  # on request
+        if part.install():
+            names.append(part.__name__.rpartition(".")[2])
     say_in_force(init_logger("vllm.eplb_cpu_engines"), names)
