@@ -10,86 +10,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from .config_errors import conflict, explain
+from .config_sections import (
+    SECTIONS,
+    BudgetConfig,
+    LoggingConfig,
+    MetricsConfig,
+    MigrationConfig,
+    PeoConfig,
+    PriceConfig,
+    Section,
+    TopologyConfig,
+)
 from .errors import PluginError, mismatch
 from .plan_types import Dispatch, Effort, PlanOptions, Policy
 from .topology import Topology
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class TopologyConfig(_Section):
-    """Which ranks share a fast link. Either `nodes` (with `ranks_per_node`), or `node_of_rank`."""
-
-    nodes: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="Number of nodes (fast-link domains: servers, or NVLink domains) of the EP group."
-    )
-    ranks_per_node: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="EP ranks on each node, numbered node by node; left out: EP size / nodes."
-    )
-    node_of_rank: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, min_length=1, description="Node number of every EP rank, where ranks are not numbered node by node."
-    )
-
-    @model_validator(mode="after")
-    def _one_way(self) -> TopologyConfig:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if given not in (["nodes"], ["nodes", "ranks_per_node"], ["node_of_rank"]):
-            expected = "either nodes (with or without ranks_per_node) or node_of_rank"
-            raise conflict("topology", found=" and ".join(given) or "neither", expected=expected, fix="give one")
-        return self
-
-
-class BudgetConfig(_Section):
-    """Bounds on what one rebalance may move."""
-
-    max_moved_slots: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
-        None, description="Expert slots per layer that one rebalance may refill; left out: no bound."
-    )
-    max_moved_slots_total: Annotated[int, Field(ge=0, le=100_000_000)] | None = Field(
-        None, description="Expert slots over all layers that one rebalance may refill; left out: no bound."
-    )
-
-
-class PriceConfig(_Section):
-    """What a move must save to be worth its bytes; see docs/planner.md. The bytes of an expert are the engine's."""
-
-    link_gbps: Annotated[float, Field(ge=0.001, le=1e6)] | None = Field(
-        None, description="Gbit/s of one rank's link to other nodes; a network card that ranks share counts in parts."
-    )
-    token_bytes: Annotated[float, Field(ge=0.0, le=1e9)] | None = Field(
-        None, description="Bytes of one token's copy to another node, there (dispatch) and back (combine)."
-    )
-    seconds_per_selection: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
-        None, description="Seconds that a rank computes for one (token, expert) selection in one layer."
-    )
-    horizon_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
-        None, description="Engine steps that a move has to pay off in; left out: the steps between rebalances."
-    )
-
-    @model_validator(mode="after")
-    def _complete(self) -> PriceConfig:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if "link_gbps" not in given or not {"token_bytes", "seconds_per_selection"} & set(given):
-            expected = "link_gbps and one of token_bytes, seconds_per_selection"
-            raise conflict(
-                "price", found=" and ".join(given) or "neither", expected=expected, fix="add what is missing"
-            )
-        return self
-
-
-class LoggingConfig(_Section):
-    """What the plugin writes into the engine's log."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is logged.")
-    rebalances: bool = Field(True, description="One line per rebalance: balance, cross-node copies, slots moved.")
-
-
-class PluginConfig(_Section):
+class PluginConfig(Section):
     """Settings of eplb_plugin. Unknown keys are refused."""
 
     policy: Policy = Field(
@@ -105,6 +45,11 @@ class PluginConfig(_Section):
     )
     step_interval: Annotated[int, Field(ge=2, le=100_000_000)] | None = Field(
         None, description="Engine steps between rebalances; left out: the engine's setting."
+    )
+    resplit_windows: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        1,
+        description="Between rebalances, windows after which the weights of weighted tables are solved again, where "
+        "every expert stays; 0: never.",
     )
     num_redundant_experts: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
         None,
@@ -133,7 +78,20 @@ class PluginConfig(_Section):
     # pydantic copies defaults, and these are frozen besides
     budget: BudgetConfig = Field(BudgetConfig(), description="Bounds on what one rebalance may move.")
     price: PriceConfig | None = Field(None, description="Move a layer only if that pays; left out: every move is made.")
+    migration: MigrationConfig = Field(MigrationConfig(), description="How experts are moved while the engine serves.")
+    peo: PeoConfig | None = Field(None, description="Overlap communication and computation; left out: do not.")
+    state_directory: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Folder of the planning rank's host in which the newest window and the placement that has served "
+        "are kept, for the next start and for `eplb-plugin record`; left out: nothing is kept.",
+    )
+    initial_placement: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Placement file to begin with, on the planning rank's host; one that does not fit ends the start. "
+        "Left out: the one in state_directory, if it fits, else the engine's own.",
+    )
     logging: LoggingConfig = Field(LoggingConfig(), description="What is logged.")
+    metrics: MetricsConfig = Field(MetricsConfig(), description="What is shown in the engine's metrics.")
 
     @model_validator(mode="after")
     def _window_within_interval(self) -> PluginConfig:
@@ -157,6 +115,10 @@ class PluginConfig(_Section):
         """Without prices: those need to know the engine's steps and weights."""
         return PlanOptions(effort=self.effort, balance_tolerance=self.balance_tolerance, **self.budget.model_dump())
 
+    def peo_rounds(self, slots_per_rank: int) -> int | None:
+        """Rounds that a rank's slots are split into; None: no overlap, or they cannot be."""
+        return self.peo.rounds(slots_per_rank) if self.peo else None
+
     def dispatch_among(self, possible: Sequence[Dispatch]) -> Dispatch:
         """The rule that will run in an engine that can do `possible`, best first. Raises PluginError for another."""
         if self.dispatch == "auto":
@@ -171,40 +133,14 @@ class PluginConfig(_Section):
 
         Raises PluginError where the declared nodes and the EP size do not fit.
         """
-        declared = self.topology
-        if isinstance(declared, str):
-            names = hosts or ["one host"] * ep_size
-            return Topology.from_nodes([names.index(name) for name in names], slots_per_rank)
-        if declared.node_of_rank is not None:
-            if len(declared.node_of_rank) != ep_size:
-                raise mismatch(
-                    "topology.node_of_rank",
-                    found=f"{len(declared.node_of_rank)} ranks",
-                    expected=f"{ep_size} (the EP size)",
-                    fix="give one node number per EP rank",
-                )
-            return Topology.from_nodes(declared.node_of_rank, slots_per_rank)
-        nodes = declared.nodes or 1
-        per_node = declared.ranks_per_node or ep_size // nodes
-        if nodes * per_node != ep_size:
-            divisors = [count for count in range(1, ep_size + 1) if ep_size % count == 0]
-            nearest = min(divisors, key=lambda count: abs(count - nodes))
-            raise mismatch(
-                "topology",
-                found=f"nodes={nodes} × ranks_per_node={per_node}",
-                expected=f"a product of {ep_size} (the EP size)",
-                fix=f"nodes={nearest}, ranks_per_node={ep_size // nearest} is the nearest that fits",
-            )
-        return Topology(nodes, per_node, slots_per_rank)
+        if not isinstance(self.topology, str):
+            return self.topology.of_ranks(ep_size, slots_per_rank)
+        names = hosts or ["one host"] * ep_size
+        return Topology.from_nodes([names.index(name) for name in names], slots_per_rank)
 
     def digest(self) -> str:
         """Equal on two processes only if their settings are equal."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
-
-
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "logging": LoggingConfig,
-}  # fmt: skip
 
 
 def parse_config(values: Any, source: str) -> PluginConfig:
@@ -216,7 +152,7 @@ def parse_config(values: Any, source: str) -> PluginConfig:
     try:
         return PluginConfig.model_validate(values)
     except ValidationError as error:
-        raise PluginError(f"{source}: {explain(error, PluginConfig, _SECTIONS)}") from None
+        raise PluginError(f"{source}: {explain(error, PluginConfig, SECTIONS)}") from None
 
 
 def load_config(path: str | os.PathLike[str]) -> PluginConfig:

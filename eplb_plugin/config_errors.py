@@ -67,6 +67,8 @@ def _rule(path: list[str], found: object, root: Model, sections: Mapping[str, Mo
         return "true or false", words.get(str(found).lower()) if isinstance(found, (str, int)) else None
     if schema["type"] == "array":
         return "a list of at least one node number", None
+    if schema["type"] == "string":
+        return "a path", None
     whole = schema["type"] == "integer"
     low, high = schema["minimum"], schema.get("maximum")
     rule = f"{'an integer' if whole else 'a number'} {f'>= {low}' if high is None else f'in {low}..{high}'}"

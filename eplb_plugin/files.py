@@ -54,7 +54,7 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[Arrays, dict[s
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         header = json.loads(metadata.get("eplb_plugin", "null"))
-    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise PluginError(f"{path}: cannot be read as a {kind} file ({error}); fix: write it again") from None
     if not isinstance(header, dict) or header.get("kind") != kind or header.get("version") != FORMAT_VERSION:
         known = isinstance(header, dict)
@@ -62,6 +62,16 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[Arrays, dict[s
         expected = f"{kind} v{FORMAT_VERSION}"
         raise mismatch(str(path), found=found, expected=expected, fix=f"pass a {kind} file of this version")
     return arrays, header
+
+
+def header_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The header of a file of ours, of any kind; empty for any other file, which its reader will refuse."""
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get("eplb_plugin", "null"))
+    except (OSError, SafetensorError, ValueError, AttributeError, RecursionError):
+        return {}
+    return header if isinstance(header, dict) else {}
 
 
 def read_foreign(path: str | os.PathLike[str], kind: str) -> bytes:

@@ -41,9 +41,18 @@ class History:
             raise self._problem
         return bool(self._windows) and bool(self._windows[-1].load.any())
 
+    @property
+    def newest(self) -> RoutingStatistics:
+        """The window that has just ended; needs one that `has_tokens`."""
+        return self._windows[-1]
+
     def expected(self) -> RoutingStatistics:
         """The next window; needs one that `has_tokens`."""
         return self._windows[-1] if len(self._windows) == 1 else forecast(self._windows)
+
+    def expected_load(self) -> RoutingStatistics:
+        """The next window's load alone, which takes a small part of the time."""
+        return forecast([replace(one, coactivation=None, sample=None) for one in self._windows])
 
     def load_error(self) -> float | None:
         """Relative error of an expert's load in `expected()`, mean over layers; None before the second window."""

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .plan_types import Plan
-from .planning.score import balancedness, expected_rank_load, judge, moved_slots
+from .planning.score import balancedness, expected_rank_load, judge, layer_balancedness, moved_slots
+from .stages import Stage
 from .statistics import RoutingStatistics
 
-Result = Literal["accepted", "refused", "skipped"]
+Result = Literal["accepted", "refused", "skipped", "interrupted", "stalled"]
+Change = Literal["rebalance", "re-split"]
 
 
 @dataclass(frozen=True)
 class Assessment:
     """Before and after, in-sample: what the plan is expected to do on the window that it was made for.
 
-    copies: cross-node copies per token; None on one node, or without a sample of tokens. tokens: None where unknown.
+    copies: cross-node copies per token; None on one node, or without a sample of tokens. crossing: the share that these
+    are of all copies of tokens to nodes, their own included. tokens: None where unknown.
     """
 
     balancedness: tuple[float, float]
     copies: tuple[float, float] | None
+    crossing: tuple[float, float] | None
     moved_slots: int
     slots: int
     skipped_layers: int
@@ -40,25 +46,54 @@ class Assessment:
         return text if self.tokens is None else f"{text} from {self.tokens} tokens"
 
 
+@dataclass(frozen=True, eq=False)
+class Served:
+    """How the placement in force served the window that has just ended, which it was not planned on.
+
+    rank_load: [L, ranks] selections; layer_ids: [L] decoder-layer numbers. per_rank: the settings ask for every one.
+    """
+
+    rank_load: NDArray[np.float64]
+    layer_ids: NDArray[np.int32]
+    per_rank: bool
+
+    @property
+    def balancedness(self) -> NDArray[np.float64]:
+        """[L] mean / max over ranks."""
+        return layer_balancedness(self.rank_load)
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """result: skipped = no token was routed in the window. assessment: None if nothing was planned."""
+    """result: skipped = no token was routed in the window; interrupted = an accepted plan was not, or only in some
+    layers, put in force; stalled = a stage does not end, and what becomes of the rebalance is not known. assessment:
+    None if nothing was planned. seconds: of the stages that ended since the last outcome. expert_bytes: weights of one
+    expert in one layer, 0 where unknown. change: re-split = new weights, every expert stays.
+    """
 
     model: str
     result: Result
     assessment: Assessment | None = None
+    served: Served | None = None
+    seconds: Mapping[Stage, float] = field(default_factory=dict)
+    expert_bytes: int = 0
+    change: Change = "rebalance"
 
 
 def assess(statistics: RoutingStatistics, before: Plan, made: Plan) -> Assessment:
     """before: the plan in force, of the same topology; statistics: those that `made` was made from."""
     balance = [balancedness(expected_rank_load(statistics.load, one)) for one in (before, made)]
-    copies, rows = None, statistics.sample
+    copies = crossing = None
+    rows = statistics.sample
     if rows is not None and made.topology.num_nodes > 1:
         sources = np.arange(rows.shape[1]) % made.topology.num_ranks
-        copies = judge(rows, sources, before).cross_node_copies, judge(rows, sources, made).cross_node_copies
+        old, new = (judge(rows, sources, one) for one in (before, made))
+        copies = old.cross_node_copies, new.cross_node_copies
+        crossing = copies[0] / max(old.node_fan_out, 1e-9), copies[1] / max(new.node_fan_out, 1e-9)
     return Assessment(
         balancedness=(balance[0], balance[1]),
         copies=copies,
+        crossing=crossing,
         moved_slots=int(moved_slots(made.placement, before.placement, made.topology).sum()),
         slots=made.placement.phy2log.size,
         skipped_layers=made.skipped_layers,

@@ -36,6 +36,8 @@ class PlanOptions:
     window_steps, horizon_steps: forward steps that the statistics were counted over, and steps until the next
         rebalance; neither = they are equally many.
     load_error: relative error of an expert's load as a forecast of the next window, as `forecast_error` measures it.
+
+    peo_rounds: rounds of per-expert overlap that the slots of a rank are ordered for; None = in any order.
     """
 
     effort: Effort = "thorough"
@@ -50,6 +52,7 @@ class PlanOptions:
     window_steps: float | None = None
     horizon_steps: float | None = None
     load_error: float = 0.15
+    peo_rounds: int | None = None
 
     def __post_init__(self) -> None:
         if self.effort not in get_args(Effort):
@@ -112,6 +115,11 @@ class Plan:
     cover_weights: NDArray[np.int32] | None = None
     resolved_layers: int = 0
     skipped_layers: int = 0
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its copies' weights are its own, not only what the rule makes of the placement."""
+        return self.source_weights is not None or self.cover_weights is not None
 
     @cached_property
     def digest(self) -> str:

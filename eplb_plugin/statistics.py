@@ -182,6 +182,11 @@ def _read(cls: type[RoutingStatistics], path: str | os.PathLike[str]) -> Routing
     return cls(**{name: arrays[name] for name in names if name in arrays})
 
 
+def load_window(path: str | os.PathLike[str]) -> RoutingStatistics:
+    """`RoutingStatistics.load`, for type checkers, to which that name is the array."""
+    return _read(RoutingStatistics, path)
+
+
 # On the class `load` reads a file, on an instance it is the array: the field hides the reader. It is attached here
 # because a dataclass would take a method of this name for the field's default.
 RoutingStatistics.load = classmethod(_read)  # type: ignore[assignment]

@@ -23,12 +23,31 @@ def moves_planned(server: Server) -> list[int]:
     return [int(count) for count in re.findall(r"(\d+) of \d+ slots move", server.text())]
 
 
-def serve_until_rebalanced(server: Server, expected: list[Completion]) -> None:
-    """Rounds of correct output over REBALANCES rebalances by the plugin, and at least three rounds."""
+def moves_finished(server: Server) -> int:
+    """Rebalances after which every expert was where the plan wanted it."""
+    return len(re.findall(r"migration \d+: \d+ layers in", server.text()))
+
+
+def serve_until_rebalanced(server: Server, expected: list[Completion], rebalances: int = REBALANCES) -> None:
+    """Rounds of correct output over as many rebalances by the plugin, and at least three rounds.
+
+    Experts move in forward passes alone, which only requests cause, several at once: always in the middle of them.
+    """
     rounds = 0
-    while len(moves_planned(server)) < REBALANCES or rounds < 3:
-        assert rounds < 40, f"only {len(moves_planned(server))} rebalances in {rounds} rounds"
+    while moves_finished(server) < rebalances or rounds < 3:
+        assert rounds < 4 * rebalances, f"only {moves_finished(server)} rebalances in {rounds} rounds"
         assert largest_difference(expected, complete_all(server)) < TOLERANCE
         rounds += 1
     assert "refused" not in server.text()
     assert sum(moves_planned(server)) > 0
+
+
+def serve_until(server: Server, pattern: str, expected: list[Completion]) -> str:
+    """Rounds of correct output until the log, from now on, says `pattern`; returns the line."""
+    since = len(server.text())
+    for _ in range(30):
+        assert largest_difference(expected, complete_all(server)) < TOLERANCE
+        found = re.search(rf".*{pattern}.*", server.text()[since:])
+        if found:
+            return found[0]
+    raise AssertionError(f"{pattern!r} did not appear in the log")

@@ -123,3 +123,14 @@ def weighted_plans(draw: st.DrawFn) -> Plan:
         even = 1.0 / placement.replica_count[layer][held]
         weights[node, layer] = np.where(sums[held] > 0, drawn[node, layer] / np.where(sums > 0, sums, 1)[held], even)
     return Plan(placement, topology, "weighted", weights.mean(axis=0), 0.0, weights)
+
+
+@st.composite
+def cover_plans(draw: st.DrawFn, max_nodes: int = 4) -> Plan:
+    """Any placement with any weights for rule `cover`; two layers. Few different weights, so that there are ties."""
+    experts = draw(st.integers(1, 10))
+    topology = draw(topologies(experts, max_nodes=max_nodes, max_ranks_per_node=2 if max_nodes > 4 else 3))
+    placement = draw(placements(2, experts, topology.num_slots))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    weights = rng.integers(1, 1 + draw(st.sampled_from([1, 3, 255])), placement.phy2log.shape).astype(np.int32)
+    return Plan(placement, topology, "cover", np.full(weights.shape, 0.5), 0.0, cover_weights=weights)

@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from eplb_plugin.config import (
     BudgetConfig,
     LoggingConfig,
+    MetricsConfig,
+    MigrationConfig,
+    PeoConfig,
     PluginConfig,
     PriceConfig,
     TopologyConfig,
@@ -52,6 +55,18 @@ prices = st.builds(
     horizon_steps=st.none() | st.integers(1, 10**9),
 )
 
+sms = st.none() | st.integers(1, 1024)
+peos = st.builds(
+    PeoConfig,
+    method=st.sampled_from(["overlap-1", "overlap-2", "overlap-3", "overlap-4"]),
+    num_rounds=sms,
+    deepep_send_num_sms=sms,
+    deepep_recv_num_sms=sms,
+    up_deepgemm_num_sms=sms,
+    down_deepgemm_num_sms=sms,
+    stock_api=st.booleans(),
+)
+
 
 @st.composite
 def configs(draw: st.DrawFn) -> PluginConfig:
@@ -65,6 +80,7 @@ def configs(draw: st.DrawFn) -> PluginConfig:
         topology=draw(topologies),
         window_size=window,
         step_interval=interval,
+        resplit_windows=draw(st.integers(0, 10**6)),
         num_redundant_experts=draw(st.none() | st.integers(0, 100_000)),
         dispatch=draw(st.sampled_from(["auto", "hash", "nearest", "weighted", "cover"])),
         sample_rows=draw(st.integers(256, 65_536)),
@@ -72,9 +88,13 @@ def configs(draw: st.DrawFn) -> PluginConfig:
         forecast_windows=draw(st.integers(1, 64)),
         budget=BudgetConfig(max_moved_slots=draw(bounds), max_moved_slots_total=draw(bounds)),
         price=draw(st.none() | prices),
+        peo=draw(st.none() | peos),
         logging=LoggingConfig(
             level=draw(st.sampled_from(["debug", "info", "warning", "error"])), rebalances=draw(st.booleans())
         ),
+        state_directory=draw(st.none() | st.just("kept")),
+        initial_placement=draw(st.none() | st.just("first.safetensors")),
+        metrics=MetricsConfig(per_layer_rank=draw(st.booleans())),
     )
 
 
@@ -119,8 +139,11 @@ def test_schema_says_what_the_model_says() -> None:
     """The JSON schema has every key of every section, each with a description, and refuses unknown ones."""
     schema = json.loads(config_schema())
     assert set(schema["properties"]) == set(KEYS)
-    assert set(schema["$defs"]) == {"TopologyConfig", "BudgetConfig", "PriceConfig", "LoggingConfig"}
-    models = (PluginConfig, TopologyConfig, BudgetConfig, PriceConfig, LoggingConfig)
+    models = (
+        PluginConfig, TopologyConfig, BudgetConfig, PriceConfig, MigrationConfig, PeoConfig, LoggingConfig,
+        MetricsConfig,
+    )  # fmt: skip
+    assert set(schema["$defs"]) == {model.__name__ for model in models[1:]}
     for model in models:
         part = schema["$defs"].get(model.__name__, schema)
         assert set(part["properties"]) == set(model.model_fields)

@@ -15,6 +15,9 @@ from pydantic import BaseModel
 from eplb_plugin.config import (
     BudgetConfig,
     LoggingConfig,
+    MetricsConfig,
+    MigrationConfig,
+    PeoConfig,
     PluginConfig,
     PriceConfig,
     TopologyConfig,
@@ -24,6 +27,7 @@ from eplb_plugin.config import (
 from eplb_plugin.errors import PluginError
 
 KEYS = sorted(PluginConfig.model_fields)
+PATHS = ("state_directory", "initial_placement")
 
 
 def refusal(values: Any) -> str:
@@ -68,6 +72,14 @@ OUT_OF_RANGE = [
     ({"policy": "afinity"}, "policy", "'afinity'", "one of deepseek, balanced, affinity", "affinity"),
     ({"policy": "deepsek"}, "policy", "'deepsek'", "one of deepseek, balanced, affinity", "deepseek"),
     ({"dispatch": "nearby"}, "dispatch", "'nearby'", "one of auto, hash, nearest, weighted, cover", "nearest"),
+    (
+        {"peo": {"method": "overlap"}},
+        "peo.method",
+        "'overlap'",
+        "one of overlap-1, overlap-2, overlap-3, overlap-4",
+        "overlap-4",
+    ),
+    ({"peo": {"num_rounds": 0}}, "peo.num_rounds", "0", "an integer in 1..1024", "1"),
     ({"window_size": 0}, "window_size", "0", RULES["window_size"], "1"),
     ({"window_size": 1_000_001}, "window_size", "1000001", RULES["window_size"], "1000000"),
     ({"window_size": 12.6}, "window_size", "12.6", RULES["window_size"], "13"),
@@ -159,7 +171,7 @@ def test_wrong_type_refused(key: str, value: object) -> None:
     """Whatever the type of a value that does not fit, the message names the key and is one line."""
     section, _, rest = key.partition(".")
     values = {section: {rest: value}} if rest else {section: value}
-    if values == {"topology": {"node_of_rank": [1]}}:
+    if values == {"topology": {"node_of_rank": [1]}} or (key in PATHS and value == "text"):
         return  # that one fits
     message = refusal(values)
     assert len(message.splitlines()) == 1
@@ -310,7 +322,10 @@ plain = st.recursive(
     ),
     max_leaves=12,
 )
-sections = {"topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "logging": LoggingConfig}
+sections = {
+    "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "peo": PeoConfig,
+    "logging": LoggingConfig, "metrics": MetricsConfig, "migration": MigrationConfig,
+}  # fmt: skip
 
 
 @st.composite
@@ -408,8 +423,28 @@ yaml_lines = st.lists(st.sampled_from(LINES), max_size=5).map("\n".join)
 @example(text="a: &a {budget: *a}")
 def test_any_yaml_is_valid_or_refused_in_one_line(tmp_path: Path, text: str) -> None:
     """Whatever the file says, the end is valid settings or one line; never another exception."""
-    result = outcome(load_text, tmp_path, text)
+    yaml_valid_or_refused(tmp_path, text)
+
+
+def yaml_valid_or_refused(folder: Path, text: str) -> None:
+    result = outcome(load_text, folder, text)
     if isinstance(result, PluginError):
         assert one_line(result)
         assert "settings.yaml: " in str(result)
         assert len(str(result)) < 2000
+
+
+@pytest.mark.full
+@settings(max_examples=5000, deadline=None)
+@given(plain | nearly())
+def test_any_data_5_000(values: Any) -> None:
+    """The same with other inputs every time."""
+    valid_or_refused(values)
+
+
+@pytest.mark.full
+@settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=yaml_lines | st.text(max_size=40) | nearly().map(yaml.dump))
+def test_any_yaml_5_000(tmp_path: Path, text: str) -> None:
+    """The same with other inputs every time."""
+    yaml_valid_or_refused(tmp_path, text)

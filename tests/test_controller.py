@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eplb_plugin import controller
+from eplb_plugin import consensus, controller, stages
 from eplb_plugin.config import PluginConfig, parse_config
-from eplb_plugin.controller import ModelEntry, Rebalancer
+from eplb_plugin.controller import Rebalancer
 from eplb_plugin.errors import PluginError
+from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import Placement, linear_placement
 from eplb_plugin.plan_message import encode
@@ -266,6 +268,22 @@ def test_outcomes_are_reported_on_the_planning_rank() -> None:
     assert failed == [[("skipped", False), ("refused", False)], []]
 
 
+def late(rank: int) -> None:
+    """Rank 1 comes long after the others wait for it."""
+    if rank == 0:
+        stages.STALLED_SECONDS = 0.3
+    else:
+        time.sleep(2.0)
+
+
+def test_waiting_for_a_rank_is_reported_while_it_lasts() -> None:
+    """On the planning rank; the rebalance goes on when the rank comes."""
+    told, others = run_ranks(2, rebalance_and_report, late, timeout=300)
+    assert ("stalled", False) in told
+    assert [one for one in told if one[0] != "stalled"] == [("skipped", False), ("accepted", True)]
+    assert others == []
+
+
 def rebalance_to_deaf_ears() -> Result:
     def fail(_: object) -> None:
         raise OSError("no space left on device")
@@ -318,8 +336,8 @@ def test_planner_that_raises(spoil: Callable[[int], None], reason: str) -> None:
 def receive_wrongly(change: Callable[[bytes], bytes], rank: int) -> None:
     """The last rank receives something else than was sent."""
     if rank == dist.get_world_size() - 1:
-        broadcast = controller._broadcast
-        controller._broadcast = lambda *args: change(broadcast(*args))  # type: ignore[assignment]
+        broadcast = consensus.broadcast
+        consensus.broadcast = lambda *args: change(broadcast(*args))  # type: ignore[assignment]
 
 
 def flipped_body(rank: int) -> None:

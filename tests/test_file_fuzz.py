@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -33,10 +35,18 @@ def make_trace(path: Path) -> None:
     np.savez(path, topk_ids=ROWS, num_experts=4)
 
 
+def answer() -> dict[str, Any]:
+    """Of a vLLM server that returns routed experts, [tokens, layers, k]."""
+    data = io.BytesIO()
+    np.save(data, ROWS.transpose(1, 0, 2).clip(0).astype(np.uint8))
+    return {"choices": [{"index": 0, "routed_experts": base64.b64encode(data.getvalue()).decode()}]}
+
+
 FILES: dict[str, tuple[Callable[[Path], object], Reader]] = {
     "window.safetensors": (lambda path: RoutingStatistics.from_topk(ROWS, 4).save(path), read_window),
     "trace.npz": (make_trace, read_window),
     "loads.json": (lambda path: path.write_text(json.dumps(LOADS)), read_window),
+    "answers.jsonl": (lambda path: path.write_text(f"{json.dumps(answer())}\n" * 2), read_window),
     "placement.safetensors": (lambda path: linear_placement(2, 4, 6).save(path), Placement.load),
     "vllm.json": (lambda path: path.write_text(json.dumps(vllm_result())), read_runs),
     "sglang.jsonl": (lambda path: path.write_text(f"{json.dumps(sglang_result())}\n" * 2), read_runs),
@@ -44,6 +54,7 @@ FILES: dict[str, tuple[Callable[[Path], object], Reader]] = {
 }
 JSON_FILES: dict[str, tuple[Any, Reader]] = {
     "loads.json": (LOADS, read_window),
+    "answers.jsonl": (answer(), read_window),
     "vllm.json": (vllm_result(), read_runs),
     "sglang.jsonl": (sglang_result(), read_runs),
 }
@@ -141,8 +152,8 @@ def test_spoilt_files(tmp_path: Path, spoil: Any, name: str, data: st.DataObject
 @each_case
 @settings(CALM, deadline=None, max_examples=1000)
 @given(data=st.data())
-def test_spoilt_files_10_000(tmp_path: Path, spoil: Any, name: str, data: st.DataObject) -> None:
-    """12 000 inputs, other ones every time."""
+def test_spoilt_files_14_000(tmp_path: Path, spoil: Any, name: str, data: st.DataObject) -> None:
+    """14 000 inputs, other ones every time."""
     spoil(tmp_path, name, data)
 
 

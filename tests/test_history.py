@@ -43,6 +43,15 @@ def test_forecast_from_the_newest_windows() -> None:
     assert 0.0 < error < 1.0
 
 
+def test_the_load_alone() -> None:
+    """The same loads, from windows with and without pairs and tokens, which are not looked at."""
+    history = filled(3, 4)
+    history.add(RoutingStatistics(window(3).load, num_tokens=window(3).num_tokens))
+    np.testing.assert_allclose(history.expected_load().load, history.expected().load)
+    assert history.expected_load().sample is None
+    assert history.expected().sample is not None  # of the windows that have one
+
+
 def test_pairs_are_kept_of_the_newest_window_only() -> None:
     """They are the bulk of a window; the forecast's are scaled from the newest, and still fit its load."""
     history = filled(3, 3)

@@ -34,7 +34,7 @@ def test_what_is_not_known_is_left_out() -> None:
     loads = RoutingStatistics(WINDOW.load)
     found = assess(loads, START, START)
     assert (found.copies, found.tokens) == (None, None)
-    text = str(Assessment((0.5, 1.0), None, 3, 40, 2, 0.0125, None))
+    text = str(Assessment((0.5, 1.0), None, None, 3, 40, 2, 0.0125, None))
     assert text == (
         "planned balancedness 0.500 -> 1.000, 3 of 40 slots move "
         "(layers that stay because their move would not pay: 2), planned in 12.5 ms"

@@ -40,6 +40,7 @@ PARAMETERS = {
     "PlanOptions": [
         "effort", "balance_tolerance", "ingress_tolerance", "max_moved_slots", "max_moved_slots_total", "expert_bytes",
         "link_gbps", "token_bytes", "seconds_per_selection", "window_steps", "horizon_steps", "load_error",
+        "peo_rounds",
     ],
     "forecast": ["history"],
     "plan": ["statistics", "topology", "*policy", "*previous", "*dispatch", "*num_groups", "*options"],
@@ -56,6 +57,7 @@ DEFAULTS = {
         "max_moved_slots_total": None,
         "expert_bytes": None,
         "load_error": 0.15,
+        "peo_rounds": None,
     },
 }
 

@@ -10,8 +10,11 @@ from ..errors import PluginError
 from .advise import advise
 from .compare import compare
 from .config import app as config_app
+from .dashboard import dashboard
 from .doctor import doctor
+from .peo import app as peo_app
 from .plan import plan
+from .record import record
 from .replay import replay
 from .report import report
 from .workload import app as workload_app
@@ -21,12 +24,15 @@ _app = typer.Typer(
 )
 _app.add_typer(config_app, name="config")
 _app.add_typer(workload_app, name="workload")
+_app.add_typer(peo_app, name="peo")
 _app.command()(doctor)
+_app.command()(record)
 _app.command()(plan)
 _app.command()(replay)
 _app.command()(advise)
 _app.command()(compare)
 _app.command()(report)
+_app.command()(dashboard)
 
 
 def app() -> None:

@@ -17,7 +17,18 @@ from ..errors import PluginError, mismatch
 from ..files import write_atomic
 from ..plan_types import PlanOptions
 from ..workloads.trace import read_window
-from .options import Json, Nodes, NumGroups, RanksPerNode
+from .options import (
+    PRICES,
+    ExpertBytes,
+    Json,
+    LinkGbps,
+    Nodes,
+    Number,
+    NumGroups,
+    RanksPerNode,
+    Seconds,
+    TokenBytes,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from ..observe.advice import Both, Candidate, Outcome, Survey
@@ -25,7 +36,7 @@ if TYPE_CHECKING:
     from ..statistics import RoutingStatistics
 
 # what each can do, first what `dispatch: auto` takes; SGLang's `static` is nearest, its `dynamic` is hash
-ENGINE_RULES = {"vllm": ("weighted", "hash"), "sglang": ("nearest", "hash")}
+ENGINE_RULES = {"vllm": ("weighted", "hash"), "sglang": ("weighted", "nearest", "hash")}
 BYTES_PER_VALUE = 3.0  # of a token's hidden state to another node and back: FP8 there, BF16 back
 
 Recording = Annotated[Path, typer.Argument(help="Statistics file, .npz of topk_ids, or .json of loads, without EPLB.")]
@@ -34,16 +45,12 @@ Rules = Annotated[list[str] | None, typer.Option("--rule", help="Dispatch rules 
 Policies = Annotated[list[str] | None, typer.Option("--policy", help="Policies to try; default: all that can be.")]
 Engine = Annotated[str, typer.Option(help="vllm or sglang: whose dispatch rules are recommended.")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="Settings file to write.")]
-PANEL = "Sizes and prices (for memory, bytes moved and the break-even)"
-Number = float | None
-Hidden = Annotated[int | None, typer.Option(min=1, help="The model's hidden size.", rich_help_panel=PANEL)]
-Intermediate = Annotated[int | None, typer.Option(min=1, help="An expert's intermediate size.", rich_help_panel=PANEL)]
-WeightBytes = Annotated[float, typer.Option(help="Bytes of one weight: 2 BF16, 1 FP8.", rich_help_panel=PANEL)]
-ExpertBytes = Annotated[Number, typer.Option(help="Instead: bytes of one expert in one layer.", rich_help_panel=PANEL)]
-TokenBytes = Annotated[Number, typer.Option(help="Of a token's copy and back; 3 × hidden.", rich_help_panel=PANEL)]
-LinkGbps = Annotated[Number, typer.Option(help="Gbit/s of a rank's link to other nodes.", rich_help_panel=PANEL)]
-Seconds = Annotated[Number, typer.Option(help="To compute one selection in one layer.", rich_help_panel=PANEL)]
-PerStep = Annotated[Number, typer.Option(help="Tokens of one forward step, all ranks together.", rich_help_panel=PANEL)]
+Hidden = Annotated[int | None, typer.Option(min=1, help="The model's hidden size.", rich_help_panel=PRICES)]
+Intermediate = Annotated[int | None, typer.Option(min=1, help="An expert's intermediate size.", rich_help_panel=PRICES)]
+WeightBytes = Annotated[float, typer.Option(help="Bytes of one weight: 2 BF16, 1 FP8.", rich_help_panel=PRICES)]
+PerStep = Annotated[
+    Number, typer.Option(help="Tokens of one forward step, all ranks together.", rich_help_panel=PRICES)
+]
 
 
 def advise(
@@ -69,6 +76,8 @@ def advise(
     """Say what every policy and dispatch rule would bring to the traffic of RECORDING, and whether to enable EPLB.
 
     Planned on one half of the tokens and judged on the other, both ways. A .json of loads tells nothing of nodes.
+    Without --expert-bytes and --token-bytes they follow from the model's sizes: 3 × hidden × intermediate × weight
+    bytes, and 3 × hidden.
     """
     from ..observe.advice import survey
     from ..observe.recommendation import recommend, settings_yaml

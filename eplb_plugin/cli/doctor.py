@@ -6,6 +6,8 @@ import json
 import logging
 import warnings
 from importlib import import_module
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
+from ..config import load_config
 from ..engines.releases import ENGINES, Engine
 from ..errors import mismatch
 from .options import Json
@@ -21,9 +24,13 @@ from .options import Json
 Row = dict[str, str]
 
 
-def doctor(as_json: Json = False) -> None:
+Settings = Annotated[Path | None, typer.Option("--config", help="Settings: list also the hooks that they ask for.")]
+
+
+def doctor(config: Settings = None, as_json: Json = False) -> None:
     """List every hook with ok, fail (found / expected / fix) or not needed. Exit code 1 if one fails."""
-    rows = [row for engine in ENGINES for row in _rows(engine)]
+    peo = config is not None and load_config(config).peo is not None
+    rows = [row for engine in ENGINES for row in _rows(engine, peo)]
     if as_json:
         typer.echo(json.dumps({"eplb_plugin": __version__, "hooks": rows}, indent=2))
     else:
@@ -32,8 +39,8 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _rows(engine: Engine) -> list[Row]:
-    """The release of an engine and the state of every hook into it."""
+def _rows(engine: Engine, peo: bool) -> list[Row]:
+    """The release of an engine and the state of every hook into it; peo: also of those for per-expert overlap."""
 
     def row(target: str, kind: str, status: str, detail: str) -> Row:
         return {"engine": engine.package, "target": target, "kind": kind, "status": status, "detail": detail}
@@ -46,9 +53,11 @@ def _rows(engine: Engine) -> list[Row]:
 
     try:
         with warnings.catch_warnings(action="ignore"):
-            entrance = import_module(f"eplb_plugin.engines.{engine.package}.entrance")
-            runtime = import_module(f"eplb_plugin.engines.{engine.package}.runtime")
-            statuses = hooks.check([*entrance.ENTRANCE, *runtime.RUNTIME])
+            tables = ["entrance", "runtime", *(["peo"] if peo else [])]
+            modules = [import_module(f"eplb_plugin.engines.{engine.package}.{name}") for name in tables]
+            statuses = hooks.check(
+                row for name, module in zip(tables, modules, strict=True) for row in getattr(module, name.upper())
+            )
     except ImportError as error:
         found = f"nothing to import ({error})"
         refusal = mismatch(engine.title, found=found, expected="the modules we hook", fix=hooks.OTHER_ENGINE)

@@ -25,6 +25,13 @@ NumGroups = Annotated[int, typer.Option("--num-groups", help="The model's expert
 Draws = Annotated[int, typer.Option("--draws", min=1, max=1000, help="Random source ranks to average over.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the source ranks.")]
 
+PRICES = "Sizes and prices of moves (docs/planner.md)"
+Number = float | None
+ExpertBytes = Annotated[Number, typer.Option(help="Weights of one expert in one layer.", rich_help_panel=PRICES)]
+TokenBytes = Annotated[Number, typer.Option(help="A token's copy to a node, there and back.", rich_help_panel=PRICES)]
+LinkGbps = Annotated[Number, typer.Option(help="Gbit/s of a rank's link to other nodes.", rich_help_panel=PRICES)]
+Seconds = Annotated[Number, typer.Option(help="To compute one selection in one layer.", rich_help_panel=PRICES)]
+
 
 def fingerprint(topology: Topology) -> dict[str, int]:
     """What a placement file says of the EP group that it was made for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -14,26 +14,40 @@ from rich.table import Table
 
 from ..errors import PluginError
 from ..placement import Placement, linear_placement
-from ..plan_types import Plan, PlanOptions
+from ..plan_types import Effort, Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from ..workloads.trace import read_window
 from . import judged
-from .options import Draws, Json, Nodes, NumGroups, Policy, RanksPerNode, Rule, Seed, SlotsPerRank, Traces, fingerprint
+from .models import model_of
+from .options import (
+    PRICES,
+    Draws,
+    ExpertBytes,
+    Json,
+    LinkGbps,
+    Nodes,
+    Number,
+    NumGroups,
+    Policy,
+    RanksPerNode,
+    Rule,
+    Seconds,
+    Seed,
+    SlotsPerRank,
+    TokenBytes,
+    Traces,
+    fingerprint,
+)  # fmt: skip
 
 Out = Annotated[Path, typer.Option("--out", help="Placement file to write.")]
 Previous = Annotated[Path | None, typer.Option("--previous", help="Placement file in force, to start from.")]
 MaxMovedSlots = Annotated[int | None, typer.Option("--max-moved-slots", help="Bound per layer, with --previous.")]
+EffortName = Annotated[str, typer.Option("--effort", help="thorough or fast: how long policy affinity searches.")]
 Tolerance = Annotated[float, typer.Option("--balance-tolerance", help="Overload that a plan leaves alone.")]
 
-PANEL = "Price of a move (needs --previous; without, every move is made)"
-Number = float | None
-ExpertBytes = Annotated[Number, typer.Option(help="Weights of one expert in one layer.", rich_help_panel=PANEL)]
-LinkGbps = Annotated[Number, typer.Option(help="Gbit/s of a rank's link to other nodes.", rich_help_panel=PANEL)]
-TokenBytes = Annotated[Number, typer.Option(help="A token's copy to a node, there and back.", rich_help_panel=PANEL)]
-Seconds = Annotated[Number, typer.Option(help="To compute one selection in one layer.", rich_help_panel=PANEL)]
-WindowSteps = Annotated[Number, typer.Option(help="Forward steps that a trace covers.", rich_help_panel=PANEL)]
-HorizonSteps = Annotated[Number, typer.Option(help="Forward steps until the next plan.", rich_help_panel=PANEL)]
+WindowSteps = Annotated[Number, typer.Option(help="Forward steps that a trace covers.", rich_help_panel=PRICES)]
+HorizonSteps = Annotated[Number, typer.Option(help="Forward steps until the next plan.", rich_help_panel=PRICES)]
 
 
 def plan(
@@ -47,6 +61,7 @@ def plan(
     rule: Rule = "hash",
     num_groups: NumGroups = 1,
     max_moved_slots: MaxMovedSlots = None,
+    effort: EffortName = "thorough",
     balance_tolerance: Tolerance = 0.02,
     expert_bytes: ExpertBytes = None,
     link_gbps: LinkGbps = None,
@@ -60,7 +75,8 @@ def plan(
 ) -> None:
     """Make a placement file from TRACES and print the score before (--previous, or the engines' start) and after.
 
-    Several traces, oldest first, are a history, and the plan is made for its forecast.
+    Several traces, oldest first, are a history, and the plan is made for its forecast. Prices need --previous: without
+    one, every move is made.
     """
     from ..dispatch.rules import checked_rule
     from ..planning.checks import checked_policy
@@ -70,11 +86,12 @@ def plan(
     from ..planning.score import moved_slots
 
     options = PlanOptions(
-        balance_tolerance=balance_tolerance, max_moved_slots=max_moved_slots, expert_bytes=expert_bytes,
-        link_gbps=link_gbps, token_bytes=token_bytes, seconds_per_selection=seconds_per_selection,
-        window_steps=window_steps, horizon_steps=horizon_steps,
+        effort=cast(Effort, effort), balance_tolerance=balance_tolerance, max_moved_slots=max_moved_slots,
+        expert_bytes=expert_bytes, link_gbps=link_gbps, token_bytes=token_bytes,
+        seconds_per_selection=seconds_per_selection, window_steps=window_steps, horizon_steps=horizon_steps,
     )  # fmt: skip
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
+    model = model_of([*traces, *([] if previous is None else [previous])])
     old = None if previous is None else Placement.load(previous, fingerprint(topology))
     history = [read_window(trace, *_shape_of(old)) for trace in traces]
     window, error = forecast(history), forecast_error(history)
@@ -84,7 +101,8 @@ def plan(
         window, topology, policy=checked_policy(policy), previous=old, dispatch=checked_rule(rule),
         num_groups=num_groups, options=options,
     )  # fmt: skip
-    _save(made.placement, out, {**fingerprint(topology), "policy": policy, "rule": rule})
+    named = {} if model is None else {"model": model}
+    _save(made.placement, out, {**fingerprint(topology), **named, "policy": policy, "rule": rule})
     start = old or linear_placement(window.num_layers, window.num_experts, topology.num_slots, window.layer_ids)
     moved = moved_slots(made.placement, start, topology)
     answer: dict[str, Any] = {

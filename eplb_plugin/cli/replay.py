@@ -19,6 +19,7 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from ..workloads.trace import read_window
 from . import judged
+from .models import model_of
 from .options import Draws, Json, Nodes, NumGroups, RanksPerNode, Rule, Seed, SlotsPerRank, Trace, fingerprint
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def _judge_file(
     from ..observe.judging import judge_draws
     from ..planning.job import plan_of
 
+    model_of([trace, file])
     placement = Placement.load(file, fingerprint(topology))
     window = read_window(trace, placement.num_experts, placement.layer_ids)
     found = f"layers {window.layer_ids.tolist()} × {window.num_experts} experts"

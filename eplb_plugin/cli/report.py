@@ -13,12 +13,14 @@ from ..files import write_atomic
 from ..placement import Placement
 from ..workloads.trace import read_window
 from .compare import read_arms
+from .models import model_of
 from .options import TRACE_HELP, Json
 
 Out = Annotated[Path, typer.Option("--out", help="HTML file to write.")]
 Traces = Annotated[list[Path] | None, typer.Option("--trace", help=f"{TRACE_HELP}; several: windows, oldest first.")]
 Placements = Annotated[list[Path] | None, typer.Option("--placement", help="Placement files, oldest first.")]
 Bench = Annotated[list[str] | None, typer.Option("--bench", help="NAME=PATH of an arm's benchmark results; repeat.")]
+Simulated = Annotated[list[Path] | None, typer.Option("--peo", help="What `peo simulate --json` printed; repeat.")]
 Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Nodes (fast-link domains) of the EP group.")]
 RanksPerNode = Annotated[int, typer.Option("--ranks-per-node", min=1, help="Ranks on every node.")]
 Rule = Annotated[str, typer.Option("--rule", help="Dispatch rule that picks among an expert's copies.")]
@@ -32,6 +34,7 @@ def report(
     traces: Traces = None,
     placements: Placements = None,
     bench: Bench = None,
+    peo: Simulated = None,
     nodes: Nodes = 1,
     ranks_per_node: RanksPerNode = 1,
     rule: Rule = "hash",
@@ -41,8 +44,10 @@ def report(
 ) -> None:
     """Write one self-contained HTML file: load of ranks before and after, co-activation by node, moves, serving."""
     from ..dispatch.rules import checked_rule
+    from ..observe.gantt import read_simulated_layer
     from ..observe.report import report as make_report
 
+    model_of([*(traces or []), *(placements or [])])
     layout = {"num_nodes": nodes, "num_ranks": nodes * ranks_per_node}
     placed = _named({path: Placement.load(path, layout) for path in placements or []})
     shape = next(((one.num_experts, one.layer_ids) for one in placed.values()), (None, None))
@@ -50,6 +55,7 @@ def report(
     html = make_report(
         title, windows, placed, read_arms(bench or []),
         nodes=nodes, ranks_per_node=ranks_per_node, rule=checked_rule(rule), layer=layer,
+        simulated=[read_simulated_layer(path) for path in peo or []],
     ).encode(errors="replace")  # fmt: skip
     try:
         write_atomic(out, html)

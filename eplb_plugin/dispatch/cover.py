@@ -9,13 +9,31 @@ node n.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
+from ..errors import mismatch
 from ..jit import Array, kernel
 from ..plan_types import Plan
 
 MOST_NODES = 62  # bits of a mask
 MOST_WEIGHT = 255
+NODE_SHIFT, SLOT_SHIFT = 8, 14  # of a packed copy: weight below, then node, then slot
+MOST_SLOTS = 1 << 31 - SLOT_SHIFT
+
+
+class CoverMaps(NamedTuple):
+    """What the choice reads of a placement and its weights; made by `cover_maps`.
+
+    nodes: [L, E] int64, mask of the nodes that hold an expert; counts: [L, E] int32 copies;
+    copies: [L, E, width] int32, in slot order: slot << SLOT_SHIFT | node << NODE_SHIFT | weight.
+    """
+
+    nodes: Array
+    counts: Array
+    copies: Array
 
 
 @kernel
@@ -45,7 +63,13 @@ def needed_nodes(row: Array, own: int, masks: Array, key: int) -> int:
 
     row: [k] ids, -1 = none; own: its source's node; key: breaks ties.
     """
-    needed = np.int64(1) << own
+    return opened_nodes(row, 1 << own, masks, key)
+
+
+@kernel
+def opened_nodes(row: Array, held: int, masks: Array, key: int) -> int:
+    """The same for a token that lies on several nodes already, because several ranks route it: held is their mask."""
+    needed = np.int64(held)
     for expert in row:
         if expert >= 0 and masks[expert] & (masks[expert] - 1) == 0:
             needed |= masks[expert]
@@ -98,39 +122,73 @@ def integer_weights(weights: Array, phy2log: Array) -> Array:
     return scaled
 
 
+def cover_maps(plan: Plan, layers: Sequence[int], width: int | None = None) -> CoverMaps:
+    """The maps of some layers of a plan. width: entries for copies, by default as many as an expert may come to have.
+
+    Raises PluginError if a weight, a slot or a node does not fit into its bits.
+    """
+    placement, node_of_slot = plan.placement, plan.topology.node_of_slot
+    for what, count, most in (("nodes", plan.topology.num_nodes, MOST_NODES), ("slots", len(node_of_slot), MOST_SLOTS)):
+        if count > most:
+            raise mismatch(what, found=count, expected=f"at most {most} for dispatch cover", fix="dispatch: weighted")
+    shape = len(layers), placement.num_experts
+    maps = CoverMaps(
+        nodes=np.zeros(shape, np.int64),
+        counts=placement.replica_count[list(layers)].astype(np.int32),
+        copies=np.zeros((*shape, width or placement.num_slots - placement.num_experts + 1), np.int32),
+    )
+    for row, layer in enumerate(layers):
+        weights = copy_weights(plan, layer)
+        if weights.min() < 1 or weights.max() > MOST_WEIGHT:
+            found, expected = f"{weights.min()}..{weights.max()}", f"1..{MOST_WEIGHT}"
+            raise mismatch("cover_weights", found=found, expected=expected, fix="plan again")
+        _pack(placement.log2phy[layer], maps.counts[row], node_of_slot, weights, maps.nodes[row], maps.copies[row])
+    return maps
+
+
 @kernel
-def token_keys(sources: Array, index: Array) -> Array:
-    """[T] int64 what a token draws by: its position alone would make all ranks choose alike in the same step."""
-    keys = np.empty(index.shape[0], np.int64)
-    for token in range(index.shape[0]):
-        keys[token] = mixed(index[token], sources[token])
-    return keys
+def _pack(log2phy: Array, counts: Array, node_of_slot: Array, weights: Array, nodes: Array, copies: Array) -> None:
+    """Fill nodes: [E] and copies: [E, width]."""
+    for expert in range(counts.shape[0]):
+        for copy in range(counts[expert]):
+            slot = log2phy[expert, copy]
+            nodes[expert] |= np.int64(1) << node_of_slot[slot]
+            copies[expert, copy] = slot << SLOT_SHIFT | node_of_slot[slot] << NODE_SHIFT | weights[slot]
+
+
+@kernel
+def cover_token(row: Array, held: int, key: int, num_nodes: int, nodes: Array, counts: Array, copies: Array) -> Array:
+    """row: [k] ids, -1 = none; held: mask of the nodes that the token lies on; key: what it draws by, `mixed(token
+    index, source rank)`, because its position alone would make all ranks choose alike in the same step.
+    nodes, counts, copies: of one layer -> [k] int32 slots.
+    """
+    slots = np.full(row.shape[0], -1, np.int32)
+    needed = opened_nodes(row, held, nodes, key)
+    for k in range(row.shape[0]):
+        expert = row[k]
+        if expert < 0:
+            continue
+        allowed, total = allowed_nodes(nodes[expert], needed), np.int64(0)
+        for packed in copies[expert, : counts[expert]]:
+            if (allowed >> ((packed >> NODE_SHIFT) & 63)) & 1:
+                total += packed & MOST_WEIGHT
+        left = mixed(key, expert + num_nodes) * total >> 32
+        for packed in copies[expert, : counts[expert]]:
+            if (allowed >> ((packed >> NODE_SHIFT) & 63)) & 1:
+                left -= packed & MOST_WEIGHT
+                if left < 0:
+                    slots[k] = packed >> SLOT_SHIFT
+                    break
+    return slots
 
 
 @kernel
 def route_cover(
-    ids: Array, own: Array, keys: Array, log2phy: Array, counts: Array, node_of_slot: Array, weights: Array, nodes: int
+    ids: Array, sources: Array, index: Array, node_of_rank: Array, nodes: Array, counts: Array, copies: Array
 ) -> Array:
-    """ids: [T, k]; own: [T] the source's node; keys: [T] of `token_keys`; weights: [P] -> [T, k] int32 slots."""
-    copies = np.zeros((counts.shape[0], nodes), np.int32)
-    for expert in range(counts.shape[0]):
-        for slot in log2phy[expert, : counts[expert]]:
-            copies[expert, node_of_slot[slot]] += 1
-    masks, slots = node_masks(copies), np.full(ids.shape, -1, np.int32)
+    """ids: [T, k]; sources: [T] ranks; index: [T] in their batches; the maps of one layer -> [T, k] int32 slots."""
+    slots, num_nodes = np.empty(ids.shape, np.int32), np.max(node_of_rank) + 1
     for token in range(ids.shape[0]):
-        needed = needed_nodes(ids[token], own[token], masks, keys[token])
-        for k in range(ids.shape[1]):
-            expert = ids[token, k]
-            if expert < 0:
-                continue
-            allowed, total = allowed_nodes(masks[expert], needed), np.int64(0)
-            for slot in log2phy[expert, : counts[expert]]:
-                total += weights[slot] * ((allowed >> node_of_slot[slot]) & 1)
-            left = mixed(keys[token], expert + nodes) * total >> 32
-            for slot in log2phy[expert, : counts[expert]]:
-                if (allowed >> node_of_slot[slot]) & 1:
-                    slots[token, k] = slot
-                    left -= weights[slot]
-                    if left < 0:
-                        break
+        held, key = np.int64(1) << node_of_rank[sources[token]], mixed(index[token], sources[token])
+        slots[token] = cover_token(ids[token], held, key, num_nodes, nodes, counts, copies)
     return slots

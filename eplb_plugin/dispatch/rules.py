@@ -20,7 +20,7 @@ from ..jit import Array, kernel
 from ..placement import Placement
 from ..plan_types import Dispatch, Plan
 from ..topology import Topology
-from .cover import copy_weights, route_cover, token_keys
+from .cover import cover_maps, route_cover
 from .tables import weighted_tables
 
 HASH_MULTIPLIER = 2654435769
@@ -58,12 +58,10 @@ def route(
     if rule == "nearest":
         return _look_up(ids, sources, nearest_table(placement, topology, layer))
     index = running_position(sources, topology.num_ranks) if token_index is None else _checked_index(token_index, ids)
-    hashed = (index.astype(np.uint64) * np.uint64(HASH_MULTIPLIER) & np.uint64(HASH_MASK)).astype(np.int64)
     if rule == "cover":
-        own, weights = topology.node_of_rank[sources], copy_weights(plan, layer)
-        log2phy, counts = placement.log2phy[layer], placement.replica_count[layer]
-        keys = token_keys(sources, index)
-        return route_cover(ids, own, keys, log2phy, counts, topology.node_of_slot, weights, topology.num_nodes)
+        maps = cover_maps(plan, [layer])
+        return route_cover(ids, sources, index, topology.node_of_rank, maps.nodes[0], maps.counts[0], maps.copies[0])
+    hashed = (index.astype(np.uint64) * np.uint64(HASH_MULTIPLIER) & np.uint64(HASH_MASK)).astype(np.int64)
     if rule == "weighted":
         return _hash_rows(ids, sources, hashed, weighted_tables(plan, layers=[layer])[:, 0])
     return _hash_slots(ids, hashed, placement.log2phy[layer], placement.replica_count[layer])

@@ -55,10 +55,11 @@ def hashed_maps(
     twice or by nobody. A group that lies on several nodes is near to none, and serves by the replica weights.
     """
     chosen = _checked("layers", layers, plan.placement.num_layers)
-    if plan.dispatch == "hash":
+    if plan.dispatch in ("hash", "cover"):  # cover has tables of its own: these only say where the copies are
         return plan.placement.log2phy[chosen], plan.placement.replica_count[chosen].astype(np.int64)
     if plan.dispatch != "weighted":
-        raise mismatch("dispatch", found=plan.dispatch, expected="hash or weighted", fix="plan for one of them")
+        expected = "hash, weighted or cover"
+        raise mismatch("dispatch", found=plan.dispatch, expected=expected, fix="plan for one of them")
     on_one_node = len(set(plan.topology.node_of_rank[list(owners)].tolist())) == 1
     tables = weighted_tables(plan if on_one_node else replace(plan, source_weights=None), owners[:1], chosen)[0]
     return tables, np.full(tables.shape[:2], tables.shape[2], np.int64)

@@ -34,3 +34,8 @@ def agree(config: PluginConfig | None, group: dist.ProcessGroup) -> tuple[Plugin
             fix="pass the same configuration to every node",
         )
     return given[0], [host for _, host in gathered]
+
+
+def own_group(ranks: list[int]) -> dist.ProcessGroup:
+    """Collective over these ranks: a CPU group for one thread of ours, between whose collectives nobody else's come."""
+    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)

@@ -16,6 +16,7 @@ from ..errors import PluginError
 FLAG = "--eplb-plugin-config"
 ENVIRONMENT = "EPLB_PLUGIN_CONFIG"
 DISABLE = "EPLB_PLUGIN_DISABLE"
+SIMULATION = "VLLM_MOE_ROUTING_SIMULATION_STRATEGY"  # vLLM's own
 
 
 def disabled() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -18,6 +18,7 @@ class Budget:
     layers_per_step, bytes_per_step: at most so many layers are switched on a step, and (unless one layer alone needs
     more) so many bytes copied on any rank; None = one layer's worth of this rank's experts.
     message_bytes: rows travel in messages of at most this size (at least one expert).
+    planning_seconds: a plan that takes longer is refused.
     transfer_seconds: a message that takes longer breaks the migration off, and the old placement serves on.
     vote_seconds: a rank that does not vote for so long ends the others: longer than the slowest step of the engine.
     """
@@ -25,11 +26,12 @@ class Budget:
     layers_per_step: int = 1
     bytes_per_step: int | None = None
     message_bytes: int = 64 << 20
+    planning_seconds: float = 600.0
     transfer_seconds: float = 30.0
     vote_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("layers_per_step", "bytes_per_step", "message_bytes", "transfer_seconds", "vote_seconds"):
+        for name in (field.name for field in fields(self)):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise mismatch(f"budget.{name}", found=value, expected="more than 0", fix="set a positive bound")

@@ -1,8 +1,8 @@
 """Move expert weights in place while the model serves: stage a batch of layers, vote, then switch it on all ranks.
 
-An engine calls `begin` with the placement that all ranks agreed on, then `step` once per forward step on every rank
-(idle ranks too) until it returns False; or `finish`, which does not return before the end. docs/migration.md tells the
-protocol and what happens on each failure.
+An engine calls `begin` with the placement that all ranks agreed on, or with what will return it, then `step` once per
+forward step on every rank (idle ranks too) until it returns False; or `finish`, which does not return before the end.
+docs/migration.md tells the protocol and what happens on each failure.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
@@ -25,47 +24,25 @@ from ..errors import PluginError, mismatch
 from ..topology import Topology
 from .budget import Budget, batches
 from .layout import ExpertRows
+from .migration import Migration
 from .schedule import Schedule, schedule
 from .transfer import StagedLayer, Transfer, Wires
-from .votes import Vote, Votes
+from .votes import PLANNING, Vote, Votes
 
 logger = logging.getLogger("eplb_plugin")
 
 EXIT_CODE = 70  # of a process that must not go on serving
 Switch = Callable[[list[int], NDArray[np.int32]], None]
-
-
-@dataclass
-class _Migration:
-    """One under way. committed: batches that are in force. staged: those that have been filled, in order."""
-
-    new: NDArray[np.int32]
-    began: float
-    plan: Schedule | None = None
-    transfer: Transfer | None = None
-    batches: list[list[int]] = field(default_factory=list)
-    digest: int = 0
-    problem: str = ""
-    committed: int = 0
-    progress: float = 0.0  # when a batch was last given to staging
-    staged: list[Future[list[StagedLayer]]] = field(default_factory=list)
-
-    @property
-    def reason(self) -> str:
-        """What went wrong on this rank."""
-        return self.problem or (self.transfer.problem if self.transfer else "")
-
-    @property
-    def layers_committed(self) -> int:
-        return sum(len(batch) for batch in self.batches[: self.committed])
+Planned = ArrayLike | Callable[[], ArrayLike]
 
 
 class Shuffler:
     """Moves the experts of one model on one rank.
 
     layers: [L] the layer's tensors; topology: of the EP group, whose rank order `data` and `votes` have. data: the
-    group that rows travel on; votes: a CPU group; nothing else may use either. switch(layers, phy2log [n, P]): puts
-    the maps of these layers in force, called on the same step on every rank, after their weights are in place.
+    group that rows travel on; votes: a CPU group. During a migration nothing else may use `data`, nor `votes` from
+    another thread. switch(layers, phy2log [n, P]): puts the maps of these layers in force, called on the same step on
+    every rank, after their weights are in place; once for every layer, those without a change last.
 
     Over gloo, rows travel in a background thread and are staged in host memory. Over another backend (NCCL) they
     travel inside `step`, on its stream: beside kernels that communicate themselves, a second stream can deadlock.
@@ -90,38 +67,71 @@ class Shuffler:
         ):
             if found != expected:
                 raise mismatch(what, found=found, expected=expected, fix="pass the EP group's topology")
-        background = dist.get_backend(data) == "gloo"
-        self._pool = ThreadPoolExecutor(1, "eplb-migration") if background else None
-        self._ahead = 2 if background else 1  # batches under way at once
+        self._background = dist.get_backend(data) == "gloo"
+        self._thread = ThreadPoolExecutor(1, "eplb-migration")
+        self._ahead = 2 if self._background else 1  # batches under way at once
         self.wires = Wires(data, layers, self._ahead, self.budget.message_bytes, self.budget.transfer_seconds)
         self._votes = Votes(votes, self.budget.vote_seconds)
         self._signature = hashlib.sha256(repr([[one.signature for one in layers], self.budget]).encode()).digest()
         self._serial = 0
-        self._now: _Migration | None = None
+        self._now: Migration | None = None
         self.refusal = ""
-        logger.info(
-            "migration: %.1f MiB of staging memory on %s, at most %d layers and %.1f MiB a step",
-            self.wires.nbytes / 2**20, self.wires.staging.device, self.budget.layers_per_step,
-            min(self.budget.bytes_per_step or self.wires.half_bytes, self.wires.half_bytes) / 2**20,
-        )  # fmt: skip
+        slots = np.arange(topology.num_slots, dtype=np.int32)[None]
+        schedule(slots, np.roll(slots, 1), topology)  # compiled here, so that no migration waits for it
+        if self.wires.rank == 0:
+            logger.info(
+                "migration: %.1f MiB of staging memory on %s, at most %d layers and %.1f MiB a step",
+                self.wires.nbytes / 2**20, self.wires.staging.device, self.budget.layers_per_step,
+                min(self.budget.bytes_per_step or self.wires.half_bytes, self.wires.half_bytes) / 2**20,
+            )  # fmt: skip
 
-    def begin(self, old: ArrayLike, new: ArrayLike) -> None:
+    def rebind(self, layers: Sequence[ExpertRows]) -> None:
+        """The engine has made its tensors anew, laid out as before. Raises PluginError if they are not, or in use."""
+        if self._now is not None:
+            raise mismatch("migration", found="one under way", expected="none", fix="finish it first")
+        if [one.signature for one in layers] != [one.signature for one in self.layers]:
+            raise mismatch("expert tensors", found="others than at the start", expected="the same", fix="restart")
+        self.layers = layers
+
+    def begin(self, old: ArrayLike, new: Planned) -> None:
         """old: [L, P] the placement in force; new: [L, P] the one that all ranks agreed on. Moves nothing yet.
 
-        Returns at once if nothing differs. A failure here on one rank ends in the vote, where all ranks refuse.
+        new may also be a function that returns it, which runs in a background thread: serving goes on, and nothing is
+        staged before every rank has its plan. If it raises, ranks may be out of step, and none ever migrates again.
+        If `new` is given and nothing differs, there is nothing to vote on: all layers are switched at once.
+        A failure here on one rank ends in the vote, where all ranks refuse.
         Raises PluginError if a migration is under way, or the wires broke in an earlier one.
         """
         if self._now is not None:
             raise mismatch("migration", found="one under way", expected="none", fix="step until it is over")
-        if np.array_equal(old, new):
-            return
         if not self.wires.intact:
             raise PluginError("migration: a rank was lost in an earlier one; fix: restart the server to migrate again")
-        self._serial += 1
         self.refusal = ""
-        migration = self._now = _Migration(np.array(new, np.int32), time.monotonic())
+        before = np.array(old, np.int32)
+        if not callable(new) and np.array_equal(before, new):
+            try:
+                self._switch(list(range(len(before))), before)
+            except Exception as error:
+                self._end("switching maps failed", error)
+            return
+        self._serial += 1
+        migration = self._now = Migration(time.monotonic())
+        if callable(new):
+            migration.planned = self._thread.submit(self._plan, migration, before, new)
+        else:
+            self._plan(migration, before, lambda: new)
+            migration.planned.set_result(None)
+
+    def _plan(self, migration: Migration, old: NDArray[np.int32], planned: Callable[[], ArrayLike]) -> None:
+        """Never raises: the others wait for the vote."""
         try:
-            plan = schedule(old, new, self.topology)
+            migration.new = np.array(planned(), np.int32)
+        except Exception as error:
+            self.wires.intact = False
+            migration.problem = f"planning: {_one_line(error)}"
+            return
+        try:
+            plan = schedule(old, migration.new, self.topology)
             sizes = [layer.row_bytes for layer in self.layers]
             if len(migration.new) != len(sizes):
                 raise mismatch("phy2log", found=len(migration.new), expected=f"{len(sizes)} layers", fix="report this")
@@ -129,7 +139,7 @@ class Shuffler:
             migration.transfer = Transfer(plan, self.layers, self.wires, self._serial)
             migration.plan, migration.digest = plan, self._digest(plan)
         except Exception as error:
-            migration.problem = " ".join(f"planning: {type(error).__name__}: {error}".split())
+            migration.problem = f"planning: {_one_line(error)}"
             return
         self._announce(plan)
 
@@ -152,27 +162,35 @@ class Shuffler:
             self._decide(1)
         while self._now is not None:
             migration = self._now
+            migration.planned.result()
             if migration.committed < len(migration.staged):
                 migration.staged[migration.committed].result()
             self._cast(migration)
             self._decide(self._ahead)
 
-    def _cast(self, migration: _Migration) -> None:
-        done = [future.done() for future in migration.staged]
-        if False in done and time.monotonic() - migration.progress > self.budget.vote_seconds:
-            migration.problem = migration.problem or f"staging takes longer than {self.budget.vote_seconds} s"
+    def _cast(self, migration: Migration) -> None:
+        planned, done = migration.planned.done(), [future.done() for future in migration.staged]
+        if not planned:
+            self._watch(migration, "planning", migration.began, self.budget.planning_seconds)
+        elif False in done:
+            self._watch(migration, "staging", migration.progress, self.budget.vote_seconds)
+        staged = done.index(False) if False in done else len(done)
         try:
             self._votes.send(
                 Vote(
-                    staged=done.index(False) if False in done else len(done),
-                    digest=migration.digest,
+                    staged=staged if planned else PLANNING,
+                    digest=migration.digest if planned else None,
                     healthy=not migration.reason,
                     intact=self.wires.intact,
-                    idle=all(done),
+                    idle=planned and all(done),
                 )
             )
         except Exception as error:
             self._end("the vote failed", error)
+
+    def _watch(self, migration: Migration, what: str, since: float, seconds: float) -> None:
+        if time.monotonic() - since > seconds:
+            migration.problem = migration.problem or f"{what} takes longer than {seconds} s"
 
     def _decide(self, limit: int) -> None:
         """Act on the vote that was cast: commit at most `limit` batches, and begin to stage as many."""
@@ -189,33 +207,35 @@ class Shuffler:
             if verdict.idle:  # nobody touches the staging memory or the wires any more
                 self._now = None
             return
+        if verdict.staged == PLANNING:
+            return
         try:
             while migration.committed < min(verdict.staged, len(migration.batches)) and limit > 0:
                 self._commit(migration)
                 limit -= 1
+            if migration.committed == len(migration.batches):
+                self._complete(migration)
+                return
         except Exception as error:
             self._end("committing failed with a layer half in place", error)
-        if migration.committed == len(migration.batches):
-            self._complete(migration)
-        else:
-            self._stage(migration)
+        self._stage(migration)
 
-    def _stage(self, migration: _Migration) -> None:
+    def _stage(self, migration: Migration) -> None:
         """The same batches on every rank: which ones depends on the verdicts alone."""
         assert migration.transfer is not None
         ahead = migration.batches[: migration.committed + self._ahead]
         for number in range(len(migration.staged), len(ahead)):
             migration.progress = time.monotonic()
             half = number % self._ahead
-            if self._pool is not None:
-                migration.staged.append(self._pool.submit(migration.transfer.stage, ahead[number], half))
+            if self._background:
+                migration.staged.append(self._thread.submit(migration.transfer.stage, ahead[number], half))
             else:
                 future: Future[list[StagedLayer]] = Future()
                 future.set_result(migration.transfer.stage(ahead[number], half))
                 migration.staged.append(future)
 
     @torch.inference_mode()
-    def _commit(self, migration: _Migration) -> None:
+    def _commit(self, migration: Migration) -> None:
         batch = migration.batches[migration.committed]
         for staged in migration.staged[migration.committed].result():
             staged.write(self.layers[staged.layer])
@@ -227,7 +247,7 @@ class Shuffler:
         return int.from_bytes(digest.digest()[:7], "big")
 
     def _announce(self, plan: Schedule) -> None:
-        if self.wires.rank == 0:
+        if self.wires.rank == 0 and plan.changed_layers:
             sizes = [layer.expert_bytes for layer in self.layers]
             ranks, nodes = plan.rank_traffic(sizes), plan.node_traffic(sizes)
             np.fill_diagonal(ranks, 0)
@@ -239,13 +259,18 @@ class Shuffler:
                 *(part / 2**20 for part in (ranks.sum(), ranks.max(), nodes.sum(), nodes.max())),
             )  # fmt: skip
 
-    def _complete(self, migration: _Migration) -> None:
+    def _complete(self, migration: Migration) -> None:
+        """What stays where it is may be used otherwise: by other weights of its copies."""
+        moved = {layer for batch in migration.batches for layer in batch}
+        stay = [layer for layer in range(len(self.layers)) if layer not in moved]
+        if stay:
+            self._switch(stay, migration.new[stay])
         self._now = None
-        if self.wires.rank == 0:
+        if self.wires.rank == 0 and moved:
             seconds = time.monotonic() - migration.began
             logger.info("migration %d: %d layers in %.2f s", self._serial, migration.layers_committed, seconds)
 
-    def _refuse(self, migration: _Migration, why: str) -> None:
+    def _refuse(self, migration: Migration, why: str) -> None:
         self.refusal = f"{why}; here: {migration.reason}" if migration.reason else why
         logger.log(
             logging.ERROR if migration.reason or self.wires.rank == 0 else logging.DEBUG,
@@ -256,7 +281,10 @@ class Shuffler:
 
     def _end(self, what: str, error: Exception) -> NoReturn:
         """Weights or maps may differ between ranks: nothing may be served any more, whoever catches exceptions."""
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.critical("migration %d: %s, rank %d ends: %s", self._serial, what, self.wires.rank, cause)
+        logger.critical("migration %d: %s, rank %d ends: %s", self._serial, what, self.wires.rank, _one_line(error))
         logging.shutdown()
         os._exit(EXIT_CODE)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -8,15 +8,18 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-NOBODY = 1 << 40
+NOBODY = 1 << 62
+PLANNING = -1
 
 
 @dataclass(frozen=True)
 class Vote:
-    """staged: batches that this rank could commit. digest: of what it is moving. idle: nothing of it is in flight."""
+    """staged: batches that this rank could commit, or PLANNING. digest: of what it is moving, None while it is planned.
+    idle: nothing of it is in flight.
+    """
 
     staged: int
-    digest: int
+    digest: int | None
     healthy: bool
     intact: bool
     idle: bool
@@ -24,7 +27,9 @@ class Vote:
 
 @dataclass(frozen=True)
 class Verdict:
-    """staged: batches that every rank could commit. refused: why none may be committed any more, or empty."""
+    """staged: batches that every rank could commit, PLANNING if one has no plan yet. refused: why none may be committed
+    any more, or empty.
+    """
 
     staged: int
     refused: str
@@ -46,7 +51,8 @@ class Votes:
 
     def send(self, vote: Vote) -> None:
         culprit = NOBODY if vote.healthy else self._rank
-        fields = [vote.staged, vote.digest, -vote.digest, culprit, int(vote.intact), int(vote.idle)]
+        digest, negative = (NOBODY, NOBODY) if vote.digest is None else (vote.digest, -vote.digest)
+        fields = [vote.staged, digest, negative, culprit, int(vote.intact), int(vote.idle)]
         ballot = torch.tensor(fields, dtype=torch.int64)
         work = dist.all_reduce(ballot, op=dist.ReduceOp.MIN, group=self._group, async_op=True)
         self._open = ballot, work
@@ -61,6 +67,6 @@ class Votes:
         refused = ""
         if culprit != NOBODY:
             refused = f"rank {culprit} refused"
-        elif digest != -negative:
+        elif staged != PLANNING and digest != -negative:
             refused = "ranks were given different placements, tensors or budgets"
         return Verdict(staged, refused, bool(intact), bool(idle))

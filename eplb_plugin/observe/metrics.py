@@ -1,6 +1,7 @@
 """Prometheus metrics of the planning rank, shown by the engine's /metrics where it collects those of its processes.
 
-SGLang does so with --enable-metrics, vLLM if PROMETHEUS_MULTIPROC_DIR names a folder when it is started.
+SGLang does so with --enable-metrics, vLLM with several API servers or if PROMETHEUS_MULTIPROC_DIR names a folder when
+it is started.
 
 Names are the schema that dashboards are made for; labels are few, so that a fleet can afford them.
 """
@@ -9,40 +10,95 @@ from __future__ import annotations
 
 from functools import cache
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Summary
 
-from ..outcome import Outcome
+from ..outcome import Outcome, Served
+
+# what a scrape shows of a model on several nodes after a few rebalances; rank_load only if the settings ask for it.
+# resplits_total is not among them: it is there only where windows leave room for re-splits
+NAMES = {
+    f"eplb_plugin_{name}"
+    for name in (
+        "balancedness", "cross_node_fraction", "cross_node_copies_per_token", "planned_balancedness",
+        "planned_cross_node_copies_per_token", "last_success_timestamp_seconds", "stalled", "stage_seconds_sum",
+        "stage_seconds_count", "rebalances_total", "moved_slots_total", "moved_bytes_total", "rank_load",
+    )
+}  # fmt: skip
 
 
 class Metrics:
-    """One per process: a name can be registered once. Called with every rebalance's outcome."""
+    """One per process: a name can be registered once. Called with the outcome of every rebalance and re-split."""
 
     def __init__(self) -> None:
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"eplb_plugin_{name}", text, ["model"], multiprocess_mode="mostrecent")
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"eplb_plugin_{name}", text, ["model", *labels], multiprocess_mode="mostrecent")
 
-        self.balancedness = gauge("planned_balancedness", "Mean over max rank load that the last plan expects.")
-        self.copies = gauge(
+        self.balancedness = gauge(
+            "balancedness",
+            "Mean over max rank load of the newest window under the placement that served it; stat: over layers.",
+            "stat",
+        )
+        self.rank_load = gauge(
+            "rank_load", "Load of a rank in the newest window, relative to the layer's mean.", "layer", "rank"
+        )
+        self.crossing = gauge("cross_node_fraction", "Share of the copies of tokens to nodes that leave their own.")
+        self.copies = gauge("cross_node_copies_per_token", "Copies to other nodes per token.")
+        self.planned_balancedness = gauge(
+            "planned_balancedness", "Mean over max rank load that the last plan expects, mean of layers."
+        )
+        self.planned_copies = gauge(
             "planned_cross_node_copies_per_token", "Copies to other nodes per token that the last plan expects."
         )
-        self.planning_seconds = gauge("planning_seconds", "Time that the last plan took.")
         self.last_success = gauge("last_success_timestamp_seconds", "When all ranks last accepted a plan.")
+        self.stalled = gauge("stalled", "1 while a stage of a rebalance does not end.")
+        self.stage = Summary("eplb_plugin_stage_seconds", "Time of the stages of rebalances.", ["model", "stage"])
         self.rebalances = Counter(
-            "eplb_plugin_rebalances", "Rebalances by result: accepted, refused, skipped.", ["model", "result"]
+            "eplb_plugin_rebalances",
+            "Rebalances by result: accepted, refused, skipped; interrupted: accepted, but not all experts were moved.",
+            ["model", "result"],
+        )
+        self.resplits = Counter(
+            "eplb_plugin_resplits",
+            "Re-splits of the weights by result: accepted, refused, skipped.",
+            ["model", "result"],
         )
         self.moved = Counter("eplb_plugin_moved_slots", "Expert slots that got another expert.", ["model"])
+        self.bytes = Counter("eplb_plugin_moved_bytes", "Weights that went to another rank for that.", ["model"])
 
     def __call__(self, outcome: Outcome) -> None:
-        self.rebalances.labels(outcome.model, outcome.result).inc()
-        assessment = outcome.assessment
-        if outcome.result != "accepted" or assessment is None:
+        model = outcome.model
+        self.stalled.labels(model).set(outcome.result == "stalled")
+        if outcome.result == "stalled":
             return
-        self.last_success.labels(outcome.model).set_to_current_time()
-        self.balancedness.labels(outcome.model).set(assessment.balancedness[1])
-        self.planning_seconds.labels(outcome.model).set(assessment.seconds)
-        self.moved.labels(outcome.model).inc(assessment.moved_slots)
+        changes = self.resplits if outcome.change == "re-split" else self.rebalances
+        changes.labels(model, outcome.result).inc()
+        for stage, seconds in outcome.seconds.items():
+            self.stage.labels(model, stage).observe(seconds)
+        if outcome.served is not None:
+            self._show_served(model, outcome.served)
+        assessment = outcome.assessment
+        if assessment is None:
+            return
+        if assessment.copies is not None and assessment.crossing is not None:
+            self.copies.labels(model).set(assessment.copies[0])
+            self.crossing.labels(model).set(assessment.crossing[0])
+        if outcome.result != "accepted":
+            return
+        self.last_success.labels(model).set_to_current_time()
+        self.planned_balancedness.labels(model).set(assessment.balancedness[1])
+        self.moved.labels(model).inc(assessment.moved_slots)
+        self.bytes.labels(model).inc(assessment.moved_slots * outcome.expert_bytes)
         if assessment.copies is not None:
-            self.copies.labels(outcome.model).set(assessment.copies[1])
+            self.planned_copies.labels(model).set(assessment.copies[1])
+
+    def _show_served(self, model: str, served: Served) -> None:
+        layers = served.balancedness
+        for stat, value in (("min", layers.min()), ("mean", layers.mean()), ("max", layers.max())):
+            self.balancedness.labels(model, stat).set(float(value))
+        if served.per_rank:
+            for layer, loads in zip(served.layer_ids, served.rank_load, strict=True):
+                for rank, load in enumerate(loads / max(float(loads.mean()), 1e-9)):
+                    self.rank_load.labels(model, int(layer), rank).set(float(load))
 
 
 @cache

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..errors import mismatch
+from ..peo.timeline import MODEL_NOT_MEASUREMENT
 from ..placement import Placement, linear_placement
 from ..plan_types import Dispatch, Plan
 from ..planning.job import plan_of
@@ -18,6 +19,7 @@ from ..topology import Topology
 from .bench_results import FIGURES, Run
 from .comparison import Cell, compare
 from .drawings import Floats, diverging, lines, matrix, sequential
+from .gantt import SimulatedLayer, gantt
 from .judging import judge_draws
 from .page import cell_values, figure, page, table
 
@@ -29,9 +31,9 @@ assert HEADINGS.keys() == FIGURES.keys()
 def report(
     title: str, windows: Mapping[str, RoutingStatistics], placements: Mapping[str, Placement],
     arms: Mapping[str, Sequence[Run]], *, nodes: int = 1, ranks_per_node: int = 1, rule: Dispatch = "hash",
-    layer: int | None = None,
+    layer: int | None = None, simulated: Sequence[SimulatedLayer] = (),
 ) -> str:  # fmt: skip
-    """HTML of whatever is given: windows and placements by name, oldest first; runs by arm.
+    """HTML of whatever is given: windows and placements by name, oldest first; runs by arm; simulated layers.
 
     layer: decoder-layer number whose co-activation is drawn; default: the one least balanced at the engine's start.
     Raises PluginError if there is nothing to show, or windows and placements are of different models.
@@ -43,6 +45,8 @@ def report(
         raise mismatch("report", found="placements alone", expected="a recorded window", fix="pass --trace too")
     if arms:
         sections.append(("Serving", _serving(arms)))
+    if simulated:
+        sections.append((f"Per-expert overlap: {MODEL_NOT_MEASUREMENT}", gantt(simulated)))
     if not sections:
         raise mismatch("report", found="nothing to show", expected="traces or benchmark results", fix="pass some")
     return page(title, sections)

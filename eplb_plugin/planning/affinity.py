@@ -16,10 +16,8 @@ from .tokens import Tokens
 @kernel
 def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, slack: float, sweeps: int) -> Array:
     """[E] int32: the better of the starts by co-activation and by expert group, refined; arrivals may be uneven yet."""
-    movable, limits = (
-        np.ones(load.shape[0], np.bool_),
-        Limits(slack, ANYWHERE, np.zeros(nodes), np.zeros(nodes, np.int64)),
-    )
+    movable, own = np.ones(load.shape[0], np.bool_), np.zeros(nodes, np.int64)
+    limits = Limits(slack, ANYWHERE, np.zeros(nodes))
     best, fewest = np.empty(0, np.int32), np.int64(0)
     for start in range(2 if groups > 1 else 1):
         if start == 0:
@@ -27,7 +25,7 @@ def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, 
         else:
             node_of = grow_groups(load, pairs, nodes, groups, slack)
         pins = np.zeros((rows.shape[0], nodes), np.int16)
-        refine_nodes(load, node_of, movable, rows, pins, limits, sweeps)
+        refine_nodes(load, node_of, movable, rows, pins, own, limits, sweeps)
         visited = np.int64(np.count_nonzero(pins))
         if start == 0 or visited < fewest:
             best, fewest = node_of, visited
@@ -52,7 +50,7 @@ def refine_singles(
     own = np.zeros(cluster.num_nodes, np.int64)
     if cluster.nearest:
         own += count_sources(tokens.source, cluster)
-    refine_nodes(load, node_of, movable, singles, pins, Limits(slack, ingress, fixed_load, own), sweeps)
+    refine_nodes(load, node_of, movable, singles, pins, own, Limits(slack, ingress, fixed_load), sweeps)
     for expert in range(experts):
         if movable[expert]:
             copies[expert] = 0

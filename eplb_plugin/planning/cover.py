@@ -7,6 +7,7 @@ proportional fitting, Deming and Stephan 1940), on counted choices; the flattest
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -19,9 +20,10 @@ from .flow import Copies, list_by_expert
 from .joint_types import Use, node_shares
 from .replication import copy_limit
 from .search import Search
-from .tokens import Tokens
+from .tokens import Tokens, thinned
 
 STEPS = 60
+PATIENCE = 12  # steps that may bring nothing, before weights are taken for settled
 STEP_POWER = 1.0
 FLAT = 1.001
 LEAST_WEIGHT = 1.0 / 255.0
@@ -45,12 +47,12 @@ class CoverRule:
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array:
         nodes, slots = len(free), len(self.node_of_slot)
         most_on_node = copy_limit(len(self.load), slots // nodes, len(self.cluster.node_of_rank) // nodes)
-        grow_cover(self.load, copies, free, self.tokens, node_masks(copies), self.cluster, most_on_node)
+        grow_cover(self.load, copies, free, self._guides, node_masks(copies), self.cluster, most_on_node)
         return self.exchange_replicas(copies)
 
     def exchange_replicas(self, copies: Array) -> Array:
         if self.search.exchanges > 0:
-            exchange_cover(self.load, copies, self.tokens, node_masks(copies), self.cluster, self.ingress_tolerance)
+            exchange_cover(self.load, copies, self._guides, node_masks(copies), self.cluster, self.ingress_tolerance)
         weights = copies.astype(np.float64)
         return np.stack([weights, weights / weights.sum(axis=1, keepdims=True)])
 
@@ -58,7 +60,7 @@ class CoverRule:
         """Weights and shares that make nodes even, starting from `use`."""
         expert, node = np.nonzero(copies)
         weights = np.maximum(use[0, expert, node], LEAST_WEIGHT)
-        fitted, shares = self._fit(copies, expert, node, node, weights, copies.shape[1])
+        fitted, shares = self._fit(self._guides, copies, expert, node, node, weights, copies.shape[1])
         settled = np.zeros(use.shape)
         settled[0, expert, node], settled[1, expert, node] = fitted, shares
         return settled
@@ -79,7 +81,7 @@ class CoverRule:
             weights = (before[0] / np.maximum(copies, 1.0))[phy2log, self.node_of_slot]
         rank_of_slot = np.arange(len(phy2log)) // self.cluster.slots_per_rank
         expert = phy2log.astype(np.int64)
-        fitted, shares = self._fit(copies, expert, self.node_of_slot, rank_of_slot, weights, ranks)
+        fitted, shares = self._fit(self.tokens, copies, expert, self.node_of_slot, rank_of_slot, weights, ranks)
         return Use(shares, np.empty((0, len(phy2log))), integer_weights(fitted, phy2log).astype(np.int32))
 
     def to_nodes(self, phy2log: Array, use: Use) -> Array:
@@ -91,12 +93,16 @@ class CoverRule:
             self.tokens, node_masks(use[0] > 0), self.cluster.node_of_rank, self.cluster.num_nodes
         )
 
+    @cached_property
+    def _guides(self) -> Tokens:
+        return thinned(self.tokens, self.search.guides)
+
     def _fit(
-        self, copies: Array, expert: Array, node: Array, bin_of: Array, weights: Array, bins: int
+        self, tokens: Tokens, copies: Array, expert: Array, node: Array, bin_of: Array, weights: Array, bins: int
     ) -> tuple[Array, Array]:
         sources = min(SOURCES, self.cluster.num_nodes)
         masks = node_masks(copies)
-        choices = count_choices(self.tokens, masks, self.cluster.node_of_rank, self.cluster.num_nodes, sources)
+        choices = count_choices(tokens, masks, self.cluster.node_of_rank, self.cluster.num_nodes, sources)
         listed = list_by_expert(expert, bin_of, len(self.load))
         return fit_weights(self.load, choices, listed, node.astype(np.int64), weights, np.ones(len(node)), bins)
 
@@ -142,7 +148,7 @@ def fit_weights(
     """
     expert, bin_of = copies.expert, copies.bin
     certain, free = _certain_shares(choices, copies, node)
-    best, best_shares, lowest, power = weights, weights, np.inf, STEP_POWER
+    best, best_shares, lowest, power, vain = weights, weights, np.inf, STEP_POWER, 0
     for _ in range(STEPS):
         whole = integer_weights(weights, expert).astype(np.float64)
         shares = certain.copy()
@@ -152,10 +158,10 @@ def fit_weights(
             bin_load[bin_of[copy]] += shares[copy] * load[expert[copy]]
         mean = bin_load.mean()
         if bin_load.max() < lowest:
-            lowest, best, best_shares = bin_load.max(), whole, shares
+            lowest, best, best_shares, vain = bin_load.max(), whole, shares, 0
         else:
-            power = max(0.97 * power, 0.2)
-        if lowest <= mean * FLAT:
+            power, vain = max(0.97 * power, 0.2), vain + 1
+        if lowest <= mean * FLAT or vain == PATIENCE:
             break
         factor = (mean / np.maximum(bin_load, 1e-3 * mean)) ** power
         changed = weights * factor[bin_of]

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..dispatch.cover import needed_nodes
 from ..jit import Array, kernel
-from .cover_sets import add_arrivals
+from .cover_sets import add_arrivals, visited_nodes
 from .crossings import Cluster
 from .exchange import best_exchange
 from .replication import best_copy
@@ -41,7 +40,7 @@ def _value_token(row: Array, own: int, index: int, masks: Array, sign: float, wo
     for several replicated experts, perhaps. A copy is missed by tokens that reach no other, unless they then visit
     another node instead.
     """
-    needed, nodes = needed_nodes(row, own, masks, index), worth.saved.shape[1]
+    needed, nodes = visited_nodes(row, own, masks, index), worth.saved.shape[1]
     once, twice = np.int64(1) << own, np.int64(0)  # nodes that are needed for one reason, for more …
     fixed = np.int64(1) << own  # … and whatever copies are added
     add_arrivals(row, own, masks, needed, sign, worth.arriving)

@@ -25,8 +25,25 @@ class Choices(NamedTuple):
 
 
 @kernel
+def visited_nodes(row: Array, own: int, masks: Array, key: int) -> int:
+    """What `needed_nodes` returns, at once for the many tokens of which no further node serves two experts."""
+    needed = np.int64(1) << own
+    for expert in row:
+        if expert >= 0 and masks[expert] & (masks[expert] - 1) == 0:
+            needed |= masks[expert]
+    once, twice = np.int64(0), np.int64(0)
+    for expert in row:
+        if expert >= 0 and masks[expert] & needed == 0:
+            twice |= once & masks[expert]
+            once |= masks[expert]
+    return int(needed) if twice == 0 else needed_nodes(row, own, masks, key)
+
+
+@kernel
 def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int, sources: int) -> Choices:
-    """Every token from `sources` source nodes, its sampled one first. An expert without tokens may choose any copy."""
+    """Every token from `sources` source nodes, its sampled one first. An expert without tokens may choose any copy, and
+    one that lives on a single node always chooses there.
+    """
     experts, few = masks.shape[0], nodes <= FEW_NODES
     counts = np.zeros((experts, 1 << nodes if few else 1), np.int64)
     keys = np.empty(0 if few else tokens.rows.size * sources + experts, np.int64)
@@ -34,9 +51,9 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
     for token in range(tokens.rows.shape[0]):
         for turn in range(sources):
             own = (node_of_rank[tokens.source[token]] + turn * nodes // sources) % nodes
-            needed = needed_nodes(tokens.rows[token], own, masks, token)
+            needed = visited_nodes(tokens.rows[token], own, masks, token)
             for expert in tokens.rows[token]:
-                if expert < 0:
+                if expert < 0 or masks[expert] & (masks[expert] - 1) == 0:
                     continue
                 selected[expert] += 1.0
                 if few:
@@ -71,7 +88,7 @@ def count_cover_arrivals(tokens: Tokens, masks: Array, node_of_rank: Array, node
     arriving = np.zeros(nodes)
     for token in range(tokens.rows.shape[0]):
         own = node_of_rank[tokens.source[token]]
-        needed = needed_nodes(tokens.rows[token], own, masks, token)
+        needed = visited_nodes(tokens.rows[token], own, masks, token)
         add_arrivals(tokens.rows[token], own, masks, needed, 1.0, arriving)
     return arriving
 
@@ -101,7 +118,7 @@ def cover_pins(tokens: Tokens, masks: Array, node_of_rank: Array, movable: Array
     pins = np.zeros((singles.shape[0], nodes), np.int16)
     for token in range(singles.shape[0]):
         own = node_of_rank[tokens.source[token]]
-        needed = needed_nodes(tokens.rows[token], own, masks, token)
+        needed = visited_nodes(tokens.rows[token], own, masks, token)
         pins[token, own] += 1
         for k in range(singles.shape[1]):
             expert = singles[token, k]

@@ -6,27 +6,31 @@ import numpy as np
 
 from ..jit import Array, kernel
 from .crossings import Cluster, count_crossings
-from .locality import improve_locality
+from .locality import REAL_SHARE, REAL_SIGMAS, Demands, save_visits
 from .ranks import count_copies, count_held, open_ranks
 from .relabel import keep_slots
-from .repair import open_singles, repair
+from .repair import open_singles, relieve
 from .tokens import Tokens
 
 
 @kernel
-def repair_layer(load: Array, old: Array, cluster: Cluster, tokens: Tokens, peak_ratio: float, budget: int) -> Array:
+def repair_layer(
+    load: Array, old: Array, cluster: Cluster, tokens: Tokens, peak_ratio: float, budget: int, ingress: float
+) -> Array:
     """One layer -> phy2log [P] near `old`, with at most `budget` moved slots and unmoved experts in their old slots."""
     phy2log, before = old.copy(), count_held(old, cluster, load.shape[0])
-    repair(load, phy2log, before, cluster, tokens, peak_ratio, budget)
+    ranks = open_ranks(load, phy2log, before, cluster)
+    movable, visits = open_singles(ranks, cluster, tokens)
+    written = relieve(ranks, cluster, tokens, movable, visits, peak_ratio, budget)
     if tokens.rows.shape[0] > 0:
-        ranks = open_ranks(load, phy2log, before, cluster)
+        if written > 0:
+            movable, visits = open_singles(ranks, cluster, tokens)
         slot_load = np.empty(phy2log.shape[0])
         for slot in range(phy2log.shape[0]):
             node = cluster.node_of_rank[slot // cluster.slots_per_rank]
             slot_load[slot] = load[phy2log[slot]] * ranks.shares[phy2log[slot], node]
-        movable, visits = open_singles(ranks, cluster, tokens)
-        bound = ranks.rank_load.mean() * peak_ratio
-        improve_locality(phy2log, slot_load, cluster, movable, visits, before, budget, bound)
+        demands = Demands(ranks.rank_load.mean() * peak_ratio, ingress, REAL_SHARE, REAL_SIGMAS)
+        save_visits(phy2log, slot_load, cluster, movable, visits, before, budget, demands)
     return keep_slots(phy2log, old, cluster.slots_per_rank)
 
 

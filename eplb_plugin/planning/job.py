@@ -24,7 +24,7 @@ from .incremental import expected_balance, expected_crossings, repair_layer
 from .packing import solve_balanced
 from .price import skip_unpaid
 from .ranks import count_held
-from .relabel import keep_slots, relabel
+from .relabel import keep_slots, relabel, relabel_layers
 from .repair import NO_LIMIT, repair
 from .search import SEARCHES, Search
 from .tokens import Tokens, layer_tokens, no_tokens
@@ -180,12 +180,11 @@ class Job:
     def _even_out(self, previous: NDArray[np.int32], budgets: Array) -> tuple[NDArray[np.int32], int]:
         slots, ratio = self.topology.slots_per_rank, 1.0 + self.options.balance_tolerance
         repaired, is_poor = even_layers(self.load, previous, self.cluster.node_of_rank, slots, ratio, budgets)
-        poor = np.flatnonzero(is_poor)
-        if self.options.is_bounded or not len(poor):
+        if self.options.is_bounded:
             return repaired, 0
+        poor = np.flatnonzero(is_poor)  # even if there are none: whatever may run is compiled when a server starts
         fresh = solve_balanced(self.load[poor], self.topology.num_slots, self.topology.num_ranks)
-        for layer, slots_afresh in zip(poor, fresh, strict=True):
-            repaired[layer] = relabel(slots_afresh, previous[layer], self.cluster, self.statistics.num_experts)
+        relabel_layers(repaired, poor, fresh, previous, self.cluster, self.statistics.num_experts)
         return repaired, len(poor)
 
     def _tokens(self, layer: int, most_rows: int) -> tuple[Tokens, Array]:
@@ -211,18 +210,22 @@ class Job:
 
     def _repair_layer(self, layer: int, old: Array, budget: int) -> tuple[Array, bool]:
         """-> phy2log of a layer, and whether it was solved afresh."""
-        peak_ratio, load = 1.0 + self.options.balance_tolerance, self.load[layer]
+        peak_ratio, load, ingress = (
+            1.0 + self.options.balance_tolerance,
+            self.load[layer],
+            self.options.ingress_tolerance,
+        )
         tokens, _ = self._tokens(layer, self._search.repair_rows)
-        repaired = repair_layer(load, old, self.cluster, tokens, peak_ratio, budget)
+        repaired = repair_layer(load, old, self.cluster, tokens, peak_ratio, budget, ingress)
         if self.options.is_bounded or (not self.keeps_locality and self._is_balanced(load, repaired)):
             return repaired, False
         tokens, pairs = self._tokens(layer, self._search.rows)
         fresh = self._solve_layer(load, tokens, pairs)
+        relabelled = relabel(fresh, old, self.cluster, len(load))
         if not self._is_worth_it(load, tokens, repaired, fresh):
             return repaired, False
         # under `nearest` it depends on a node's number whom it serves, so that new labels may need a repair
-        relabelled = relabel(fresh, old, self.cluster, len(load))
-        relabelled = repair_layer(load, relabelled, self.cluster, tokens, peak_ratio, budget)
+        relabelled = repair_layer(load, relabelled, self.cluster, tokens, peak_ratio, budget, ingress)
         return keep_slots(relabelled, old, self.cluster.slots_per_rank), True
 
     def _is_balanced(self, load: Array, phy2log: Array) -> bool:

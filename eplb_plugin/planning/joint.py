@@ -15,8 +15,8 @@ import numpy as np
 from ..jit import Array
 from .crossings import Cluster, count_sources
 from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak_ratio
-from .level import level_ranks, save_visits
-from .locality import improve_locality
+from .level import level_ranks
+from .locality import REAL_SHARE, REAL_SIGMAS, Demands, save_visits
 from .packing import pack
 from .partition import ANYWHERE, Limits, grow_groups, grow_nodes, refine_nodes
 from .ranks import count_held
@@ -108,8 +108,8 @@ def _one_turn(rule: Rule, home: Array, slack: float) -> tuple[Array, Array]:
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
     rows, pins = rule.pins(use, movable)
     own = count_sources(rule.tokens.source, cluster)
-    limits = Limits(max(NODE_TOLERANCE, slack), rule.ingress_tolerance, fixed_load, own)
-    refine_nodes(load, home, movable, rows, pins, limits, rule.search.sweeps)
+    limits = Limits(max(NODE_TOLERANCE, slack), rule.ingress_tolerance, fixed_load)
+    refine_nodes(load, home, movable, rows, pins, own, limits, rule.search.sweeps)
     copies[movable] = 0
     copies[movable, home[movable]] = 1
     keep_at_home(use, movable, home)
@@ -127,14 +127,14 @@ def _homes(rule: Rule, pairs: Array, groups: int, tolerance: float) -> list[Arra
     """[E] int32 nodes of every expert if there were no replicas: from several starts, refined."""
     load, nodes, tokens = rule.load, rule.cluster.num_nodes, rule.tokens
     movable = np.ones(len(load), np.bool_)
-    limits = Limits(tolerance, ANYWHERE, np.zeros(nodes), count_sources(tokens.source, rule.cluster))
+    limits, own = Limits(tolerance, ANYWHERE, np.zeros(nodes)), count_sources(tokens.source, rule.cluster)
     pins = np.zeros((len(tokens.rows), nodes), np.int16)
     pins[np.arange(len(pins)), rule.cluster.node_of_rank[tokens.source]] = 1
     starts = [grow_nodes(load, pairs, nodes, tolerance, start) for start in range(rule.search.starts)]
     if groups > 1:
         starts[-1] = grow_groups(load, pairs, nodes, groups, tolerance)
     for home in starts:
-        refine_nodes(load, home, movable, tokens.rows, pins.copy(), limits, rule.search.sweeps)
+        refine_nodes(load, home, movable, tokens.rows, pins.copy(), own, limits, rule.search.sweeps)
     return starts
 
 
@@ -156,7 +156,7 @@ def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:
         copies = node_shares(made.phy2log, rule.node_of_slot, np.ones(len(phy2log)), experts, nodes).astype(np.int32)
         shares = node_shares(made.phy2log, rule.node_of_slot, made.use.shares, experts, nodes)
     assert best is not None
-    return _save_visits(rule, best)
+    return _save_visits(rule, best) if rule.search.turns > 1 else best
 
 
 def as_used(rule: Rule, phy2log: Array, before: Array | None = None) -> Layer:
@@ -172,24 +172,33 @@ def level(rule: Rule, made: Layer, before: Array) -> Layer:
     """
     if made.peak <= 1.0 + 2.0 * AIM:
         return made
-    again = _swapped(rule, made, partial(level_ranks, before=before, budget=NO_LIMIT, aim=AIM))
+    again = _swapped(
+        rule, made, partial(level_ranks, before=before, budget=NO_LIMIT, aim=AIM, ingress=rule.ingress_tolerance)
+    )
     return again if again.peak < made.peak else made
 
 
 def mend(rule: Rule, old: Layer, before: Array, budget: int, good_enough: float) -> Layer:
     """The same from a placement in use, within `budget` moves: as flat as is good enough, then fewer crossings."""
+    aim, ingress = (good_enough - 1.0) / 2.0, rule.ingress_tolerance
+    flatten = partial(level_ranks, before=before, budget=budget, aim=aim, ingress=ingress)
+    demands = Demands(rule.load.sum() / len(before) * good_enough, ingress, REAL_SHARE, REAL_SIGMAS)
+    bring_near = partial(save_visits, before=before, budget=budget, demands=demands)
     if old.peak > good_enough:
-        aim = (good_enough - 1.0) / 2.0
-        flatter = _swapped(rule, old, partial(level_ranks, before=before, budget=budget, aim=aim))
+        both = _swapped(rule, old, lambda *layer: flatten(*layer) + bring_near(*layer))
+        if both.peak <= good_enough:
+            return both
+        flatter = _swapped(rule, old, flatten)  # weighed in between, so that what is near does not get in the way
         old = flatter if flatter.peak < old.peak else old
-    bound = rule.load.sum() / len(before) * good_enough
-    nearer = _swapped(rule, old, partial(improve_locality, before=before, budget=budget, bound=bound))
+    nearer = _swapped(rule, old, bring_near)
     return nearer if nearer.peak <= max(old.peak, good_enough) else old
 
 
 def _save_visits(rule: Rule, made: Layer) -> Layer:
     """Swap single copies between nodes where that sends fewer copies and leaves the planned load as flat as it is."""
-    swapped = _swapped(rule, made, partial(save_visits, aim=AIM))
+    before, ranks = count_held(made.phy2log, rule.cluster, len(rule.load)), len(rule.cluster.node_of_rank)
+    demands = Demands(rule.load.sum() / ranks * (1.0 + AIM), 0.0, 0.0, 0.0)
+    swapped = _swapped(rule, made, partial(save_visits, before=before, budget=NO_LIMIT, demands=demands))
     return swapped if swapped.peak <= made.peak + BETTER else made
 
 
@@ -200,7 +209,7 @@ def _swapped(rule: Rule, made: Layer, swap: Callable[..., int]) -> Layer:
     home[phy2log] = rule.node_of_slot
     node_use = rule.to_nodes(phy2log, made.use)
     rows, pins = rule.pins(node_use, movable)
-    visits = open_visits(rows, pins, home)  # keeps `home` up to date
+    visits = open_visits(rows, pins, home, count_sources(rule.tokens.source, cluster))  # keeps `home` up to date
     if swap(phy2log, made.use.shares * load[phy2log], cluster, movable, visits) == 0:
         return made
     keep_at_home(node_use, movable, home)

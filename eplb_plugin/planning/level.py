@@ -9,13 +9,12 @@ import numpy as np
 
 from ..jit import Array, kernel
 from .crossings import Cluster
-from .ranks import count_held
-from .visits import Visits, swap_changes, swap_experts, swap_gain
+from .ranks import count_held, received
+from .visits import Visits, most_arrivals, swap_experts, swap_worth
 
 RELIEF_PRICE = 0.3  # crossings per token that a relief of one mean rank load is worth
 LEAST_RELIEF = 1e-4  # of a mean rank load
 MAX_SWAPS = 300
-SAVING_SWEEPS = 4
 
 
 @kernel
@@ -28,11 +27,12 @@ def receipt(held: Array, before: Array, rank: int, incoming: int, outgoing: int)
 @kernel
 def _best_swap(
     busiest: int, phy2log: Array, slot_load: Array, rank_load: Array, cluster: Cluster, movable: Array,
-    visits: Visits, held: Array, before: Array, left: int, aim: float,
+    visits: Visits, held: Array, before: Array, left: int, aim: float, ingress: float,
 ) -> tuple[int, int]:  # fmt: skip
     """(slot of the busiest rank, other slot) of the swap worth most; -1 if none relieves it."""
     slots, mean, home = cluster.slots_per_rank, rank_load.mean(), cluster.node_of_rank[busiest]
     top, price = rank_load[busiest], RELIEF_PRICE * max(visits.rows.shape[0], 1) / mean
+    most = most_arrivals(visits, ingress)
     best, best_own, best_slot = 0.0, -1, -1
     for own in range(busiest * slots, (busiest + 1) * slots):
         mine = phy2log[own]
@@ -48,7 +48,7 @@ def _best_swap(
             if cluster.node_of_rank[rank] != home:
                 if not (movable[mine] and movable[theirs]):
                     continue
-                value += swap_gain(visits, mine, theirs)
+                value += swap_worth(visits, mine, theirs, most)
             if value <= best or held[rank, mine] > 0 or held[busiest, theirs] > 0:
                 continue
             cost = receipt(held, before, busiest, theirs, mine) + receipt(held, before, rank, mine, theirs)
@@ -67,17 +67,20 @@ def level_ranks(
     before: Array,
     budget: int,
     aim: float,
+    ingress: float,
 ) -> int:
     """Swap slots in place, with their loads, until no rank stands out or no swap pays; returns the number of swaps.
 
     movable: [E] experts with one copy; before: [ranks, E] what ranks held when moves began to count;
-    budget: most moved slots; aim: overload that is left alone.
+    budget: most moved slots; aim: overload that is left alone; ingress: share by which a node's arrivals may exceed the
+    mean before they have a price.
     """
     slots = cluster.slots_per_rank
     held = count_held(phy2log, cluster, movable.shape[0])
     rank_load = np.zeros(held.shape[0])
     for slot in range(phy2log.shape[0]):
         rank_load[slot // slots] += slot_load[slot]
+    left = budget - received(held, before)
     stuck, swaps, mean = np.zeros(held.shape[0], np.bool_), 0, rank_load.mean()
     for _ in range(MAX_SWAPS):
         busiest = -1
@@ -86,9 +89,8 @@ def level_ranks(
                 busiest = rank
         if busiest < 0 or rank_load[busiest] <= mean * (1.0 + aim):
             break
-        left = budget - np.maximum(held - before, 0).sum()
         own, slot = _best_swap(
-            busiest, phy2log, slot_load, rank_load, cluster, movable, visits, held, before, left, aim
+            busiest, phy2log, slot_load, rank_load, cluster, movable, visits, held, before, left, aim, ingress
         )
         if own < 0:
             stuck[busiest] = True
@@ -96,6 +98,7 @@ def level_ranks(
         rank, mine, theirs, shift = slot // slots, phy2log[own], phy2log[slot], slot_load[own] - slot_load[slot]
         if cluster.node_of_rank[rank] != cluster.node_of_rank[busiest]:
             swap_experts(visits, mine, theirs)
+        left -= receipt(held, before, busiest, theirs, mine) + receipt(held, before, rank, mine, theirs)
         phy2log[own], phy2log[slot] = theirs, mine
         slot_load[own], slot_load[slot] = slot_load[slot], slot_load[own]
         rank_load[busiest] -= shift
@@ -107,61 +110,3 @@ def level_ranks(
         stuck[rank] = False
         swaps += 1
     return swaps
-
-
-@kernel
-def save_visits(phy2log: Array, slot_load: Array, cluster: Cluster, movable: Array, visits: Visits, aim: float) -> int:
-    """Swap single copies between nodes, in place, where that spares visits and the heavier of two ranks, and the
-    busier of two nodes, gets no more; returns the number of swaps. The arguments are those of `level_ranks`.
-    """
-    slots, swaps = cluster.slots_per_rank, 0
-    rank_load = np.zeros(phy2log.shape[0] // slots)
-    for slot in range(phy2log.shape[0]):
-        rank_load[slot // slots] += slot_load[slot]
-    flat = rank_load.mean() * (1.0 + aim)
-    for _ in range(SAVING_SWEEPS):
-        before = swaps
-        for own in range(phy2log.shape[0]):
-            if not movable[phy2log[own]]:
-                continue
-            slot = _best_saving(own, phy2log, slot_load, rank_load, cluster, movable, visits, flat)
-            if slot < 0:
-                continue
-            mine, theirs = phy2log[own], phy2log[slot]
-            if swap_experts(visits, mine, theirs) <= 0:  # the tables overrate a pair that tokens select together
-                swap_experts(visits, mine, theirs)
-                continue
-            shift = slot_load[own] - slot_load[slot]
-            rank_load[own // slots] -= shift
-            rank_load[slot // slots] += shift
-            phy2log[own], phy2log[slot] = theirs, mine
-            slot_load[own], slot_load[slot] = slot_load[slot], slot_load[own]
-            swaps += 1
-        if swaps == before:
-            break
-    return swaps
-
-
-@kernel
-def _best_saving(
-    own: int, phy2log: Array, slot_load: Array, rank_load: Array, cluster: Cluster, movable: Array, visits: Visits,
-    flat: float,
-) -> int:  # fmt: skip
-    """The slot whose swap with `own` spares most visits by the tables; -1 if none does."""
-    slots, mine, best, best_slot = cluster.slots_per_rank, phy2log[own], 0, -1
-    rank, home = own // slots, visits.node_of[mine]
-    for slot in range(phy2log.shape[0]):
-        theirs = phy2log[slot]
-        there = visits.node_of[theirs]
-        if there == home or not movable[theirs]:
-            continue
-        shift, other = slot_load[own] - slot_load[slot], slot // slots
-        if max(rank_load[rank] - shift, rank_load[other] + shift) > max(rank_load[rank], rank_load[other], flat):
-            continue
-        here, away = swap_changes(visits, mine, theirs)
-        if here + away >= -best or max(visits.visited[home] + here, visits.visited[there] + away) > max(
-            visits.visited[home], visits.visited[there]
-        ):
-            continue
-        best, best_slot = -(here + away), slot
-    return best_slot

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..jit import Array, kernel
 from .sources import INGRESS_PRICE
-from .visits import Visits, open_visits, swap_changes, swap_experts
+from .visits import Visits, most_arrivals, open_visits, real_changes, relief, swap_changes, swap_experts, worth_of
 
 TRIES = 4  # candidates per expert and sweep; a gain from the tables is wrong where a token has both experts
 LEAST_GAIN = 1e-9
@@ -32,16 +32,13 @@ def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float, start: i
     capacity, larger = items // nodes, items % nodes  # `larger` nodes may get one more
     bound = load.sum() / nodes * (1.0 + tolerance)
     node_of, filled, node_load = np.full(items, -1, np.int32), np.zeros(nodes, np.int64), np.zeros(nodes)
-    bond, preference = np.zeros((nodes, items)), np.zeros(items)
+    # of every item its bond with every node, the node of the strongest, and the strongest elsewhere
+    bond, closest, second = np.zeros((nodes, items)), np.zeros(items, np.int64), np.zeros(items)
     scale = 1.0 / np.sqrt(np.maximum(load, 1e-9))
-    heaviest = np.argsort(-load, kind="mergesort")
+    heaviest, left = np.argsort(-load, kind="mergesort"), np.arange(items)
+    clearest = -1
     for step in range(items):
-        item = heaviest[(step + start * nodes) % items]
-        if step >= nodes:
-            item = -1
-            for candidate in range(items):
-                if node_of[candidate] < 0 and (item < 0 or preference[candidate] > preference[item]):
-                    item = candidate
+        item = heaviest[(step + start * nodes) % items] if step < nodes else clearest
         best, best_value = -1, -np.inf
         for node in range(nodes):
             if filled[node] >= capacity + (larger > 0):
@@ -57,18 +54,22 @@ def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float, start: i
         larger -= filled[best] == capacity
         filled[best] += 1
         node_load[best] += load[item]
-        for other in range(items):
-            if node_of[other] >= 0:
+        waiting, clearest, most = 0, -1, -np.inf
+        for place in range(items - step):
+            other = left[place]
+            if other == item:
                 continue
+            left[waiting] = other
+            waiting += 1
             bond[best, other] += pairs[item, other] * scale[item]
-            first, second = -np.inf, -np.inf
-            for node in range(nodes):
-                value = bond[node, other]
-                if value > first:
-                    first, second = value, first
-                elif value > second:
-                    second = value
-            preference[other] = (first - 0.7 * second) * scale[other] if nodes > 1 else first * scale[other]
+            first, grown = bond[closest[other], other], bond[best, other]  # bonds only grow
+            if closest[other] != best and grown > first:
+                second[other], closest[other], first = first, best, grown
+            elif closest[other] != best and grown > second[other]:
+                second[other] = grown
+            preference = (first - 0.7 * second[other] if nodes > 1 else first) * scale[other]
+            if preference > most:
+                clearest, most = other, preference
     return node_of
 
 
@@ -91,53 +92,40 @@ def grow_groups(load: Array, pairs: Array, nodes: int, groups: int, tolerance: f
 class Limits(NamedTuple):
     """What keeps nodes even. load, ingress: shares by which a node may exceed the mean before that has a price.
 
-    fixed_load: [nodes] of what does not move; own: [nodes] tokens that visit a node for free, as they come from it.
+    fixed_load: [nodes] of what does not move.
     """
 
     load: float
     ingress: float
     fixed_load: Array
-    own: Array
-
-
-@kernel
-def relief(amount_a: float, amount_b: float, change_a: float, change_b: float, bound: float) -> float:
-    """Excess over `bound` that two changes take away."""
-    before = max(amount_a - bound, 0.0) + max(amount_b - bound, 0.0)
-    return before - max(amount_a + change_a - bound, 0.0) - max(amount_b + change_b - bound, 0.0)
 
 
 @kernel
 def _best_partner(
-    mine: int, visits: Visits, load: Array, movable: Array, rejected: Array, node_load: Array, limits: Limits,
-    offers: Array,
-) -> int:  # fmt: skip
-    """The expert whose swap with `mine` gains most by the tables; -1 if none gains."""
-    a = visits.node_of[mine]
-    bound, price, most = _bounds(visits, node_load, limits)
-    best, best_gain = -1, LEAST_GAIN
-    # no swap with a node gains more than the best of its experts does, and all that is in excess
-    excess = np.maximum(node_load - bound, 0.0) * price
-    excess += np.maximum(visits.visited - limits.own - most, 0.0) * INGRESS_PRICE
-    hopeful, any_hope = np.zeros(node_load.shape[0], np.bool_), False
+    mine: int, visits: Visits, load: Array, barred: Array, node_load: Array, limits: Limits, offers: Array, reach: Array
+) -> int:
+    """The expert whose swap with `mine` gains most by the tables; -1 if none gains. reach: [nodes] to work in."""
+    a, hopeful = visits.node_of[mine], False
+    bound, price = _bounds(visits, node_load, limits)
+    most = most_arrivals(visits, limits.ingress)
+    for b in range(node_load.shape[0]):  # what a swap with an expert there gains, but for that expert's part
+        excess = INGRESS_PRICE * max(visits.visited[b] - visits.own[b] - most, 0.0)
+        reach[b] = price * max(node_load[b] - bound, 0.0) + excess
+    excess = reach[a]
     for b in range(node_load.shape[0]):
-        most_gain = visits.sole[mine] - visits.absent[b, mine] + offers[a, b] + excess[a] + excess[b]
-        hopeful[b] = b != a and most_gain > LEAST_GAIN
-        any_hope |= hopeful[b]
-    if not any_hope:
-        return -1
-    for other in range(load.shape[0]):
+        reach[b] += excess + visits.sole[mine] - visits.absent[b, mine]
+        if b == a or reach[b] + offers[a, b] <= LEAST_GAIN:
+            reach[b] = -NEVER
+        hopeful |= reach[b] > -NEVER
+    best, best_gain = -1, LEAST_GAIN
+    for other in range(load.shape[0] if hopeful else 0):
         b = visits.node_of[other]
-        if not hopeful[b] or not movable[other] or rejected[other]:
+        if barred[other] or reach[b] + (visits.sole[other] - visits.absent[a, other]) <= best_gain:
             continue
         change_a, change_b = swap_changes(visits, mine, other)
-        gain = -float(change_a + change_b)
-        if gain + excess[a] + excess[b] <= best_gain:
-            continue
-        in_a, in_b = visits.visited[a] - limits.own[a], visits.visited[b] - limits.own[b]
         shift = load[other] - load[mine]
+        gain = worth_of(visits, a, b, change_a, change_b, most)
         gain += price * relief(node_load[a], node_load[b], shift, -shift, bound)
-        gain += INGRESS_PRICE * relief(in_a, in_b, change_a, change_b, most)
         if gain > best_gain:
             best, best_gain = other, gain
     return best
@@ -155,36 +143,36 @@ def _find_offers(visits: Visits, movable: Array, offers: Array) -> None:
 
 
 @kernel
-def _bounds(visits: Visits, node_load: Array, limits: Limits) -> tuple[float, float, float]:
-    """Bound on a node's load, visits that a unit of overload is worth, bound on a node's ingress."""
-    nodes, mean = node_load.shape[0], node_load.mean()
-    price = OVERLOAD_PRICE * max(visits.pins.shape[0], 1) / mean if mean > 0.0 else 0.0
-    arriving = (visits.visited - limits.own).sum() / nodes
-    return mean * (1.0 + limits.load), price, arriving * (1.0 + limits.ingress)
+def _bounds(visits: Visits, node_load: Array, limits: Limits) -> tuple[float, float]:
+    """Bound on a node's load, visits that a unit of overload is worth."""
+    total = 0.0
+    for node in range(node_load.shape[0]):
+        total += node_load[node]
+    mean = total / node_load.shape[0]
+    return mean * (1.0 + limits.load), OVERLOAD_PRICE * max(visits.pins.shape[0], 1) / mean if mean > 0.0 else 0.0
 
 
 @kernel
 def refine_nodes(
-    load: Array, node_of: Array, movable: Array, rows: Array, pins: Array, limits: Limits, sweeps: int
+    load: Array, node_of: Array, movable: Array, rows: Array, pins: Array, own: Array, limits: Limits, sweeps: int
 ) -> None:
     """Swap movable experts between nodes, in place, until no swap helps or for `sweeps` looks at every expert.
 
     node_of: [E]; rows: [T, K] movable experts' ids only; pins: [T, nodes] all other reasons to visit (the movable
-    experts' are added).
+    experts' are added); own: [nodes] tokens that visit a node for free, as they come from it.
     """
     start, others = node_of.copy(), pins.copy()
-    visits = open_visits(rows, pins, node_of)
+    visits = open_visits(rows, pins, node_of, own)
     node_load = _loads(load, node_of, movable, limits)
     before = _cost(visits, node_load, limits)
     # first near, then even as well: with a price on arrivals from the start, most swaps are barred
-    _sweep(load, movable, visits, node_load, Limits(limits.load, ANYWHERE, limits.fixed_load, limits.own), sweeps)
-    arriving = visits.visited - limits.own
-    if arriving.max() <= arriving.mean() * (1.0 + limits.ingress):
+    _sweep(load, movable, visits, node_load, Limits(limits.load, ANYWHERE, limits.fixed_load), sweeps)
+    if (visits.visited - own).max() <= most_arrivals(visits, limits.ingress):
         return
     _sweep(load, movable, visits, node_load, limits, sweeps)
     if _cost(visits, node_load, limits) > before:  # what is near can be too uneven to be mended
         node_of[:], pins[:] = start, others
-        visits = open_visits(rows, pins, node_of)
+        visits = open_visits(rows, pins, node_of, own)
         _sweep(load, movable, visits, _loads(load, node_of, movable, limits), limits, sweeps)
 
 
@@ -201,34 +189,36 @@ def _loads(load: Array, node_of: Array, movable: Array, limits: Limits) -> Array
 @kernel
 def _cost(visits: Visits, node_load: Array, limits: Limits) -> float:
     """Visits, and what is above the limits at its price."""
-    bound, price, most = _bounds(visits, node_load, limits)
-    overload, excess = (
-        np.maximum(node_load - bound, 0.0).sum(),
-        np.maximum(visits.visited - limits.own - most, 0.0).sum(),
-    )
+    bound, price = _bounds(visits, node_load, limits)
+    excess = np.maximum(visits.visited - visits.own - most_arrivals(visits, limits.ingress), 0.0).sum()
+    overload = np.maximum(node_load - bound, 0.0).sum()
     return float(visits.visited.sum() + price * overload + INGRESS_PRICE * excess)
 
 
 @kernel
 def _sweep(load: Array, movable: Array, visits: Visits, node_load: Array, limits: Limits, sweeps: int) -> None:
     """Up to `sweeps` looks at every expert, each swapped with its best partner, in place."""
-    rejected, offers = np.zeros(load.shape[0], np.bool_), np.empty((node_load.shape[0], node_load.shape[0]))
+    nodes, barred = node_load.shape[0], ~movable
+    offers, reach, tried = np.empty((nodes, nodes)), np.empty(nodes), np.empty(TRIES, np.int64)
     _find_offers(visits, movable, offers)
     for _ in range(sweeps):
         swapped = False
         for mine in range(load.shape[0]):
             if not movable[mine]:
                 continue
-            rejected[:] = False
-            for _ in range(TRIES):
-                other = _best_partner(mine, visits, load, movable, rejected, node_load, limits, offers)
+            tries = 0
+            while tries < TRIES:
+                other = _best_partner(mine, visits, load, barred, node_load, limits, offers, reach)
                 if other < 0:
                     break
                 if _try_swap(mine, other, visits, load, node_load, limits):
                     _find_offers(visits, movable, offers)
                     swapped = True
                     break
-                rejected[other] = True
+                barred[other], tried[tries] = True, other
+                tries += 1
+            for other in tried[:tries]:
+                barred[other] = False
         if not swapped:
             break
 
@@ -237,15 +227,12 @@ def _sweep(load: Array, movable: Array, visits: Visits, node_load: Array, limits
 def _try_swap(mine: int, other: int, visits: Visits, load: Array, node_load: Array, limits: Limits) -> bool:
     """Swap in place if that really gains."""
     a, b, shift = visits.node_of[mine], visits.node_of[other], load[other] - load[mine]
-    bound, price, most = _bounds(visits, node_load, limits)
-    in_a, in_b = visits.visited[a] - limits.own[a], visits.visited[b] - limits.own[b]
-    gain = float(swap_experts(visits, mine, other))
-    gain += price * relief(node_load[a], node_load[b], shift, -shift, bound)
-    change_a, change_b = visits.visited[a] - limits.own[a] - in_a, visits.visited[b] - limits.own[b] - in_b
-    gain += INGRESS_PRICE * relief(in_a, in_b, change_a, change_b, most)
-    if gain <= LEAST_GAIN:
-        swap_experts(visits, mine, other)
+    bound, price = _bounds(visits, node_load, limits)
+    change_a, change_b = real_changes(visits, mine, other)
+    gain = worth_of(visits, a, b, change_a, change_b, most_arrivals(visits, limits.ingress))
+    if gain + price * relief(node_load[a], node_load[b], shift, -shift, bound) <= LEAST_GAIN:
         return False
+    swap_experts(visits, mine, other)
     node_load[a] += shift
     node_load[b] -= shift
     return True

@@ -12,6 +12,7 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .checks import check_input
 from .job import Job, placement_of
+from .rounds import check_rounds, even_rounds
 
 
 def plan(
@@ -32,6 +33,7 @@ def plan(
     no bound on moves, a layer is solved afresh (`resolved_layers`). If the options name prices, a layer moves only if
     that saves more time than it costs (`skipped_layers`).
     num_groups: the model's expert groups (group-limited routing); contiguous in the expert ids.
+    options.peo_rounds: last, slots are ordered within their ranks; that moves nothing between ranks and counts no move.
 
     Deterministic. Raises PluginError on input that does not fit together, before computing anything.
     """
@@ -39,6 +41,9 @@ def plan(
     options = PlanOptions() if options is None else options
     old = None if previous is None else placement_of(previous)
     check_input(statistics, topology, policy, old, checked_rule(dispatch), num_groups, options)
+    check_rounds(options.peo_rounds, topology.slots_per_rank)
     job = Job(statistics, topology, policy, dispatch, num_groups, options)
     made = job.made(previous) if previous is None or not options.is_priced else job.priced(previous)
+    if options.peo_rounds is not None:
+        made = even_rounds(made, job.load, options.peo_rounds)
     return replace(made, seconds=time.perf_counter() - began)

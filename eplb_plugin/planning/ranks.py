@@ -57,9 +57,13 @@ def open_ranks(load: Array, phy2log: Array, before: Array, cluster: Cluster) -> 
 
 
 @kernel
-def received(ranks: Ranks) -> int:
-    """Moved slots: copies that ranks hold now and did not hold at the start."""
-    return np.maximum(ranks.held - ranks.before, 0).sum()
+def received(held: Array, before: Array) -> int:
+    """held, before: [ranks, E] -> moved slots: copies that ranks hold now and did not hold before."""
+    slots = 0
+    for rank in range(held.shape[0]):
+        for expert in range(held.shape[1]):
+            slots += max(held[rank, expert] - before[rank, expert], 0)
+    return slots
 
 
 @kernel

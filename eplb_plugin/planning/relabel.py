@@ -97,3 +97,10 @@ def relabel(phy2log: Array, old: Array, cluster: Cluster, experts: int) -> Array
         for place in range(ranks.shape[1]):
             result[ranks[target[node], place_of[place]]] = new[place]
     return keep_slots(result.ravel(), old, slots_per_rank)
+
+
+@kernel
+def relabel_layers(target: Array, layers: Array, fresh: Array, old: Array, cluster: Cluster, experts: int) -> None:
+    """target[layers] = fresh: [layers, P] with the labels of old: [L, P]."""
+    for row in range(layers.shape[0]):
+        target[layers[row]] = relabel(fresh[row], old[layers[row]], cluster, experts)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import Array, kernel
-from .crossings import Cluster, copy_values, expert_shares, fixed_pins
+from .crossings import Cluster, copy_values, count_sources, expert_shares, fixed_pins
 from .ranks import Ranks, may_take, open_ranks, receipts, received, swap_receipts, swap_slots, write_slot
 from .tokens import Tokens
-from .visits import Visits, open_visits, swap_experts, swap_gain
+from .visits import Visits, open_visits, swap_changes, swap_experts
 
 NO_LIMIT = 1 << 30
 RELIEF_PRICE = 0.3  # crossings per token that a relief of one mean rank load is worth
@@ -28,7 +28,8 @@ def open_singles(ranks: Ranks, cluster: Cluster, tokens: Tokens) -> tuple[Array,
     node_of = np.empty(experts, np.int32)
     for expert in range(experts):
         node_of[expert] = np.argmax(ranks.copies[expert])
-    return ranks.copies.sum(axis=1) == 1, open_visits(singles, pins, node_of)
+    own = count_sources(tokens.source, cluster) if cluster.nearest else np.zeros(cluster.num_nodes, np.int64)
+    return ranks.copies.sum(axis=1) == 1, open_visits(singles, pins, node_of, own)
 
 
 @kernel
@@ -39,30 +40,37 @@ def _best_swap(
 
     price: crossings that the relief of one unit of load is worth; movable: [E] experts that may change node.
     """
-    slots, rank_load, mean = cluster.slots_per_rank, ranks.rank_load, ranks.rank_load.mean()
-    home, top = cluster.node_of_rank[busiest], ranks.rank_load[busiest]
+    slots, rank_load, least = cluster.slots_per_rank, ranks.rank_load, LEAST_RELIEF * ranks.rank_load.mean()
+    home, first = cluster.node_of_rank[busiest], busiest * slots
+    weight = np.empty(slots)
+    for place in range(slots):
+        weight[place] = ranks.load[ranks.phy2log[first + place]] * ranks.shares[ranks.phy2log[first + place], home]
     best, best_own, best_slot = 0.0, -1, -1
-    for own in range(busiest * slots, (busiest + 1) * slots):
-        mine = ranks.phy2log[own]
-        weight = ranks.load[mine] * ranks.shares[mine, home]
-        for slot in range(ranks.phy2log.shape[0]):
-            rank, theirs = slot // slots, ranks.phy2log[slot]
-            node = cluster.node_of_rank[rank]
-            shift = weight - ranks.load[theirs] * ranks.shares[theirs, node]
-            relief = min(shift, top - rank_load[rank] - shift)
-            if relief < LEAST_RELIEF * mean:
+    for rank in range(rank_load.shape[0]):
+        gap, node = rank_load[busiest] - rank_load[rank], cluster.node_of_rank[rank]
+        if rank == busiest or 0.5 * gap < least:
+            continue
+        for slot in range(rank * slots, (rank + 1) * slots):
+            theirs = ranks.phy2log[slot]
+            lighter = ranks.load[theirs] * ranks.shares[theirs, node]
+            if node != home and not movable[theirs]:
                 continue
-            value = price * relief
-            if node != home:
-                if not (movable[mine] and movable[theirs]):
+            for place in range(slots):
+                relief = min(weight[place] - lighter, gap - (weight[place] - lighter))
+                if relief < least:
                     continue
-                value += swap_gain(visits, mine, theirs)
-            if value <= best * LEAST_COST or not (may_take(ranks, rank, mine) and may_take(ranks, busiest, theirs)):
-                continue
-            cost = swap_receipts(ranks, cluster, own, slot)
-            value /= max(cost, LEAST_COST)
-            if cost <= budget and value > best:
-                best, best_own, best_slot = value, own, slot
+                value, mine = price * relief, ranks.phy2log[first + place]
+                if node != home:
+                    here, there = swap_changes(visits, mine, theirs)
+                    value -= here + there
+                    if not movable[mine]:
+                        continue
+                if value <= best * LEAST_COST:
+                    continue
+                cost = swap_receipts(ranks, cluster, first + place, slot)
+                value /= max(cost, LEAST_COST)
+                if cost <= budget and value > best and may_take(ranks, rank, mine) and may_take(ranks, busiest, theirs):
+                    best, best_own, best_slot = value, first + place, slot
     return best, best_own, best_slot
 
 
@@ -87,40 +95,49 @@ def _peak_after(ranks: Ranks, cluster: Cluster, expert: int, victim: int, slot: 
 
 @kernel
 def _best_overwrite(
-    busiest: int, budget: int, ranks: Ranks, cluster: Cluster, saved: Array, lost: Array, price: float
+    busiest: int,
+    budget: int,
+    ranks: Ranks,
+    cluster: Cluster,
+    saved: Array,
+    lost: Array,
+    is_replicated: Array,
+    price: float,
 ) -> tuple[float, int, int]:
     """Like `_best_swap`, for one more copy of an expert of the busiest rank in another rank's redundant slot.
 
-    saved, lost: [E, nodes] crossings that a copy more or less is worth.
+    saved, lost: [E, nodes] crossings that a copy more or less is worth; is_replicated: [E].
     """
-    slots, rank_load, mean = cluster.slots_per_rank, ranks.rank_load, ranks.rank_load.mean()
+    slots, rank_load, least = cluster.slots_per_rank, ranks.rank_load, LEAST_RELIEF * ranks.rank_load.mean()
     home, top = cluster.node_of_rank[busiest], ranks.rank_load[busiest]
-    total = ranks.copies.sum(axis=1)
     best, best_own, best_slot = 0.0, -1, -1
     for own in range(busiest * slots, (busiest + 1) * slots):
         expert, grown_for = ranks.phy2log[own], -1
         grown = ranks.shares[expert]
-        for slot in range(ranks.phy2log.shape[0]):
-            rank, victim = slot // slots, ranks.phy2log[slot]
-            node = cluster.node_of_rank[rank]
-            if rank == busiest or expert == victim or total[victim] < 2 or not may_take(ranks, rank, expert):
+        for rank in range(rank_load.shape[0]):
+            if rank == busiest or not may_take(ranks, rank, expert):
                 continue
+            node = cluster.node_of_rank[rank]
             if grown_for != node:
                 ranks.copies[expert, node] += 1
                 grown, grown_for = expert_shares(ranks.copies[expert], expert, cluster), node
                 ranks.copies[expert, node] -= 1
             # what it can relieve at best: the busiest rank's own copy serves less, and the other rank stays below
-            relief = ranks.load[expert] * (ranks.shares[expert, home] - grown[home])
-            after = rank_load[rank] + ranks.load[expert] * grown[node] - ranks.load[victim] * ranks.shares[victim, node]
-            relief = min(relief, top - after)
-            bonus = saved[expert, node] - lost[victim, node]
-            if relief < LEAST_RELIEF * mean or price * relief + bonus <= best * LEAST_COST:
-                continue
-            relief = top - _peak_after(ranks, cluster, expert, victim, slot, grown)
-            cost = receipts(ranks, rank, expert, victim)
-            value = (price * relief + bonus) / max(cost, LEAST_COST)
-            if relief >= LEAST_RELIEF * mean and cost <= budget and value > best:
-                best, best_own, best_slot = value, own, slot
+            at_best = ranks.load[expert] * (ranks.shares[expert, home] - grown[home])
+            for slot in range(rank * slots, (rank + 1) * slots if at_best >= least else rank * slots):
+                victim = ranks.phy2log[slot]
+                if expert == victim or not is_replicated[victim]:
+                    continue
+                after = rank_load[rank] + ranks.load[expert] * grown[node]
+                after -= ranks.load[victim] * ranks.shares[victim, node]
+                relief, bonus = min(at_best, top - after), saved[expert, node] - lost[victim, node]
+                cost = receipts(ranks, rank, expert, victim)
+                if relief < least or cost > budget or price * relief + bonus <= best * max(cost, LEAST_COST):
+                    continue
+                relief = top - _peak_after(ranks, cluster, expert, victim, slot, grown)
+                value = (price * relief + bonus) / max(cost, LEAST_COST)
+                if relief >= least and value > best:
+                    best, best_own, best_slot = value, own, slot
     return best, best_own, best_slot
 
 
@@ -133,32 +150,45 @@ def repair(
     before: [ranks, E] what every rank held when moves began to count; budget: most moved slots.
     """
     ranks = open_ranks(load, phy2log, before, cluster)
-    mean = ranks.rank_load.mean()
+    if ranks.rank_load.max() > ranks.rank_load.mean() * peak_ratio:
+        movable, visits = open_singles(ranks, cluster, tokens)
+        relieve(ranks, cluster, tokens, movable, visits, peak_ratio, budget)
+
+
+@kernel
+def relieve(
+    ranks: Ranks, cluster: Cluster, tokens: Tokens, movable: Array, visits: Visits, peak_ratio: float, budget: int
+) -> int:
+    """`repair` of what is open already; returns how many copies it has overwritten, which `visits` know nothing of."""
+    mean, written, aware = ranks.rank_load.mean(), 0, tokens.rows.shape[0] > 0
     bound = mean * peak_ratio
     if ranks.rank_load.max() <= bound:
-        return
-    aware = tokens.rows.shape[0] > 0
-    movable, visits = open_singles(ranks, cluster, tokens)
+        return 0
     # a replicated expert stays on its nodes, unless neither shares nor crossings depend on where its copies lie
     if not aware and not cluster.nearest:
         movable[:] = True
     saved, lost = copy_values(ranks.copies, cluster, tokens)
+    is_replicated = ranks.copies.sum(axis=1) > 1
     price = RELIEF_PRICE * max(tokens.rows.shape[0], 1) / mean
-    for _ in range(4 * phy2log.shape[0]):
+    for _ in range(4 * ranks.phy2log.shape[0]):
         busiest = int(np.argmax(ranks.rank_load))
-        left = budget - received(ranks)
+        left = budget - received(ranks.held, ranks.before)
         if ranks.rank_load[busiest] <= bound:
             break
         swap_value, own, other = _best_swap(busiest, left, ranks, cluster, movable, visits, price)
-        copy_value, source, slot = _best_overwrite(busiest, left, ranks, cluster, saved, lost, price)
+        copy_value, source, slot = _best_overwrite(busiest, left, ranks, cluster, saved, lost, is_replicated, price)
         if swap_value <= 0.0 and copy_value <= 0.0:
             break
         if swap_value >= copy_value:
-            mine, theirs = phy2log[own], phy2log[other]
+            mine, theirs = ranks.phy2log[own], ranks.phy2log[other]
             if aware and visits.node_of[mine] != visits.node_of[theirs] and movable[mine] and movable[theirs]:
                 swap_experts(visits, mine, theirs)
             swap_slots(ranks, cluster, own, other)
         else:
             if aware or cluster.nearest:
-                movable[phy2log[source]] = False  # it has two copies now
-            write_slot(ranks, cluster, slot, phy2log[source])
+                movable[ranks.phy2log[source]] = False  # it has two copies now
+            victim = ranks.phy2log[slot]
+            write_slot(ranks, cluster, slot, ranks.phy2log[source])
+            is_replicated[ranks.phy2log[slot]], is_replicated[victim] = True, ranks.copies[victim].sum() > 1
+            written += 1
+    return written

@@ -27,7 +27,7 @@ def resplit(plan: Plan, statistics: RoutingStatistics) -> Plan:
     began = time.perf_counter()
     topology, rule = plan.topology, plan.dispatch
     check_input(statistics, topology, "balanced", plan.placement, rule, 1, PlanOptions())
-    if plan.source_weights is None and plan.cover_weights is None:
+    if not plan.has_weights:
         made = Job(statistics, topology, "balanced", rule, 1, PlanOptions()).used(plan.placement.phy2log)
     else:
         made = renewed(plan, above_zero(statistics.load))

@@ -36,19 +36,20 @@ def node_rows(shares: Array) -> Array:
 
 
 @kernel
-def lone_visits(tokens: Tokens, rows: Array, nodes: int) -> tuple[Array, Array]:
+def lone_visits(tokens: Tokens, rows: Array, nodes: int, wanted: Array) -> tuple[Array, Array]:
     """[sources, E, nodes] float64: of a source's tokens of an expert, those that only this expert could send to a node;
     [sources, E] float64: all of them.
 
-    Every token is tried from up to MOST_SOURCES sources; the own node is always visited. rows: of `node_rows`.
+    Every token is tried from up to MOST_SOURCES sources; the own node is always visited. rows: of `node_rows`; wanted:
+    [E] bool, experts to count for.
     """
+    if nodes <= FEW_NODES:
+        return _lone_among_few(tokens, rows, nodes, wanted)
     sources, experts, width = rows.shape
     lone, selected = np.zeros((sources, experts, nodes)), np.zeros((sources, experts))
     every = (1 << nodes) - 1
     stride = -(-sources // MOST_SOURCES) | 1  # odd: a power of two would meet few entries of a row
-    by_set = np.zeros((experts, 1 << nodes if nodes <= FEW_NODES else 1), np.int64)
     for source in range(sources):
-        by_set[:] = 0
         for token in range(source % stride, tokens.rows.shape[0], stride):
             entry = tokens.key[token] % width
             once, twice = 1 << source, 1 << source
@@ -59,31 +60,63 @@ def lone_visits(tokens: Tokens, rows: Array, nodes: int) -> tuple[Array, Array]:
                     once |= bit
             for k in range(tokens.rows.shape[1]):
                 expert = tokens.rows[token, k]
-                if expert < 0:
+                if expert < 0 or not wanted[expert]:
                     continue
                 selected[source, expert] += 1.0
                 bit = 1 << rows[source, expert, entry]
                 unvisited = every & ~((once & ~bit) | (twice & bit))
-                if nodes <= FEW_NODES:
-                    by_set[expert, unvisited] += 1
-                else:
-                    for node in range(nodes):
-                        lone[source, expert, node] += (unvisited >> node) & 1
-        if nodes <= FEW_NODES:
-            for expert in range(experts):
-                for unvisited in range(1, every + 1):
-                    for node in range(nodes):
-                        lone[source, expert, node] += by_set[expert, unvisited] * ((unvisited >> node) & 1)
+                for node in range(nodes):
+                    lone[source, expert, node] += (unvisited >> node) & 1
     return lone, selected
 
 
 @kernel
-def visit_cost(tokens: Tokens, rows: Array, nodes: int) -> Array:
+def _lone_among_few(tokens: Tokens, rows: Array, nodes: int, wanted: Array) -> tuple[Array, Array]:
+    """`lone_visits` for all sources of a token at once: byte s of a word is what source s sees, bit n of it node n."""
+    sources, experts, width = rows.shape
+    words, own, every = np.zeros((experts, width), np.int64), np.int64(0), np.int64(0)
+    for source in range(sources):
+        own |= np.int64(1) << (8 * source + source)
+        every |= np.int64((1 << nodes) - 1) << (8 * source)
+        for expert in range(experts):
+            for entry in range(width):
+                words[expert, entry] |= np.int64(1) << (8 * source + np.int64(rows[source, expert, entry]))
+    by_set, selected = np.zeros((experts, sources, 1 << nodes), np.int32), np.zeros(experts, np.int64)
+    for token in range(tokens.rows.shape[0]):
+        entry = tokens.key[token] % width
+        once, twice = own, own
+        for k in range(tokens.rows.shape[1]):
+            if tokens.rows[token, k] >= 0:
+                word = words[tokens.rows[token, k], entry]
+                twice |= once & word
+                once |= word
+        for k in range(tokens.rows.shape[1]):
+            expert = tokens.rows[token, k]
+            if expert < 0 or not wanted[expert]:
+                continue
+            selected[expert] += 1
+            word = words[expert, entry]
+            unvisited = every & ~((once & ~word) | (twice & word))
+            for source in range(sources):
+                by_set[expert, source, (unvisited >> (8 * source)) & 255] += 1
+    lone, all_selected = np.zeros((sources, experts, nodes)), np.zeros((sources, experts))
+    for expert in range(experts):
+        for source in range(sources if selected[expert] > 0 else 0):
+            all_selected[source, expert] = selected[expert]
+            for unvisited in range(1, 1 << nodes):
+                count = by_set[expert, source, unvisited]
+                for node in range(nodes if count > 0 else 0):
+                    lone[source, expert, node] += count * ((unvisited >> node) & 1)
+    return lone, all_selected
+
+
+@kernel
+def visit_cost(tokens: Tokens, rows: Array, nodes: int, wanted: Array) -> Array:
     """[sources, E, nodes] crossings that one more selection of an expert costs if sent to a node, 0 … 1.
 
-    An expert that the sample lacks: 1 for every node but the own.
+    wanted: [E] bool; any other expert, and one that the sample lacks: 1 for every node but the own.
     """
-    cost, selected = lone_visits(tokens, rows, nodes)
+    cost, selected = lone_visits(tokens, rows, nodes, wanted)
     for source in range(cost.shape[0]):
         for expert in range(cost.shape[1]):
             if selected[source, expert] > 0.0:

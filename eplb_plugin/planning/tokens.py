@@ -33,6 +33,11 @@ def every(tokens: Tokens, step: int, first: int = 0) -> Tokens:
     return Tokens(*(np.ascontiguousarray(part[first::step]) for part in tokens))
 
 
+def thinned(tokens: Tokens, most: int) -> Tokens:
+    """At most `most` of them, evenly."""
+    return every(tokens, max(-(-len(tokens.rows) // most), 1))
+
+
 def no_tokens() -> Tokens:
     return Tokens(np.empty((0, 1), np.int16), np.empty(0, np.int32), np.empty(0, np.int64))
 

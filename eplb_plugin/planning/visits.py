@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..jit import Array, kernel
+from .sources import INGRESS_PRICE
 
 
 class Visits(NamedTuple):
@@ -14,7 +15,7 @@ class Visits(NamedTuple):
 
     pins: [T, nodes] reasons of a token to visit a node; node_of: [E]; sole: [E] tokens for which an expert is the only
     reason to visit its node; absent: [nodes, E] tokens of an expert that have no reason to visit a node;
-    visited: [nodes] tokens that have one.
+    visited: [nodes] tokens that have one; own: [nodes] of these, those that visit for free, as they come from it.
     """
 
     rows: Array
@@ -25,28 +26,31 @@ class Visits(NamedTuple):
     sole: Array
     absent: Array
     visited: Array
+    own: Array
 
 
 @kernel
-def open_visits(rows: Array, pins: Array, node_of: Array) -> Visits:
+def open_visits(rows: Array, pins: Array, node_of: Array, own: Array) -> Visits:
     """`pins`: all other reasons; those of `rows` are added in place. `node_of` is kept up to date in place."""
-    experts = node_of.shape[0]
+    experts, nodes = node_of.shape[0], pins.shape[1]
     start, listed = list_tokens(rows, experts)
-    sole, absent = np.zeros(experts, np.int64), np.zeros((pins.shape[1], experts), np.int64)
+    sole, visited = np.zeros(experts, np.int64), np.zeros(nodes, np.int64)
+    lacking, unvisited = np.zeros((experts, nodes), np.int32), np.empty(nodes, np.int32)  # an expert's side by side
     for token in range(rows.shape[0]):
         for k in range(rows.shape[1]):
             if rows[token, k] >= 0:
                 pins[token, node_of[rows[token, k]]] += 1
+        for node in range(nodes):
+            unvisited[node] = pins[token, node] == 0
+            visited[node] += pins[token, node] > 0
         for k in range(rows.shape[1]):
             expert = rows[token, k]
             if expert >= 0:
                 sole[expert] += pins[token, node_of[expert]] == 1
-                for node in range(pins.shape[1]):
-                    absent[node, expert] += pins[token, node] == 0
-    visited = np.zeros(pins.shape[1], np.int64)
-    for token in range(pins.shape[0]):
-        visited += pins[token] > 0
-    return Visits(rows, start, listed, pins, node_of, sole, absent, visited)
+                for node in range(nodes):
+                    lacking[expert, node] += unvisited[node]
+    absent = np.ascontiguousarray(lacking.T).astype(np.int64)
+    return Visits(rows, start, listed, pins, node_of, sole, absent, visited, own)
 
 
 @kernel
@@ -75,10 +79,54 @@ def swap_changes(visits: Visits, mine: int, other: int) -> tuple[int, int]:
 
 
 @kernel
-def swap_gain(visits: Visits, mine: int, other: int) -> int:
-    """Visits that a swap across nodes saves, by the tables: too high where tokens select both experts."""
+def real_changes(visits: Visits, mine: int, other: int) -> tuple[int, int]:
+    """The same as it really is: tokens that select both experts go on visiting both nodes."""
+    a, b, pins = visits.node_of[mine], visits.node_of[other], visits.pins
     change_a, change_b = swap_changes(visits, mine, other)
-    return -change_a - change_b
+    rare, frequent = mine, other
+    if visits.start[mine + 1] - visits.start[mine] > visits.start[other + 1] - visits.start[other]:
+        rare, frequent = other, mine
+    for entry in range(visits.start[rare], visits.start[rare + 1]):
+        token = visits.listed[entry]
+        if pins[token, a] != 1 and pins[token, b] != 1:
+            continue
+        for k in range(visits.rows.shape[1]):
+            if visits.rows[token, k] == frequent:
+                change_a += pins[token, a] == 1
+                change_b += pins[token, b] == 1
+    return change_a, change_b
+
+
+@kernel
+def relief(amount_a: float, amount_b: float, change_a: float, change_b: float, bound: float) -> float:
+    """Excess over `bound` that two changes take away."""
+    before = max(amount_a - bound, 0.0) + max(amount_b - bound, 0.0)
+    return before - max(amount_a + change_a - bound, 0.0) - max(amount_b + change_b - bound, 0.0)
+
+
+@kernel
+def most_arrivals(visits: Visits, tolerance: float) -> float:
+    """Tokens that may arrive at a node from others before more of them have a price."""
+    arriving = 0
+    for node in range(visits.own.shape[0]):
+        arriving += visits.visited[node] - visits.own[node]
+    return arriving / visits.own.shape[0] * (1.0 + tolerance)
+
+
+@kernel
+def worth_of(visits: Visits, a: int, b: int, change_a: int, change_b: int, most: float) -> float:
+    """Visits that changes of two nodes save, and those in excess of `most` at their price."""
+    in_a, in_b = visits.visited[a] - visits.own[a], visits.visited[b] - visits.own[b]
+    return -float(change_a + change_b) + INGRESS_PRICE * relief(in_a, in_b, change_a, change_b, most)
+
+
+@kernel
+def swap_worth(visits: Visits, mine: int, other: int, most: float) -> float:
+    """What a swap across nodes saves by the tables, arrivals above `most` at their price; too high where tokens select
+    both experts.
+    """
+    change_a, change_b = swap_changes(visits, mine, other)
+    return worth_of(visits, visits.node_of[mine], visits.node_of[other], change_a, change_b, most)
 
 
 @kernel

@@ -134,15 +134,16 @@ class Weigher:
         """-> the layer, and whether it was solved afresh."""
         rule, pairs = self._rule(layer)
         fresh = self._solve(rule, pairs)
+        relabelled = relabel(fresh.phy2log, old, self.cluster, len(rule.load))
         if not _is_worth_it(rule, repaired, fresh, 1.0 + self.options.balance_tolerance):
             return repaired, False
-        return as_used(rule, relabel(fresh.phy2log, old, self.cluster, len(rule.load))), True
+        return as_used(rule, relabelled), True
 
     def _repair_nearest(self, rule: Rule, old: Array, good_enough: float, budget: int) -> Array:
         """phy2log [P] by the repair that also moves copies; it takes every source to use its nearest copy."""
         cluster, tokens = self.cluster._replace(nearest=True), rule.tokens
         tokens = tokens._replace(key=tokens.source.astype(np.int64))
-        return repair_layer(rule.load, old, cluster, tokens, good_enough, budget)
+        return repair_layer(rule.load, old, cluster, tokens, good_enough, budget, rule.ingress_tolerance)
 
 
 def above_zero(load: NDArray[Any]) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from .joint_types import Use, node_shares
 from .replication import best_copy, copy_limit
 from .search import Search
 from .sources import arrival_cost, arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
-from .tokens import Tokens, every
+from .tokens import Tokens, thinned
 
 EXCHANGES = 8  # tried together at first
 
@@ -41,7 +41,7 @@ class WeightedRule:
 
     def settle(self, copies: Array, use: Array) -> Array:
         """copies: [E, nodes] -> [sources, E, nodes] shares by the flow, nodes costing what `use` implies."""
-        return flow_to_nodes(self.load, self._cost(use), copies)
+        return flow_to_nodes(self.load, self._cost(use, wanted=copies.sum(axis=1) > 1), copies)
 
     def shares(self, use: Array) -> Array:
         return use.mean(axis=0)
@@ -62,8 +62,8 @@ class WeightedRule:
 
     def _exchanged(self, copies: Array, use: Array, mean_rank: float) -> Array:
         """Let experts change places with redundant copies, in place, a few at once, while fewer tokens cross."""
-        at_once, lowest, barred = EXCHANGES, self._arrival_cost(use), np.zeros(copies.shape, np.bool_)
-        cost = self._cost(use)
+        arriving, at_once, barred = self.arrivals(use), EXCHANGES, np.zeros(copies.shape, np.bool_)
+        lowest, cost = arrival_cost(arriving, self.ingress_tolerance), self._cost(use, arriving)
         for _ in range(self.search.exchanges):
             tried = copies.copy()
             saved, lost = saved_by_copies(self.load, cost, use), lost_copies(self.load, cost, use, copies)
@@ -71,9 +71,10 @@ class WeightedRule:
             if changed == 0:
                 break
             again = flow_to_nodes(self.load, cost, tried)
-            now = self._arrival_cost(again)
+            arriving = self.arrivals(again)
+            now = arrival_cost(arriving, self.ingress_tolerance)
             if now < lowest:
-                lowest, use, cost = now, again, self._cost(again)
+                lowest, use, cost = now, again, self._cost(again, arriving)
                 copies[:] = tried
             elif changed == 1:
                 barred |= tried > copies
@@ -91,7 +92,7 @@ class WeightedRule:
         if before is None:
             even = np.repeat((copies / copies.sum(axis=1, keepdims=True))[None], nodes, axis=0)
             before = self.settle(copies, self.settle(copies, even))
-        cost = visit_cost(self.tokens, node_rows(before), nodes)
+        cost = visit_cost(self.tokens, node_rows(before), nodes, copies.sum(axis=1) > 1)
         by_slot = np.ascontiguousarray(cost[:, phy2log, self.node_of_slot])
         rank_of_slot = np.arange(len(phy2log)) // self.cluster.slots_per_rank
         listed = list_by_expert(phy2log.astype(np.int64), rank_of_slot, experts)
@@ -103,16 +104,17 @@ class WeightedRule:
         """[sources, E, nodes] what `use` means per node."""
         return node_shares(phy2log, self.node_of_slot, use.source_shares, len(self.load), self.cluster.num_nodes)
 
-    def _cost(self, use: Array) -> Array:
-        """[sources, E, nodes] of a selection sent to a node, dearer where much arrives."""
-        return visit_cost(self._guides, node_rows(use), self.cluster.num_nodes) * arrival_prices(self.arrivals(use))
-
-    def _arrival_cost(self, use: Array) -> float:
-        return arrival_cost(self.arrivals(use), self.ingress_tolerance)
+    def _cost(self, use: Array, arriving: Array | None = None, wanted: Array | None = None) -> Array:
+        """[sources, E, nodes] of a selection sent to a node, dearer where much arrives; of all experts, or of those
+        wanted: [E].
+        """
+        arriving = self.arrivals(use) if arriving is None else arriving
+        wanted = np.ones(len(self.load), np.bool_) if wanted is None else wanted
+        return visit_cost(self._guides, node_rows(use), self.cluster.num_nodes, wanted) * arrival_prices(arriving)
 
     @cached_property
     def _guides(self) -> Tokens:
-        return every(self.tokens, max(-(-len(self.tokens.rows) // self.search.guides), 1))
+        return thinned(self.tokens, self.search.guides)
 
     def arrivals(self, use: Array) -> Array:
         return count_arrivals(self.tokens, node_rows(use), self.cluster.node_of_rank, self.cluster.num_nodes)
@@ -123,12 +125,18 @@ def selections(tokens: Tokens) -> float:
     return float(np.count_nonzero(tokens.rows >= 0)) / max(len(tokens.rows), 1)
 
 
+@kernel
 def flow_to_nodes(load: Array, cost: Array, copies: Array) -> Array:
     """cost: [sources, E, nodes]; copies: [E, nodes] -> [sources, E, nodes] shares with even nodes."""
     expert, node = np.nonzero(copies)
-    listed = list_by_expert(expert, node, len(load))
-    use = np.zeros(cost.shape)
-    use[:, expert, node] = split_flow(load, np.ascontiguousarray(cost[:, expert, node]), listed, cost.shape[2])
+    by_copy, use = np.empty((cost.shape[0], expert.shape[0])), np.zeros(cost.shape)
+    for source in range(cost.shape[0]):
+        for copy in range(expert.shape[0]):
+            by_copy[source, copy] = cost[source, expert[copy], node[copy]]
+    shares = split_flow(load, by_copy, list_by_expert(expert, node, load.shape[0]), cost.shape[2])
+    for source in range(cost.shape[0]):
+        for copy in range(expert.shape[0]):
+            use[source, expert[copy], node[copy]] = shares[source, copy]
     return use
 
 

@@ -1,14 +1,27 @@
 """Fixed-address device buffers for the routing of one model.
 
-The forward pass only stages the top-k ids: one masked copy per layer, static shapes, no host sync, safe inside a
-captured graph. After a real step the staged rows are counted for all layers at once, outside the graph, where the
-number of rows is known on the host; after a dummy or profile step they are dropped. So padding and dummy tokens never
-reach the counts, in which they would weigh quadratically (co-activation).
+The forward pass stages the top-k ids: one masked copy per layer, static shapes, no host sync, safe inside a captured
+graph. After a real step the staged rows are counted for all layers at once, outside the graph, where the number of rows
+is known on the host; after a dummy or profile step they are dropped. So padding and dummy tokens never reach the
+counts, in which they would weigh quadratically (co-activation). A kernel (`dispatch/kernels.py`) stages and counts ids
+in one go, into counts of the pass, which are then added or dropped likewise.
+
+Pairs are kept once: smaller expert first.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+
+
+class Pass(NamedTuple):
+    """Where a kernel puts what one layer routes in one pass: rows [max_tokens, K], load [E + 1], pairs [(E + 1)²]."""
+
+    rows: torch.Tensor
+    load: torch.Tensor
+    pairs: torch.Tensor
 
 
 class Recorder:
@@ -17,6 +30,7 @@ class Recorder:
     stage: [ubatches, L, max_tokens, K] int16, -1 = not a real token.
     load: [L, E] int32; coactivation: [L, E, E] int32 (diagonal = load); sample: [L, S, K] int16 ring of whole rows;
     num_tokens: scalar int64, real tokens since the last reset, also the ring's cursor.
+    by_kernel: a kernel counts in the pass, into the buffers of `passing`, and nobody calls `stage_rows`.
     """
 
     def __init__(
@@ -28,6 +42,7 @@ class Recorder:
         sample_rows: int,
         device: torch.device,
         num_ubatches: int = 1,
+        by_kernel: bool = False,
     ) -> None:
         self.num_experts = num_experts
         self.stage = torch.full((num_ubatches, num_layers, max_tokens, top_k), -1, dtype=torch.int16, device=device)
@@ -37,6 +52,8 @@ class Recorder:
         self._sample = torch.full((num_layers, sample_rows + 1, top_k), -1, dtype=torch.int16, device=device)
         self.num_tokens = torch.zeros((), dtype=torch.int64, device=device)
         self._rows = torch.arange(max_tokens, device=device)
+        self._first, self._second = torch.triu_indices(top_k, top_k, device=device)
+        self._passed = (torch.zeros_like(self._load), torch.zeros_like(self._pairs)) if by_kernel else None
         self._staged = [0] * num_ubatches
 
     @property
@@ -46,7 +63,8 @@ class Recorder:
     @property
     def coactivation(self) -> torch.Tensor:
         side = self.num_experts + 1
-        return self._pairs.view(-1, side, side)[:, :-1, :-1]
+        once = self._pairs.view(-1, side, side)[:, :-1, :-1]
+        return once + once.triu(1).transpose(1, 2)
 
     @property
     def sample(self) -> torch.Tensor:
@@ -60,8 +78,13 @@ class Recorder:
 
     def nbytes(self) -> int:
         """Bytes of device memory held."""
-        buffers = (self.stage, self._load, self._pairs, self._sample, self._rows)
-        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+        buffers = (self.stage, self._load, self._pairs, self._sample, self._rows, self._first, self._second)
+        return sum(buffer.numel() * buffer.element_size() for buffer in (*buffers, *(self._passed or ())))
+
+    def passing(self, layer: int, ubatch: int = 0) -> Pass:
+        """Views at fixed addresses."""
+        assert self._passed is not None, "not made for a kernel"
+        return Pass(self.stage[ubatch, layer], self._passed[0][layer], self._passed[1][layer])
 
     def stage_rows(
         self, layer: int, ids: torch.Tensor, real: torch.Tensor | None, chunk: int = 0, ubatch: int = 0
@@ -92,11 +115,18 @@ class Recorder:
                     self._count(rows)
                 rows.fill_(-1)
                 self._staged[ubatch] = 0
+        if self._passed is not None:
+            for total, passed in zip((self._load, self._pairs), self._passed, strict=True):
+                if count:
+                    total += passed
+                passed.zero_()
 
     def drop(self) -> None:
         """Forget the staged rows of a dummy step: all, because engines announce no token count for those."""
         self.stage.fill_(-1)
         self._staged = [0] * len(self._staged)
+        for passed in self._passed or ():
+            passed.zero_()
 
     def reset(self) -> None:
         """Begin a new window. Addresses do not change."""
@@ -109,10 +139,12 @@ class Recorder:
         layers = len(staged)
         ids = staged.long()
         ids = torch.where((ids >= 0) & (ids < self.num_experts), ids, self.num_experts)
-        flat = ids.reshape(layers, -1)
-        self._load.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.int32))
-        pairs = (ids.unsqueeze(3) * (self.num_experts + 1) + ids.unsqueeze(2)).reshape(layers, -1)
-        self._pairs.scatter_add_(1, pairs, torch.ones_like(pairs, dtype=torch.int32))
+        if self._passed is None:
+            flat = ids.reshape(layers, -1)
+            self._load.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.int32))
+            one, other = ids[:, :, self._first], ids[:, :, self._second]
+            pairs = (torch.minimum(one, other) * (self.num_experts + 1) + torch.maximum(one, other)).flatten(1)
+            self._pairs.scatter_add_(1, pairs, torch.ones_like(pairs, dtype=torch.int32))
         live = staged[0, :, 0] >= 0
         order = torch.cumsum(live, 0)
         size = self._sample.shape[1] - 1

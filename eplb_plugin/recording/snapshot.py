@@ -46,7 +46,7 @@ def snapshot(
         return None
     bounds = np.cumsum([size, 1, layers * experts, layers * experts**2])
     marks, tokens, load, pairs, kept = np.split(packed.cpu().numpy(), bounds)
-    _refuse_unequal_owners(marks.reshape(-1, owner_group_size))
+    refuse_unequal_owners(marks.reshape(-1, owner_group_size))
     return RoutingStatistics(
         load=load.reshape(layers, experts),
         coactivation=pairs.reshape(layers, experts, experts),
@@ -56,7 +56,7 @@ def snapshot(
     )
 
 
-def _refuse_unequal_owners(marks: NDArray[np.int64]) -> None:
+def refuse_unequal_owners(marks: NDArray[np.int64]) -> None:
     """marks: [groups, ranks of a group], a digest of what each rank recorded."""
     if (marks != marks[:, :1]).any():
         group = int((marks != marks[:, :1]).any(1).argmax())

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import PluginError, mismatch
-from ..statistics import RoutingStatistics
+from ..statistics import RoutingStatistics, load_window
 from .load_file import read_load_file
+from .responses import read_responses
 
 MOST_EXPERTS = 4096  # above any model's; counting pairs takes memory for their square
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -21,16 +22,16 @@ UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZ
 def read_window(
     path: str | os.PathLike[str], num_experts: int | None = None, layer_ids: ArrayLike | None = None
 ) -> RoutingStatistics:
-    """A statistics file (`RoutingStatistics.save`), an .npz with `topk_ids: [layers, tokens, k]`, -1 = padding, or a
-    .json of loads (`load_file.py`).
+    """A statistics file (`RoutingStatistics.save`), an .npz with `topk_ids: [layers, tokens, k]`, -1 = padding, a .json
+    of loads (`load_file.py`), or a .jsonl of vLLM's answers (`responses.py`).
 
     An .npz may also hold `num_experts` and `layer_ids: [layers]`; where it does not, the arguments count, else the
     highest id and 0 … layers - 1. Raises PluginError in one line on anything else.
     """
     if os.fspath(path).lower().endswith(".json"):
         return read_load_file(path)
-    if os.fspath(path).lower().endswith(".npz"):
-        arrays = _read_npz(path)
+    if os.fspath(path).lower().endswith((".npz", ".jsonl")):
+        arrays = _read_npz(path) if os.fspath(path).lower().endswith(".npz") else _read_responses(path)
         ids = arrays["topk_ids"]
         if ids.ndim != 3 or ids.dtype.kind not in "iu" or not ids.shape[0]:
             found = f"topk_ids of shape {ids.shape} {ids.dtype}"
@@ -44,8 +45,7 @@ def read_window(
         if layer_ids is not None and len(np.asarray(layer_ids)) != len(ids):
             layer_ids = None  # those of another number of layers: for the caller to refuse
         return _named(path, RoutingStatistics.from_topk, ids, num_experts, arrays.get("layer_ids", layer_ids))
-    read = getattr(RoutingStatistics, "load")  # noqa: B009 (the reader, for type checkers the array)
-    return _named(path, read, path)
+    return _named(path, load_window, path)
 
 
 def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
@@ -58,6 +58,11 @@ def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
         found = ", ".join(arrays) or "no array"
         raise mismatch(str(path), found=found, expected="topk_ids [layers, tokens, k]", fix="name the array topk_ids")
     return arrays
+
+
+def _read_responses(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    ids, layer_ids = read_responses(path)
+    return {"topk_ids": ids, "layer_ids": layer_ids}
 
 
 def _scalar(path: str | os.PathLike[str], array: NDArray[Any]) -> int:

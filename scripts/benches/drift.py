@@ -9,12 +9,9 @@ Noise: expert loads alone, every window ±15 % (log-normal, independent) around 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +22,8 @@ from eplb_plugin import Plan, PlanOptions, RoutingStatistics, Topology, forecast
 from eplb_plugin.planning.score import balancedness, expected_rank_load, judge, moved_slots
 from eplb_plugin.workloads.routing import ClusteredRouter
 
-ROOT = Path(__file__).resolve().parents[2]
+from .output import output_parser, put_out
+
 TOPOLOGY = Topology(4, 8, 9)
 EXPERTS, TOP_K, TOKENS, HISTORY = 256, 8, 8192, 8
 NOISE, SPREAD, NOISE_WINDOWS = 0.15, 0.36, 4
@@ -78,6 +76,9 @@ ARMS: dict[str, Arm] = {
     "first plan kept": lambda seen, rule: seen.last or solve(seen.windows[-1], rule),
     "first plan, re-split": lambda seen, rule: (
         resplit(seen.last, seen.windows[-1]) if seen.last else solve(seen.windows[-1], rule)
+    ),
+    "first plan, re-split for a forecast": lambda seen, rule: (
+        resplit(seen.last, forecast(seen.windows[-HISTORY:])) if seen.last else solve(seen.windows[-1], rule)
     ),
     "warm, 5 %": warm(0.05),
     "warm, 10 %": warm(0.1),
@@ -196,15 +197,13 @@ def show(results: dict) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/bench_drift")
+    parser = output_parser("bench_drift")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--drift", type=float, default=0.5, help="of the topic mixture, from first to last window")
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES)
     parser.add_argument("--noise-layers", type=int, default=58)
     parser.add_argument("--seeds", type=int, default=2, help="random loads of the noise study")
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench_drift.json")
-    parser.add_argument("--json", action="store_true", help="print the JSON instead of the tables")
     options = parser.parse_args()
     results = {
         "layers": options.layers,
@@ -212,14 +211,7 @@ def main() -> int:
         "chains": chains(options.layers, options.windows, options.drift, options.rules),
         "noise": noise(options.noise_layers, options.seeds),
     }
-    text = json.dumps(results, indent=2)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text + "\n")
-    if options.json:
-        print(text)
-    else:
-        show(results)
-    return 0
+    return put_out(results, options, lambda: show(results))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ The ways that lost live here only; `eplb_plugin.forecast` is the one that won.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +18,8 @@ from rich.table import Table
 from eplb_plugin import RoutingStatistics, Topology, forecast, plan
 from eplb_plugin.planning.score import balancedness, expected_rank_load
 
-ROOT = Path(__file__).resolve().parents[2]
+from .output import output_parser, put_out
+
 LAYERS, EXPERTS, WINDOWS = 58, 256, 8
 SPREAD, NOISE = 0.36, 0.15  # log-normal sigmas: between experts, and of one expert from window to window
 CLUSTERS = {"V3/32: 288 slots": Topology(4, 8, 9), "V3/64: 320 slots": Topology(8, 8, 5)}
@@ -144,24 +142,16 @@ def show(results: list[dict]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/bench_forecast")
+    parser = output_parser("bench_forecast")
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench_forecast.json")
-    parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     options = parser.parse_args()
     results = [
         {"traffic": kind, "selections_per_expert": size, "balance": measure(kind, size, options.seeds)}
         for kind in TRAFFIC
         for size in PER_EXPERT
     ]
-    text = json.dumps({"seeds": options.seeds, "layers": LAYERS, "experts": EXPERTS, "results": results}, indent=2)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text + "\n")
-    if options.json:
-        print(text)
-    else:
-        show(results)
-    return 0
+    table = {"seeds": options.seeds, "layers": LAYERS, "experts": EXPERTS, "results": results}
+    return put_out(table, options, lambda: show(results))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from eplb_cpu_engines.meter import read_meter
 from rich.console import Console
 from rich.table import Table
 
+from .aftermath import leave_advice
 from .bench import run_bench
-from .engine import ARMS, METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
+from .engine import METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
 from .greedy import PROMPTS, complete_all, largest_difference
 from .server import Server, ServerError
 from .sglang import SGLANG
@@ -90,7 +91,7 @@ class Run:
         return LAYOUTS[self.engine.name]
 
     def title(self, arm: str) -> str:
-        return {"none": "no EPLB", "vanilla": self.engine.vanilla, "affinity": "eplb_plugin, affinity"}[arm]
+        return self.engine.arms[arm]
 
 
 def run_arm(run: Run, arm: str, reference: list[Completion] | None, progress: Progress) -> Any:
@@ -168,6 +169,9 @@ def show(run: Run, outcomes: list[Outcome], console: Console) -> None:
         names = [f"{metric}_p{share}" for share in PERCENTILES]
         label = f"{metric.upper()} P50 / P90 / P99, ms"
         row(label, lambda one, names=names: " / ".join(f"{one.figures[name]:.0f}" for name in names))
+    plain = next((one.figures["itl_p99"] for one in outcomes if one.arm == "none"), None)
+    if plain is not None:
+        row("ITL P99 with rebalances, times that without", lambda one: f"{one.figures['itl_p99'] / plain:.2f}")
     row("output tokens / s", lambda one: f"{one.figures['output_tokens_per_second']:.0f}")
     console.print(table)
     console.print(
@@ -188,13 +192,16 @@ def _equal(outcome: Outcome) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description="Compare no EPLB, vanilla EPLB and eplb_plugin.")
     parser.add_argument("--engine", default="vllm", choices=ENGINES, help="the engine to run (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=192, help="requests per pass (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=160, help="requests per pass (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=16, help="requests in flight (default: %(default)s)")
-    parser.add_argument("--arms", default=",".join(ARMS), help="arms to run, in order (default: %(default)s)")
+    parser.add_argument("--arms", help="arms to run, in order (default: all of the engine's)")
     options = parser.parse_args()
-    arms = options.arms.split(",")
-    if unknown := sorted(set(arms) - set(ARMS)):
-        parser.error(f"--arms: found {', '.join(unknown)}, expected some of {', '.join(ARMS)}")
+    known = list(ENGINES[options.engine].arms)
+    arms = options.arms.split(",") if options.arms else known
+    if unknown := sorted(set(arms) - set(known)):
+        parser.error(f"--arms: found {', '.join(unknown)}, expected some of {', '.join(known)}")
+    # a shell starts what it puts in the background with Ctrl-C's signal ignored, which would outlive an interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # as on Ctrl-C: the servers are stopped on the way out
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     progress = Progress()
@@ -226,6 +233,12 @@ def main() -> int:
     }
     results.write_text(json.dumps(report, indent=2) + "\n")
     progress.say(f"JSON: {results.relative_to(ROOT)}")
+    if "affinity" in arms:
+        try:
+            leave_advice(run.out, run.engine.name, progress.say)
+        except ServerError as error:
+            print(f"scripts/demo: {error}", file=sys.stderr)
+            return 1
     return 0 if all(outcome.largest_logprob_difference < 1e-3 for outcome in outcomes) else 1
 
 
@@ -233,7 +246,7 @@ def _prepare(run: Run, progress: Progress) -> None:
     """The demo's model and settings, and an empty folder for what the run leaves."""
     shutil.rmtree(run.out, ignore_errors=True)
     run.out.mkdir(parents=True)
-    (run.out / "affinity.yaml").write_text(CONFIG)
+    (run.out / "affinity.yaml").write_text(f"{CONFIG}state_directory: {run.out / 'state'}\n")
     progress.say("making a small MoE model with skewed and clustered routing")
     command = [sys.executable, str(ROOT / "scripts" / "make_model"), str(run.out / "model"), *MODEL]
     done = subprocess.run(command, capture_output=True, text=True)

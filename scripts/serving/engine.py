@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 # What every server on CPU needs: loopback only, nothing fetched, no telemetry.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "DO_NOT_TRACK": "1"}
 
-ARMS = ("none", "vanilla", "affinity")  # no EPLB, the engine's own, the plugin
 PERCENTILES = (50, 90, 99)
 METRICS = ("ttft", "tpot", "itl")
 
@@ -60,7 +59,9 @@ class Engine(ABC):
 
     name: str
     title: str
-    vanilla: str  # what the engine's own EPLB is called in a table
+    arms: ClassVar[
+        Mapping[str, str]
+    ]  # what is compared, by the name in a table: none, the engine's own EPLB, the plugin
 
     @abstractmethod
     def serve(self, model: Path, port: int) -> list[str]:
@@ -78,7 +79,8 @@ class Engine(ABC):
     def plugin_arguments(self, config: Path) -> list[str]: ...
 
     def arm_arguments(self, arm: str, layout: Layout, eplb: Eplb, config: Path) -> list[str]:
-        """A server's arguments in one of ARMS."""
+        """A server's arguments in one of `arms`."""
+        eplb = replace(eplb, use_async=eplb.use_async and arm != "vanilla_sync")
         arguments = self.arguments(layout, None if arm == "none" else eplb)
         return arguments + (self.plugin_arguments(config) if arm == "affinity" else [])
 

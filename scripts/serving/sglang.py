@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .engine import ENVIRONMENT, METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
 
@@ -15,7 +15,7 @@ from .engine import ENVIRONMENT, METRICS, PERCENTILES, Completion, Engine, Eplb,
 class Sglang(Engine):
     name = "sglang"
     title = "SGLang"
-    vanilla = "vanilla EPLB"
+    arms: ClassVar = {"none": "no EPLB", "vanilla": "vanilla EPLB", "affinity": "eplb_plugin, affinity"}
 
     launcher: bool = False  # start servers with `python -m sglang.launch_server` instead of `sglang serve`
 

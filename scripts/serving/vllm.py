@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .engine import ENVIRONMENT, METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
 
@@ -17,7 +17,12 @@ _COMMON = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "
 class Vllm(Engine):
     name = "vllm"
     title = "vLLM"
-    vanilla = "vanilla EPLB (async)"
+    arms: ClassVar = {
+        "none": "no EPLB",
+        "vanilla_sync": "vanilla EPLB (sync)",
+        "vanilla": "vanilla EPLB (async)",
+        "affinity": "eplb_plugin, affinity",
+    }
 
     def serve(self, model: Path, port: int) -> list[str]:
         return [_program(), "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]

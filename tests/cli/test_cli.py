@@ -143,7 +143,7 @@ def test_doctor_exit_code(
     detail = "found (a), expected (b); fix: c [d]"
     fine = {"engine": "vllm", "target": "m:A.f", "kind": "around", "status": "ok", "detail": "why"}
     row = {"engine": "vllm", "target": "m:B.g", "kind": "replace", "status": status, "detail": detail}
-    monkeypatch.setattr(doctor, "_rows", lambda engine: [fine, row] if engine is VLLM else [])
+    monkeypatch.setattr(doctor, "_rows", lambda engine, peo: [fine, row] if engine is VLLM else [])
     monkeypatch.setenv("COLUMNS", "200")
     code, out, err = call("doctor", *words)
     assert (code, err) == (expected, "")
@@ -167,18 +167,37 @@ def test_doctor_with_an_engine_that_lacks_a_module(
 
 
 TARGETS = {
-    "vllm": ["vllm.distributed.eplb.eplb_state:EplbState.rearrange", "vllm.engine.arg_utils:EngineArgs.add_cli_args"],
+    "vllm": [
+        "vllm.distributed.eplb.eplb_state:EplbState.rearrange",
+        "vllm.engine.arg_utils:EngineArgs.add_cli_args",
+        "vllm.model_executor.layers.fused_moe.modular_kernel:FusedMoEKernelModularImpl.apply",
+    ],
     "sglang": [
         "sglang.srt.eplb.eplb_algorithms:rebalance_experts",
         "sglang.srt.eplb.expert_distribution:_ExpertDistributionRecorderReal.on_select_experts",
+        "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE.forward_impl",
     ],
 }
 
 
+def test_doctor_asks_for_peo_if_settings_do(
+    call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The hooks of per-expert overlap are looked at only where the settings switch it on."""
+    asked: list[bool] = []
+    monkeypatch.setattr(doctor, "_rows", lambda engine, peo: asked.append(peo) or [])
+    (tmp_path / "peo.yaml").write_text("peo: {method: overlap-2}")
+    for words in ((), ("--config", CONFIGS / "default.yaml"), ("--config", tmp_path / "peo.yaml")):
+        assert call("doctor", *words, "--json")[0] == 0
+    assert asked == [False, False, False, False, True, True]
+
+
 @pytest.mark.skipif(not any(engine.installed for engine in ENGINES), reason="needs an engine")
-def test_doctor_with_the_installed_engine() -> None:
+def test_doctor_with_the_installed_engine(tmp_path: Path) -> None:
     """The real thing: every hook fits, stdout is JSON and nothing else."""
-    command = [sys.executable, "-c", "from eplb_plugin.cli import app; app()", "doctor", "--json"]
+    (tmp_path / "peo.yaml").write_text("peo: {}")
+    words = ["doctor", "--json", "--config", str(tmp_path / "peo.yaml")]
+    command = [sys.executable, "-c", "from eplb_plugin.cli import app; app()", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["hooks"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology, plan
+from eplb_plugin import Placement, PlanOptions, PluginError, RoutingStatistics, Topology, plan
 from eplb_plugin.placement import linear_placement
+from eplb_plugin.plan_types import Effort
 from eplb_plugin.planning.job import plan_of
 from eplb_plugin.planning.score import judge
 from eplb_plugin.workloads.routing import ClusteredRouter
@@ -142,6 +144,22 @@ def test_plan_writes_the_plan(call: Callable[..., Answer], files: Path) -> None:
     assert (answer["windows"], answer["forecast_error"], answer["skipped_layers"]) == (1, None, 0)
     code, _, err = call("replay", files / "trace.npz", *CLUSTER, "--placement", out_file)
     assert (code, err) == (0, ""), "layer ids are the placement's where an .npz has none"
+
+
+def test_plan_searches_as_long_as_told(call: Callable[..., Answer], files: Path) -> None:
+    """--effort reaches plan(); any other word is refused before a file is written."""
+    out = files / "made.safetensors"
+    words = ("plan", files / "trace.npz", *CLUSTER, "--rule", "weighted", "--out", out, "--effort")
+    statistics, written = RoutingStatistics.from_topk(ROUTER.window(600, 0), 32), {}
+    refused(call(*words, "quick"), "effort: found 'quick', expected fast or thorough")
+    assert not out.exists()
+    for effort in get_args(Effort):
+        code, _, err = call(*words, effort)
+        assert (code, err) == (0, "")
+        written[effort] = Placement.load(out).phy2log
+        expected = plan(statistics, TOPOLOGY, options=PlanOptions(effort=effort))
+        assert np.array_equal(written[effort], expected.placement.phy2log)
+    assert not np.array_equal(written["fast"], written["thorough"])
 
 
 def test_plan_from_a_placement_under_a_price(

@@ -9,20 +9,17 @@ from hypothesis import strategies as st
 
 from eplb_plugin import Placement, Plan, Topology, route
 from eplb_plugin.dispatch.cover import MOST_WEIGHT, integer_weights, mixed
-from strategies import QUICK, placements, topologies
+from strategies import QUICK, cover_plans
 
 
 @st.composite
 def covered(draw: st.DrawFn):
-    experts = draw(st.integers(1, 8))
-    topology = draw(topologies(experts))
-    placement = draw(placements(2, experts, topology.num_slots))
+    plan = draw(cover_plans())
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
-    weights = rng.integers(1, MOST_WEIGHT + 1, placement.phy2log.shape).astype(np.int32)
-    plan = Plan(placement, topology, "cover", np.full(weights.shape, 0.5), 0.0, cover_weights=weights)
+    experts = plan.placement.num_experts
     rows = np.argsort(rng.random((12, experts)), axis=1)[:, : min(4, experts)]
     rows[rng.random(rows.shape) < 0.1] = -1
-    return plan, rows, rng.integers(0, topology.num_ranks, 12), rng.integers(0, 500, 12)
+    return plan, rows, rng.integers(0, plan.topology.num_ranks, 12), rng.integers(0, 500, 12)
 
 
 def mixed_slowly(first: int, second: int) -> int:

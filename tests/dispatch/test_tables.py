@@ -134,12 +134,17 @@ def test_ranks_that_route_the_same_token_have_the_same_maps(rule: str):
         assert set(hashed_maps(plan, [0, 1, 2, 3])[0][0, 0]) == {0, 3, 6}
 
 
-def test_other_rules_are_no_maps():
-    """`nearest` needs no hash, and `cover` sees a token's experts together."""
+def test_nearest_is_no_map():
     placement = Placement(np.array([[0, 1, 0, 1]], np.int32))
-    for rule in ("nearest", "cover"):
-        with pytest.raises(PluginError, match=f"dispatch: found {rule}, expected hash or weighted"):
-            hashed_maps(Plan(placement, Topology(2, 2, 1), rule, np.full((1, 4), 0.5), 0.0), [0])
+    with pytest.raises(PluginError, match="dispatch: found nearest, expected hash, weighted or cover"):
+        hashed_maps(Plan(placement, Topology(2, 2, 1), "nearest", np.full((1, 4), 0.5), 0.0), [0])
+
+
+def test_under_cover_the_map_only_says_where_copies_are():
+    """Cover has tables of its own; whatever else looks into the engine's map must find slots of the right expert."""
+    placement = Placement(np.array([[0, 1, 0, 1]], np.int32))
+    rows, counts = hashed_maps(Plan(placement, Topology(2, 2, 1), "cover", np.full((1, 4), 0.5), 0.0), [0])
+    assert (rows.tolist(), counts.tolist()) == ([[[0, 2], [1, 3]]], [[2, 2]])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,12 +42,17 @@ def pool(pools: dict[int, Ranks], size: int) -> Ranks:
     return pools[size]
 
 
-def migrate(old: Any, new: Any, topology: Topology, budget: Budget, stepwise: bool, long_rows: bool) -> int:
-    """-> steps; the weights, the maps and the addresses are checked here, after every step."""
+def migrate(
+    old: Any, new: Any, topology: Topology, budget: Budget, stepwise: bool, long_rows: bool, planned: bool = False
+) -> int:
+    """-> steps; the weights, the maps and the addresses are checked here, after every step.
+
+    planned: the new placement is not known before some steps, later on some ranks.
+    """
     model = Model(old, topology.slots_per_rank, long_rows)
     shuffler = model.shuffler(topology, *groups(), budget)
     steps = 0
-    shuffler.begin(old, new)
+    shuffler.begin(old, (lambda: (time.sleep(0.01 * model.rank), new)[1]) if planned else new)
     if stepwise:
         while shuffler.step():
             steps += 1
@@ -56,9 +62,10 @@ def migrate(old: Any, new: Any, topology: Topology, budget: Budget, stepwise: bo
     model.check()
     assert shuffler.refusal == ""
     assert np.array_equal(model.phy2log, new)
-    changed = np.flatnonzero((np.asarray(old) != new).any(axis=1)).tolist()
-    assert [layer for layers in model.switched for layer in layers] == changed
-    assert all(len(layers) <= budget.layers_per_step for layers in model.switched)
+    changes = (np.asarray(old) != new).any(axis=1)
+    moved, stay = np.flatnonzero(changes).tolist(), np.flatnonzero(~changes).tolist()
+    assert [layer for layers in model.switched for layer in layers] == moved + stay
+    assert all(len(layers) <= budget.layers_per_step or layers == stay for layers in model.switched)
     return steps
 
 
@@ -73,7 +80,8 @@ def test_any_placement_becomes_any_other(pools: dict[int, Ranks], size: int, dat
         bytes_per_step=data.draw(st.sampled_from([None, 1, 2000])),
         message_bytes=data.draw(st.sampled_from([1, 1500, 1 << 20])),
     )
-    pool(pools, size).run(migrate, old, new, topology, budget, data.draw(st.booleans()), data.draw(st.booleans()))
+    flags = [data.draw(st.booleans()) for _ in ("stepwise", "long_rows", "planned")]
+    pool(pools, size).run(migrate, old, new, topology, budget, *flags)
 
 
 @pytest.mark.full
@@ -128,13 +136,52 @@ def nothing_to_do(topology: Topology) -> list[str]:
         shuffler.begin(old, old)
         assert not shuffler.step()
         shuffler.finish()
-    assert model.switched == []
+        assert model.switched == [[0, 1]]
+        shuffler.begin(old, lambda: old)
+        shuffler.finish()
+        assert model.switched == [[0, 1], [0, 1]]
     return log.lines
 
 
 def test_nothing_to_move(pools: dict[int, Ranks]) -> None:
-    """An equal placement ends before anything is sent, voted on or said."""
+    """An equal placement is put in force without a word, one that must be planned first after a vote."""
     assert pool(pools, 2).run(nothing_to_do, Topology(1, 2, 3)) == [[], []]
+
+
+def planned_late(topology: Topology, failing: int) -> tuple[bool, str]:
+    """-> whether another migration may follow, and why this one was refused. Rank `failing` cannot plan."""
+    old, go = rotated(2, topology, 0), threading.Event()
+    model = Model(old, topology.slots_per_rank)
+    shuffler = model.shuffler(topology, *groups(), Budget(planning_seconds=0.2))
+
+    def plan() -> np.ndarray[Any, Any]:
+        assert go.wait(30)
+        if model.rank == failing:
+            raise OSError("no answer")
+        return rotated(2, topology, 1)
+
+    shuffler.begin(old, plan)
+    began, steps = time.monotonic(), 0
+    while shuffler.step():
+        steps += 1
+        if (steps == 5 and failing >= 0) or time.monotonic() - began > 0.5:
+            go.set()
+    assert model.switched == []
+    model.check()
+    intact, reason = shuffler.wires.intact, shuffler.refusal
+    if intact:
+        shuffler.begin(old, rotated(2, topology, 1))
+        shuffler.finish()
+        model.check()
+        assert shuffler.refusal == ""
+    return intact, reason
+
+
+def test_a_plan_that_does_not_come_is_refused_by_all(pools: dict[int, Ranks]) -> None:
+    """One that raises on a rank, for good, for ranks may be out of step; one that is late, until the next."""
+    found = pool(pools, 2).run(planned_late, Topology(1, 2, 3), 1)
+    assert found == [(False, "rank 1 refused"), (False, "rank 1 refused; here: planning: OSError: no answer")]
+    assert {intact for intact, _ in pool(pools, 2).run(planned_late, Topology(1, 2, 3), -1)} == {True}
 
 
 def announced(topology: Topology) -> list[str]:

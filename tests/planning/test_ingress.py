@@ -12,7 +12,7 @@ from eplb_plugin.planning.crossings import Cluster, count_sources
 from eplb_plugin.planning.partition import Limits, refine_nodes
 from eplb_plugin.planning.score import Score, judge
 from eplb_plugin.planning.sources import INGRESS_PRICE, arrival_cost, arrival_prices
-from eplb_plugin.planning.visits import open_visits, swap_changes
+from eplb_plugin.planning.visits import open_visits, real_changes, swap_changes
 from eplb_plugin.workloads.routing import ClusteredRouter
 from generators import RULES
 from strategies import QUICK, token_rows
@@ -43,23 +43,32 @@ def test_a_tolerance_that_is_no_share_is_refused():
     assert "fix:" in str(caught.value)
 
 
+def visited(rows, node_of):
+    """[3] tokens that visit a node."""
+    nodes = [np.where(rows >= 0, node_of[rows], -1) == node for node in range(3)]
+    return [int(on_node.any(axis=1).sum()) for on_node in nodes]
+
+
 @QUICK
 @given(token_rows(1, 8), st.integers(0, 7), st.integers(0, 7))
-def test_swap_changes_add_up_to_the_visits_where_no_token_has_both(rows, mine: int, other: int):
+def test_changes_of_a_swap_are_those_of_the_visits(rows, mine: int, other: int):
+    """The real ones always, the tables' where no token has both experts, and never more than the real ones."""
     rows = rows[0].astype(np.int16)
     node_of = (np.arange(8) % 3).astype(np.int32)
-    has_both = ((rows == mine).any(axis=1) & (rows == other).any(axis=1)).any()
-    if node_of[mine] == node_of[other] or has_both:
+    if node_of[mine] == node_of[other]:
         return
-    visits = open_visits(rows, np.zeros((len(rows), 3), np.int16), node_of.copy())
-    change_a, change_b = swap_changes(visits, mine, other)
+    visits = open_visits(rows, np.zeros((len(rows), 3), np.int16), node_of.copy(), np.zeros(3, np.int64))
+    assert visits.visited.tolist() == visited(rows, node_of)
     swapped = node_of.copy()
     swapped[[mine, other]] = node_of[[other, mine]]
-    after = open_visits(rows, np.zeros((len(rows), 3), np.int16), swapped).visited
-    expected = visits.visited.copy()
-    expected[node_of[mine]] += change_a
-    expected[node_of[other]] += change_b
-    assert after.tolist() == expected.tolist()
+    after, before = visited(rows, swapped), visited(rows, node_of)
+    changes = tuple(after[node] - before[node] for node in (node_of[mine], node_of[other]))
+    guessed = swap_changes(visits, mine, other)
+    assert real_changes(visits, mine, other) == changes
+    assert guessed[0] <= changes[0]
+    assert guessed[1] <= changes[1]
+    if not ((rows == mine).any(axis=1) & (rows == other).any(axis=1)).any():
+        assert guessed == changes
 
 
 def test_partition_evens_out_what_arrives():
@@ -77,9 +86,9 @@ def test_partition_evens_out_what_arrives():
         for turn in range(2):
             pins = np.zeros((300, 3), np.int16)
             pins[np.arange(300), source] = 1
-            arriving = open_visits(rows, pins.copy(), node_of.copy()).visited - own
+            arriving = open_visits(rows, pins.copy(), node_of.copy(), own).visited - own
             costs[turn] += arrival_cost(arriving, 0.02)
-            refine_nodes(load, node_of, np.ones(24, np.bool_), rows, pins, Limits(1.0, 0.02, np.zeros(3), own), 12)
+            refine_nodes(load, node_of, np.ones(24, np.bool_), rows, pins, own, Limits(1.0, 0.02, np.zeros(3)), 12)
     assert costs[1] < costs[0]
 
 

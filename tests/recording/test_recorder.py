@@ -201,7 +201,7 @@ def test_many_windows_keep_the_addresses() -> None:
     """Captured graphs hold the addresses: no step, reset or drop may change one, and a new window starts at zero."""
     shape = Shape(2, 8, 2, 16, 32, ubatches=2)
     recorder, random = shape.recorder(), np.random.default_rng(0)
-    buffers = ("stage", "load", "coactivation", "sample", "num_tokens")
+    buffers = ("stage", "load", "_pairs", "sample", "num_tokens")
     addresses = {name: getattr(recorder, name).data_ptr() for name in buffers}
     for window in range(20):
         reference = Reference(shape)
@@ -278,8 +278,11 @@ def test_staging_compiles_into_one_graph() -> None:
         assert torch.equal(plain.stage, compiled.stage)
 
 
-def test_nbytes_is_what_is_held() -> None:
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_nbytes_is_what_is_held(by_kernel: bool) -> None:
     """The size that the log reports is that of all tensors held."""
-    recorder = Shape(2, 8, 2, 16, 32).recorder()
-    tensors = [value for value in vars(recorder).values() if isinstance(value, torch.Tensor) and value.dim()]
-    assert recorder.nbytes() == sum(one.untyped_storage().nbytes() for one in tensors)
+    recorder = Recorder(2, 8, 2, 16, 32, CPU, by_kernel=by_kernel)
+    values = [one for value in vars(recorder).values() for one in (value if isinstance(value, tuple) else (value,))]
+    tensors = [value for value in values if isinstance(value, torch.Tensor) and value.dim()]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+    assert recorder.nbytes() == sum(storages.values())

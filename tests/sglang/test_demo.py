@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from eplb_plugin.config import load_config
+
 pytestmark = [pytest.mark.server, pytest.mark.full]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,3 +27,6 @@ def test_the_demo_ends_with_a_table_and_json() -> None:
     assert arms["affinity"]["copies_per_token"] < arms["vanilla"]["copies_per_token"]
     assert 0 < arms["affinity"]["slots_moved"] < arms["vanilla"]["slots_moved"]
     assert arms["vanilla"]["rebalances"] > 0
+    assert "advice: " in demo.stdout
+    assert load_config(ROOT / "out" / "demo" / "sglang" / "eplb.yaml").topology_for(2, 1).num_nodes == 2
+    assert "<svg" in (ROOT / "out" / "demo" / "sglang" / "report.html").read_text()

@@ -15,18 +15,20 @@ import pytest
 from serving.engine import Completion, Eplb, Layout
 from serving.greedy import complete_all, largest_difference
 from serving.server import Server
+from witnesses import look_at
 
 pytestmark = pytest.mark.server
 
-FAULTS = Path(__file__).with_name("faults")
 SETTINGS = "topology: {nodes: 2}\nsample_rows: 1024\n"
 LAYOUT = Layout(data_parallel=2)
 EPLB = Eplb(16, window_size=4, step_interval=8)
 
 
-def start(serve: Callable[..., Server], control: Path) -> Server:
-    faults = {"EPLB_FAULTS": str(control), "PYTHONPATH": str(FAULTS)}
-    return serve("qwen3_moe", LAYOUT, EPLB, SETTINGS, **faults)
+def start(
+    serve: Callable[..., Server], control: Path, fault_path: str, layout: Layout = LAYOUT, settings: str = SETTINGS
+) -> Server:
+    watched = {"EPLB_FAULTS": str(control), "EPLB_WITNESS": str(control.with_name("witness")), "PYTHONPATH": fault_path}
+    return serve("qwen3_moe", layout, EPLB, settings, **watched)
 
 
 def serve_until(server: Server, pattern: str, expected: list[Completion], since: int = 0) -> str:
@@ -40,12 +42,13 @@ def serve_until(server: Server, pattern: str, expected: list[Completion], since:
 
 
 def test_failed_rebalances_keep_the_old_placement_and_a_killed_worker_ends_the_server(
-    serve: Callable[..., Server], reference: Callable[[str], list[Completion]], tmp_path: Path
+    serve: Callable[..., Server], reference: Callable[[str], list[Completion]], tmp_path: Path, fault_path: str
 ) -> None:
-    """A raising planner and a damaged plan are refused by all ranks, the next good plan is taken, kill -9 ends it."""
+    """A planner that raises, a damaged plan, a rank that cannot read its experts and one that receives a wrong row are
+    refused by all ranks, the next rebalance works, and kill -9 ends the server."""
     expected = reference("qwen3_moe")
     control = tmp_path / "faults"
-    server = start(serve, control)
+    server = start(serve, control, fault_path)
     server.wait_ready()
     serve_until(server, "slots move, planned in", expected)
 
@@ -57,8 +60,18 @@ def test_failed_rebalances_keep_the_old_placement_and_a_killed_worker_ends_the_s
     serve_until(server, "refused, the old placement stays: plan digest: found [0-9a-f]+, expected", expected)
     serve_until(server, "refused, the old placement stays: another rank did not accept", expected)
 
+    control.write_text("reading")
+    serve_until(server, r"refused after \d of .*: rank \d refused; here: reading: RuntimeError: a fault", expected)
+
+    control.write_text("row")
+    line = serve_until(server, "rows differ from their source, first expert", expected)
+    assert "the old placement serves on" in line
+
     control.write_text("")
-    serve_until(server, "slots move, planned in", expected, since=len(server.text()))
+    before = len(server.text())
+    serve_until(server, "slots move, planned in", expected, since=before)
+    serve_until(server, r"migration \d+: \d+ layers in", expected, since=before)
+    look_at(tmp_path / "witness", LAYOUT.ranks)
 
     os.kill(worker_of(server, 1), signal.SIGKILL)
     refused_within(server, seconds=120)
@@ -84,16 +97,27 @@ def worker_of(server: Server, rank: int) -> int:
     return int(found[1])
 
 
-def test_a_differing_hook_signature_ends_the_start(serve: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_differing_hook_signature_ends_the_start(
+    serve: Callable[..., Server], tmp_path: Path, fault_path: str
+) -> None:
     """A vLLM whose EplbState.step takes other parameters is refused with found, expected and fix."""
     control = tmp_path / "faults"
     control.write_text("signature")
-    server = start(serve, control)
+    server = start(serve, control, fault_path)
     assert server.wait_ended(180) != 0
     line = (
         "EplbState.step: found (self, is_dummy=False, renamed=False), expected (self, is_dummy=False, is_profile=False"
     )
     assert line in server.text()
+
+
+def test_unequal_tables_of_owners_end_the_start(serve: Callable[..., Server], tmp_path: Path, fault_path: str) -> None:
+    """Two ranks that route the same tokens, one of which makes tables as if it was alone."""
+    control = tmp_path / "faults"
+    control.write_text("owners")
+    server = start(serve, control, fault_path, Layout(tensor_parallel=2), "topology: {nodes: 1}\nsample_rows: 1024\n")
+    assert server.wait_ended(240) != 0
+    assert "token-owner group [0, 1]: found other tables on rank 1 than on rank 0" in server.text()
 
 
 def test_bad_settings_end_the_start_at_once(serve: Callable[..., Server]) -> None:

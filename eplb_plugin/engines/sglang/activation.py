@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sglang.srt.distributed.parallel_state import get_world_group
 from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
 from sglang.srt.runtime_context import get_exec
@@ -12,6 +14,7 @@ from sglang.srt.runtime_context import get_exec
 from ...errors import mismatch
 from ..agreement import agree
 from ..fit import log_through, slots_for
+from ..hooks import Hook
 from ..releases import SGLANG
 from ..settings import from_environment
 from . import registry
@@ -23,9 +26,10 @@ from .state import set_adapter
 REDUNDANT = "--ep-num-redundant-experts"
 
 
-def activate(model_config: Any) -> None:
+def activate(model_config: Any) -> NDArray[np.int32] | None:
     """Collective over all ranks: agree on the settings, check SGLang's configuration, apply the runtime hooks.
 
+    Returns the placement of all decoder layers to load the model by, [L, P]; None: the one that SGLang is told.
     Raises PluginError, before anything is touched, where engine and settings do not fit.
     """
     group = get_world_group()
@@ -40,8 +44,17 @@ def activate(model_config: Any) -> None:
     redundant = get_exec().moe.ep_num_redundant_experts
     slots_per_rank = slots_for(experts.num_logical_experts, redundant, layout.ep_size, config, REDUNDANT)
     topology = config.topology_for(layout.ep_size, slots_per_rank, hosts)
+    rows: tuple[Hook, ...] = RUNTIME
+    if config.peo is not None:
+        from . import peo  # without PEO, nothing that it hooks has to be there
+
+        peo.refuse_unsuited()
+        peo.set_peo(config.peo)
+        rows += peo.PEO
     logger = log_through(logging.getLogger("sglang"), config.logging.level)
     if group.rank_in_group == 0:
         SGLANG.warn_untested(logger)
-    registry.apply(RUNTIME)
-    set_adapter(Adapter(config, layout, topology, experts, model_config.model_path))
+    registry.apply(rows)
+    adapter = Adapter(config, layout, topology, experts, model_config.model_path)
+    set_adapter(adapter)
+    return adapter.resume(group.cpu_group)

@@ -2,41 +2,89 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sglang.srt.distributed.parallel_state import get_world_group
+from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 from sglang.srt.model_executor.forward_context import get_forward_context, has_forward_context
-from sglang.srt.runtime_context import get_exec, get_schedule, get_spec
+from sglang.srt.runtime_context import get_disagg, get_exec, get_schedule, get_spec
 
 from ...config import PluginConfig
-from ...controller import ModelEntry, Rebalancer
+from ...controller import Rebalancer
+from ...deployment import Deployment, Phase
+from ...errors import mismatch
+from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
 from ...recording.recorder import Recorder
+from ...resplitting import Resplitting
+from ...state import Earlier
 from ...topology import Topology
+from ...warm_start import earlier
+from ..agreement import own_group
+from ..tables import DispatchTables, owners_of, refuse_unequal
 from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
+from .mover import KEY, Mover
 
-KEY = "target"  # SGLang rebalances one model per process: its drafts have no EPLB
+logger = logging.getLogger("eplb_plugin")
+_PHASES: dict[str, Phase] = {"prefill": "prefill", "decode": "decode"}  # SGLang's disaggregation_mode -> ours
 
 
 class Adapter:
-    """One per scheduler: feeds the Rebalancer, and puts its placement where SGLang expects its algorithm's."""
+    """One per scheduler: feeds the Rebalancer, and moves experts where it says."""
 
     def __init__(self, config: PluginConfig, layout: Layout, topology: Topology, experts: Any, name: str) -> None:
+        config = _within_chunks(config)
         self.config, self.layout, self.topology, self.name = config, layout, topology, name
         self.num_experts, self.num_groups = experts.num_logical_experts, max(1, experts.num_groups or 1)
+        self.num_layers: int = experts.num_layers
+        self._phase: Phase = _PHASES.get(get_disagg().disaggregation_mode, "mixed")
+        self._earlier = Earlier()
         self.rebalancer = Rebalancer(config, metrics())
         self._manager: Any = None
         self._recorder: Recorder | None = None
+        self._tables: DispatchTables | None = None
+        self._resplitting: Resplitting | None = None
+        self._mover: Mover | None = None
         self._row_of: dict[int, int] = {}  # decoder-layer number -> row of the recorder
         self._calls: dict[int, int] = {}  # per row, in this pass: micro-batches route one after the other
         self._stale = False  # rows were staged outside a pass, by a warm-up or while a graph was captured
-        self._passes = 0  # since the window's start
+        self._passes = -1  # since the last rebalance was over; SGLang's first interval has one more
+        self._rebalancing = False
+        self._loading = False  # SGLang writes the weights
+
+    def resume(self, group: Any) -> NDArray[np.int32] | None:
+        """Collective over the CPU group of all ranks, before the model is loaded: the placement of all decoder layers
+        that an earlier run ended with, or that the user names; None if there is none, or SGLang is given one.
+        """
+        deployment = Deployment(self.name, "sglang", self._phase, self.topology, self.num_experts, None)
+        self._earlier = earlier(self.config, deployment, group)
+        placement = self._earlier.placement
+        if placement is None:
+            return None
+        if get_exec().moe.init_expert_location != "trivial":
+            found = f"{placement.num_layers} layers of an earlier run or initial_placement, and --init-expert-location"
+            if self.config.initial_placement is not None:
+                raise mismatch("initial_placement", found=found, expected="one of them", fix="remove the other")
+            logger.info("the placement in state_directory is not used: --init-expert-location names one")
+            return None
+        if placement.layer_ids[-1] >= self.num_layers:
+            found = f"layer {placement.layer_ids[-1]}"
+            problem = mismatch("placement", found=found, expected=f"< {self.num_layers}", fix="use this model's")
+            if self.config.initial_placement is not None:
+                raise problem
+            logger.warning("not taken up from an earlier run: %s", problem)
+            return None
+        rows = linear_placement(self.num_layers, self.num_experts, self.topology.num_slots).phy2log
+        rows[placement.layer_ids] = placement.phy2log
+        return rows
 
     def manage(self, manager: Any) -> None:
         """SGLang has built its EPLBManager."""
@@ -63,7 +111,30 @@ class Adapter:
         entry = self._entry(layers.layer_ids)
         entry.recorder, entry.owner_group_size = self._recorder, self.layout.owner_group_size
         entry.window_steps, entry.step_interval = self._window(), self._manager._rebalance_num_iterations
-        self.rebalancer.add(KEY, entry, planning_rank=get_world_group().rank_in_group == 0)
+        world = get_world_group()
+        if entry.dispatch == "weighted":
+            self._tables = self._new_tables(entry)
+            entry.table_bytes = self._tables.nbytes()
+        self._mover = Mover(model, entry, self.rebalancer, self._tables)
+        self.rebalancer.add(KEY, entry, planning_rank=world.rank_in_group == 0)
+        self.rebalancer.recall(KEY, self._earlier.window)
+        if self._tables is not None and self.rebalancer.renews(entry):
+            self._resplitting = Resplitting(self.rebalancer, KEY, own_group(world.ranks), self._tables.stage)
+
+    def _new_tables(self, entry: ModelEntry) -> DispatchTables:
+        """Collective: before graphs are captured, for the placement that the model was loaded with."""
+        world, metadata = get_world_group(), get_global_expert_location_metadata()
+        placed = metadata.physical_to_logical_map_cpu.numpy()[entry.layer_ids].astype(np.int32)
+        owners = owners_of(world.rank_in_group, entry.owner_group_size)
+        in_force = entry.in_force(Placement(placed, np.array(entry.layer_ids, np.int32)))
+        tables = DispatchTables(in_force, owners, metadata.physical_to_logical_map.device)
+        refuse_unequal(tables, world.cpu_group)
+        return tables
+
+    def rows_of(self, layer_id: int) -> torch.Tensor | None:
+        """[E, entries] of a decoder layer's tables; None where SGLang chooses by itself."""
+        row = self._row_of.get(layer_id)
+        return None if self._tables is None or row is None else self._tables.rows[row]
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
         return ModelEntry(
@@ -73,7 +144,9 @@ class Adapter:
             num_experts=self.num_experts,
             num_groups=self.num_groups,
             layer_ids=layer_ids,
-            dispatch=self.layout.rule,
+            dispatch=self.config.dispatch_among(self.layout.rules),
+            engine="sglang",
+            phase=self._phase,
         )
 
     def begin_pass(self, forward_batch: Any) -> None:
@@ -104,35 +177,55 @@ class Adapter:
         """A forward pass of the target is over: count what it routed, or forget it outside the window."""
         if self._recorder is None:
             return
-        self._passes += 1
-        self._recorder.fold(recording and self._passes > self._passes_between() - self._window())
-
-    def _passes_between(self) -> int:
-        """Forward passes from one rebalance to the next; in chunks, the rebalance takes one pass for each."""
-        chunks = len(self._manager._compute_update_layer_ids_chunks()) if self.config.window_size else 1
-        interval: int = self._manager._rebalance_num_iterations
-        return interval + (chunks if chunks > 1 else 0)
+        self._passes += not self._rebalancing
+        left, resplitting = self._manager._rebalance_num_iterations - self._passes, self._resplitting
+        in_window = left < self._window() or (resplitting is not None and resplitting.records(left))
+        self._recorder.fold(recording and in_window and not self._rebalancing)
+        if resplitting is not None and not self._rebalancing:
+            assert self._mover is not None
+            resplitting.end_step(left, self._mover.settled)
 
     def _window(self) -> int:
         buffered: int = get_exec().moe.expert_distribution_recorder_buffer_size
-        return self.config.window_size or (buffered if buffered > 0 else self._passes_between())
+        return self.config.window_size or (buffered if buffered > 0 else self._manager._rebalance_num_iterations)
 
-    def end_window(self) -> None:
-        """Collective over all ranks."""
-        self._passes = 0
-        if KEY in self.rebalancer.entries:
-            self.rebalancer.observe(KEY, get_world_group().device_group)
+    def rebalance(self) -> Iterator[None]:
+        """One rebalance: collective over all ranks, yields once per forward pass, idle or not, until it is over.
 
-    def plan(self, load: NDArray[np.int64]) -> Placement:
-        """Collective over all ranks. load: [L, E] of all decoder layers, by SGLang's own count.
-
-        The placement of all decoder layers: SGLang also counts the dense ones, which keep the rows they have.
+        The window ends here and the plan is made in the background; nothing is recorded meanwhile.
         """
-        metadata = get_global_expert_location_metadata()
-        return self._plan_first(load) if metadata is None else self._plan_next(metadata)
+        if self._mover is None:
+            return
+        self._rebalancing = True
+        try:
+            self.rebalancer.observe(KEY, get_world_group().device_group)
+            if self._is_needed() and not self._loading:
+                yield from self._mover.move()
+        finally:
+            self._rebalancing, self._passes = False, 0
+        get_global_expert_distribution_recorder()._reset()  # its counts are of slots, which hold other experts now
 
-    def _plan_first(self, load: NDArray[np.int64]) -> Placement:
-        """SGLang solves its initial placement from a file of counts: no model is loaded, no routing recorded yet."""
+    def _is_needed(self) -> bool:
+        """SGLang asks its own record, which it sums over all ranks for that, only if it was given a threshold."""
+        average = None
+        if get_exec().moe.eplb_min_rebalancing_utilization_threshold < 1:
+            record = get_global_expert_distribution_recorder().dump_record(output_mode="object")
+            average = record["average_utilization_rate_over_window"]
+        needed: bool = self._manager._check_rebalance_needed(average)
+        return needed
+
+    def load(self, loading: bool) -> None:
+        """Collective, between two passes: SGLang begins or ends to write the weights of a model."""
+        if loading and self._mover is not None:
+            self._mover.settle()
+        self._loading = loading
+
+    def place_first(self, load: NDArray[np.int64]) -> Placement:
+        """Collective over all ranks. load: [L, E] of all decoder layers, from a file of counts.
+
+        SGLang solves its initial placement: no model is loaded, no routing recorded yet. Dense layers, which SGLang
+        counts too, keep its own start.
+        """
         rows = linear_placement(len(load), self.num_experts, self.topology.num_slots).phy2log
         layer_ids = np.flatnonzero(load.any(1)).tolist()
         if not layer_ids:
@@ -142,21 +235,16 @@ class Adapter:
         first = Rebalancer(self.config)
         first.entries[KEY] = entry
         plan = first.decide(KEY, rows[layer_ids], get_world_group().cpu_group, load[layer_ids])
-        return _with_rows(rows, layer_ids, plan.placement)
-
-    def _plan_next(self, metadata: Any) -> Placement:
-        entry, rows = self.rebalancer.entries[KEY], metadata.physical_to_logical_map_cpu.numpy()
-        weights = self._manager._get_model().routed_experts_weights_of_layer[entry.layer_ids[0]]
-        entry.expert_bytes = sum(one[0].nbytes for one in weights)
-        plan = self.rebalancer.decide(KEY, rows[entry.layer_ids], get_world_group().cpu_group)
-        return _with_rows(rows, entry.layer_ids, plan.placement)
+        rows[layer_ids] = plan.placement.phy2log
+        return Placement(rows)
 
 
-def _with_rows(rows: NDArray[Any], layer_ids: list[int], placement: Placement) -> Placement:
-    """All decoder layers: those of `placement` at their numbers, the others as in `rows`."""
-    placed = rows.copy()
-    placed[layer_ids] = placement.phy2log
-    return Placement(placed)
+def _within_chunks(config: PluginConfig) -> PluginConfig:
+    """SGLang's own bound on the layers of a pass, where it was given, can only lower ours."""
+    chunk = get_exec().moe.eplb_rebalance_layers_per_chunk
+    bound = min(config.migration.layers_per_step, chunk or config.migration.layers_per_step)
+    migration = config.migration.model_copy(update={"layers_per_step": bound})
+    return config.model_copy(update={"migration": migration})
 
 
 def logical_ids(topk_ids: torch.Tensor, phy2log: torch.Tensor) -> torch.Tensor:

@@ -59,15 +59,18 @@ def _read_settings(args: argparse.Namespace) -> None:
 
 
 def _compute_initial_expert_location_metadata(original: Callable[..., Any], model_config: Any, moe_ep_rank: int) -> Any:
+    from sglang.srt.eplb.expert_location import ExpertLocationMetadata
     from sglang.srt.runtime_context import get_exec
 
     if os.environ.get(ENVIRONMENT) or get_exec().moe.eplb_algorithm == AFFINITY:
         from .activation import activate
 
         try:
-            activate(model_config)
+            rows = activate(model_config)
         except PluginError as error:
             stop(error)
+        if rows is not None:
+            return ExpertLocationMetadata.init_by_mapping(model_config, rows, moe_ep_rank=moe_ep_rank)
     return original(model_config, moe_ep_rank)
 
 

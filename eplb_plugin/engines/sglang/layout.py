@@ -76,9 +76,9 @@ class Layout:
         )
 
     @property
-    def rule(self) -> Dispatch:
-        """The rule of ours by which SGLang chooses a replica."""
-        return _RULES[self.dispatch or "dynamic"]
+    def rules(self) -> tuple[Dispatch, ...]:
+        """What can choose a replica, best first: our tables, or SGLang itself by this rule of ours."""
+        return "weighted", _RULES[self.dispatch or "dynamic"]
 
     @property
     def owner_group_size(self) -> int:
@@ -98,10 +98,10 @@ def refuse_unsuited(config: PluginConfig | None, layout: Layout) -> None:
          f"add --eplb-algorithm {AFFINITY}, {away}"),
         ("elastic_ep_backend", layout.elastic, layout.elastic not in (None, "none"), "a fixed EP group",
          "remove --elastic-ep-backend, or the plugin's settings"),
-        ("pp_size", layout.pp_size, layout.pp_size != 1, "1: SGLang's updater numbers ranks over all pipeline stages",
+        ("pp_size", layout.pp_size, layout.pp_size != 1, "1: all ranks of the server are one EP group",
          "remove --pp-size"),
         ("ep_size", layout.ep_size, layout.ep_size not in (None, layout.tp_size),
-         f"{layout.tp_size} (the TP size): SGLang's updater takes expert slots for ranks of the whole group",
+         f"{layout.tp_size} (the TP size): all ranks of the server are one EP group",
          f"--ep-size {layout.tp_size}"),
         ("lora", True, layout.lora, "no LoRA: adapters of experts are not moved with them", "remove --enable-lora"),
         ("recorder_mode", layout.recorder_mode, layout.recorder_mode not in (None, "stat", "stat_approx"),
@@ -121,6 +121,6 @@ def refuse_unsuited(config: PluginConfig | None, layout: Layout) -> None:
     if config is None:
         return
     if layout.dispatch:  # else SGLang has not chosen yet
-        config.dispatch_among((layout.rule,))
+        config.dispatch_among(layout.rules)
     if layout.ep_size is not None:
         config.topology_for(layout.ep_size, slots_per_rank=1, hosts=["not known yet"] * layout.ep_size)

@@ -1,11 +1,11 @@
-"""The hooks inside a scheduler: SGLang's EPLB manager, recorder and algorithms, never a model or a kernel.
+"""The hooks inside a scheduler: SGLang's EPLB manager, recorder and algorithms, and what else writes weights.
 
-Expert weights are moved by SGLang's own updater.
+No model and no kernel is hooked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ..hooks import Hook
 from .dispatch_table import dispatch_table
 from .entrance import ENTRANCE, stop
 from .layout import AFFINITY
+from .remap import REMAP
 from .state import get_adapter
 
 _PLUGIN = object()  # stands for a member of SGLang's closed enumeration of algorithms
@@ -54,10 +55,30 @@ def _on_forward_pass_end(original: Callable[..., Any], self: Any) -> None:
     original(self)
 
 
-def _dump_record(original: Callable[..., Any], self: Any, output_mode: str = "file") -> Any:
-    if output_mode == "object":  # for a rebalance; dumps to files leave our window alone
-        get_adapter().end_window()
-    return original(self, output_mode)
+def _rebalance(original: Callable[..., Any], self: Any) -> Iterator[None]:
+    if self._rebalance_disabled_reason is not None:
+        return iter(original(self))  # which only says so
+    return get_adapter().rebalance()
+
+
+def _begin_loading(original: Callable[..., Any], self: Any) -> Any:
+    get_adapter().load(True)
+    return original(self)
+
+
+def _end_loading(original: Callable[..., Any], self: Any, *, run_post_load: bool) -> Any:
+    try:
+        return original(self, run_post_load=run_post_load)
+    finally:
+        get_adapter().load(False)
+
+
+def _load(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    get_adapter().load(True)
+    try:
+        return original(self, *args, **kwargs)
+    finally:
+        get_adapter().load(False)
 
 
 def _compute_algorithm(original: Callable[..., Any], raw_algorithm: str, num_groups: Any, num_nodes: int) -> Any:
@@ -77,7 +98,7 @@ def _rebalance_experts(
         return original(
             tokens_per_expert, num_physical_experts, num_local_physical_experts, num_groups, num_nodes, algorithm
         )
-    made = get_adapter().plan(tokens_per_expert.sum(dim=0).cpu().numpy())
+    made = get_adapter().place_first(tokens_per_expert.sum(dim=0).cpu().numpy())
     phy2log, log2phy, count = (torch.from_numpy(one).long() for one in (made.phy2log, made.log2phy, made.replica_count))
     return phy2log, log2phy, count
 
@@ -99,6 +120,8 @@ def _compute_dispatch_table(
 _MANAGER = "sglang.srt.eplb.eplb_manager:EPLBManager"
 _RECORDER = "sglang.srt.eplb.expert_distribution:_ExpertDistributionRecorderReal"
 _ALGORITHMS = "sglang.srt.eplb.eplb_algorithms"
+_WEIGHTS = "sglang.srt.model_executor.model_runner_components.weight_updater:WeightUpdater"
+_SETTLES = "ends a move that is under way before SGLang writes the weights: staged rows would bring back the old ones"
 
 RUNTIME = (
     Hook(
@@ -137,11 +160,11 @@ RUNTIME = (
         _on_forward_pass_end,
     ),
     Hook(
-        f"{_RECORDER}.dump_record",
+        f"{_MANAGER}.rebalance",
         "around",
-        "ends the window on every rank at the same step",
-        "(self, output_mode='file')",
-        _dump_record,
+        "plans in the background and moves experts with the plugin's shuffler, a little in every forward pass",
+        "(self)",
+        _rebalance,
     ),
     Hook(
         f"{_ALGORITHMS}:compute_algorithm",
@@ -153,7 +176,7 @@ RUNTIME = (
     Hook(
         f"{_ALGORITHMS}:rebalance_experts",
         "around",
-        "plans instead of SGLang's algorithms",
+        "plans the initial placement from a file of counts instead of SGLang's algorithms",
         "(tokens_per_expert, num_physical_experts, num_local_physical_experts, num_groups, num_nodes, algorithm)",
         _rebalance_experts,
     ),
@@ -164,4 +187,27 @@ RUNTIME = (
         "(logical_to_all_physical_map, ep_size, num_physical_experts, ep_rank, seed=42)",
         _compute_dispatch_table,
     ),
+    Hook(
+        f"{_WEIGHTS}.update_weights_from_disk",
+        "around",
+        _SETTLES,
+        "(self, model_path, load_format, weight_name_filter=None, recapture_cuda_graph=False)",
+        _load,
+    ),
+    Hook(f"{_WEIGHTS}.update_weights_from_ipc", "around", _SETTLES, "(self, recv_req)", _load),
+    Hook(
+        f"{_WEIGHTS}.begin_weight_update",
+        "around",
+        f"{_SETTLES}; begins a session of loads",
+        "(self)",
+        _begin_loading,
+    ),
+    Hook(
+        f"{_WEIGHTS}.end_weight_update",
+        "around",
+        "ends the session in which nothing is moved",
+        "(self, *, run_post_load)",
+        _end_loading,
+    ),
+    *REMAP,
 )

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 
 def register() -> None:
     """Wrap the entrance so that a server can be told to use the plugin. `EPLB_PLUGIN_DISABLE=1`: do nothing at all.
 
     Imports no numba: vLLM on CPU searches every loaded module for kernels after this, and fails on numba's objects.
     """
-    from ..settings import disabled
+    from ..settings import SIMULATION, disabled
 
     if disabled():
         return
+    if os.environ.get(SIMULATION, "").startswith("eplb_plugin:"):
+        _simulate(os.environ[SIMULATION])
     from .. import hooks
     from .entrance import ENTRANCE
 
     hooks.apply(ENTRANCE)
+
+
+def _simulate(strategy: str) -> None:
+    from ...errors import PluginError
+    from .simulation import register_simulation
+
+    try:
+        register_simulation(strategy)
+    except PluginError as error:  # vLLM would log a traceback and fail at the first request
+        print(f"eplb-plugin: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

@@ -8,6 +8,7 @@ from typing import Any
 from ...config import PluginConfig
 from .. import hooks
 from ..fit import log_through, slots_for
+from ..hooks import Hook
 from ..releases import VLLM
 from .entrance import refuse_unsuited
 from .runtime import RUNTIME
@@ -27,10 +28,17 @@ def activate(config: PluginConfig, vllm_config: Any) -> None:
     redundant = parallel.eplb_config.num_redundant_experts
     slots_per_rank = slots_for(vllm_config.model_config.get_num_experts(), redundant, ep_size, config, REDUNDANT)
     config.topology_for(ep_size, slots_per_rank)
+    rows: tuple[Hook, ...] = RUNTIME
+    if config.peo is not None:
+        from . import peo  # without PEO, nothing that it hooks has to be there
+
+        peo.refuse_unsuited(parallel)
+        peo.set_peo(config.peo)
+        rows += peo.PEO
     logger = log_through(logging.getLogger("vllm"), config.logging.level)
     if parallel.rank == 0 and parallel.data_parallel_rank == 0:
         VLLM.warn_untested(logger)
-    hooks.apply(RUNTIME)
+    hooks.apply(rows)
     if config.window_size is not None:
         parallel.eplb_config.window_size = config.window_size
     if config.step_interval is not None:

@@ -5,34 +5,44 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
 from vllm.config.utils import compute_hash_cached
 from vllm.distributed.parallel_state import get_ep_group, get_eplb_group
-from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
-from ...controller import ModelEntry, Rebalancer
+from ...controller import Rebalancer
+from ...cycle import Cycle
+from ...deployment import Phase
+from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement
+from ...plan_types import Dispatch
 from ...recording.recorder import Recorder
-from ..agreement import agree
+from ...resplitting import Resplitting
+from ..agreement import agree, own_group
+from ..tables import owners_of, refuse_unequal
 from .entrance import DISPATCH
-from .layers import inspect_layers
+from .layers import inspect_layers, movable
+from .mapping import MappedLayer, hook_by_name, register
 from .state import get_active
 from .tables import Tables
 
-LAYER = "_eplb_plugin_layer"  # on an EplbLayerState: how its router stages ids
-TABLES = "_eplb_plugin_tables"  # on an EplbModelState
-
 
 class Adapter:
-    """One per EplbState: feeds its Rebalancer and puts the Rebalancer's placement where vLLM expects its policy's."""
+    """One per EplbState: feeds its Rebalancer, and lends it the weights and the groups to move experts with.
+
+    Rows travel on vLLM's EPLB group, and so does planning, by turns: vLLM keeps it for a background thread. Votes are
+    the main thread's, on the EP CPU group, where vLLM asks every step whether all ranks have transferred a layer.
+    """
 
     def __init__(self) -> None:
         active = get_active()
         self.vllm_config = active.vllm_config
         self.config, self._hosts = agree(active.config, get_eplb_group().cpu_group)
         self.rebalancer = Rebalancer(self.config, metrics())
-        self._tables: dict[str, Tables] = {}
+        self.resumes = False  # a placement waits for the first rebalance, on every rank
+        self.cycle = Cycle(self.rebalancer, get_eplb_group().cpu_group)
+        self._resplitting: dict[str, Resplitting] = {}
 
     def add(self, model_state: Any, model_config: Any, draft: bool) -> None:
         """Register a model that vLLM has just registered. Raises PluginError if its layers cannot be served."""
@@ -41,41 +51,56 @@ class Adapter:
         slots_per_rank = model.num_physical_experts // group.world_size
         topology = self.config.topology_for(group.world_size, slots_per_rank, self._hosts)
         layers = inspect_layers(model, self.vllm_config.parallel_config.tensor_parallel_size)
+        hook_by_name()
+        rule = self.config.dispatch_among(DISPATCH)
+        if draft and rule == "cover":  # its weights come from recorded tokens, and a draft's are not
+            rule = "weighted"
+        weights = [movable(layer) for layer in model.moe_layers]
         entry = ModelEntry(
             name=f"{model_config.model}{' (draft)' if draft else ''}",
             topology=topology,
             policy="balanced" if draft else self.config.policy,
-            dispatch=self.config.dispatch_among(DISPATCH),
+            dispatch=rule,
             num_experts=model.num_logical_experts,
             num_groups=max(1, model.num_expert_groups),
             layer_ids=layers.layer_ids,
             owner_group_size=layers.owner_group_size,
-            expert_bytes=sum(weights[0].nbytes for weights in model.expert_weights[0]),
+            expert_bytes=weights[0].expert_bytes,
             window_steps=self.vllm_config.parallel_config.eplb_config.window_size,
             step_interval=self.vllm_config.parallel_config.eplb_config.step_interval,
+            engine="vllm",
+            phase=_phase(self.vllm_config.kv_transfer_config),
         )
         if not draft:  # drafts run several passes a step and are planned by vLLM's own load counts
-            entry.recorder = self._recorder(model, layers.top_k)
-            for index, router in enumerate(layers.routers):
-                setattr(router.eplb_state, LAYER, _Stage(entry.recorder, index, layers.chunk))
+            entry.recorder = self._recorder(model, layers.top_k, rule)
         placed = Placement(model_state.physical_to_logical_map.cpu().numpy(), np.array(layers.layer_ids, np.int32))
-        first = group.rank_in_group - group.rank_in_group % layers.owner_group_size
-        owners = range(first, first + layers.owner_group_size)
-        tables = Tables(entry.in_force(placed), owners, model_state)
-        setattr(model_state, TABLES, tables)
-        self._tables[compute_hash_cached(model_config)] = tables
+        plan = entry.in_force(placed)
+        tables = Tables(plan, owners_of(group.rank_in_group, layers.owner_group_size), model_state)
+        if entry.recorder is not None:
+            for index, state in enumerate(layers.states):
+                cover = None if tables.cover is None else tables.cover.layer(index)
+                register(state.logical_to_physical_map, MappedLayer(index, entry.recorder, layers.chunk, cover))
         entry.table_bytes = tables.nbytes()
-        self.rebalancer.add(compute_hash_cached(model_config), entry, planning_rank=group.rank_in_group == 0)
+        key = compute_hash_cached(model_config)
+        self.rebalancer.add(key, entry, planning_rank=group.rank_in_group == 0)
+        self.resumes |= self.rebalancer.resume(key, get_eplb_group().cpu_group)
+        data, votes = get_eplb_group().device_group, group.cpu_group
+        self.cycle.add(key, weights, plan, data=data, votes=votes, switch=tables.switch)
+        refuse_unequal(tables, get_eplb_group().cpu_group)
+        if self.rebalancer.renews(entry):
+            self._resplitting[key] = Resplitting(self.rebalancer, key, own_group(get_eplb_group().ranks), tables.stage)
 
-    def _recorder(self, model: Any, top_k: int) -> Recorder:
+    def _recorder(self, model: Any, top_k: int, rule: Dispatch) -> Recorder:
+        device = model.expert_weights[0][0].device
         return Recorder(
             num_layers=model.num_moe_layers,
             num_experts=model.num_logical_experts,
             top_k=top_k,
             max_tokens=self.vllm_config.scheduler_config.max_num_batched_tokens,
             sample_rows=self.config.sample_rows,
-            device=model.expert_weights[0][0].device,
+            device=device,
             num_ubatches=max(1, self.vllm_config.parallel_config.num_ubatches),
+            by_kernel=rule == "cover" or device.type != "cpu",
         )
 
     def expect(self, model_config: Any, real_tokens: int, ubatch_slices: list[Any] | None) -> None:
@@ -90,45 +115,40 @@ class Adapter:
             counts = [max(0, min(real_tokens, one.stop) - one.start) for one in slices]
         entry.recorder.expect(counts)
 
-    def end_forward(self, real: bool, in_window: bool) -> None:
-        """A forward pass is over: count what it routed, or forget it (dummy, profile, outside the window)."""
+    def end_forward(self, real: bool, in_window: bool, steps_left: int) -> None:
+        """A forward pass is over: count what it routed, or forget it (dummy, profile, outside every window).
+
+        steps_left: until the next rebalance begins.
+        """
+        in_window = in_window or any(one.records(steps_left) for one in self._resplitting.values())
         for entry in self.rebalancer.entries.values():
             if entry.recorder is not None:
                 entry.recorder.fold(in_window) if real else entry.recorder.drop()
 
-    def observe(self) -> None:
-        """Collective, main thread: the window of every model ends."""
-        for key in self.rebalancer.entries:
+    def end_step(self, steps_left: int) -> None:
+        """An engine step is over, a dummy one too: the same one on every rank."""
+        for key, one in self._resplitting.items():
+            one.end_step(steps_left, self.cycle.settled(key))
+
+    def rebalance(self, model_states: dict[str, Any], background: bool) -> None:
+        """Collective, main thread: the window of every model ends, and what comes of it begins (or is over)."""
+        loads = {}
+        for key, entry in self.rebalancer.entries.items():
+            if entry.recorder is None:
+                loads[key] = _counted_load(model_states[key])
             self.rebalancer.observe(key, get_ep_group().device_group)
-
-    def decide(self, key: str, previous: torch.Tensor, load: torch.Tensor) -> torch.Tensor:
-        """Collective over the EPLB CPU group: [L, P] int64 on CPU, as vLLM's policies return it."""
-        recorded = self.rebalancer.entries[key].recorder is not None
-        plan = self.rebalancer.decide(
-            key, previous.numpy(), get_eplb_group().cpu_group, None if recorded else load.numpy()
-        )
-        self._tables[key].plan = plan
-        return torch.from_numpy(plan.placement.phy2log).long()
+        (self.cycle.begin if background else self.cycle.run)(loads)
 
 
-class _Stage:
-    """Stages the ids of one layer; held by the layer's EplbLayerState."""
-
-    def __init__(self, recorder: Recorder, index: int, chunk: int) -> None:
-        self.recorder, self.index, self.chunk = recorder, index, chunk
-
-    def __call__(self, topk_ids: torch.Tensor, real_tokens: list[torch.Tensor]) -> None:
-        ubatch = dbo_current_ubatch_id()
-        self.recorder.stage_rows(self.index, topk_ids, real_tokens[ubatch], self.chunk, ubatch)
+def _counted_load(model_state: Any) -> NDArray[np.int64]:
+    """Collective: [L, E], vLLM's own count of the window."""
+    load = model_state.expert_load_window.sum(dim=0)
+    dist.all_reduce(load, group=get_ep_group().device_group)
+    logical = load.new_zeros(len(load), model_state.model.num_logical_experts)
+    return logical.scatter_add_(1, model_state.physical_to_logical_map.long(), load).cpu().numpy()
 
 
-class PlannedPolicy:
-    """Stands in for vLLM's policy during one synchronous rearrange, which asks once per model, in order."""
-
-    def __init__(self, adapter: Adapter, keys: list[str]) -> None:
-        self._adapter, self._keys = adapter, iter(keys)
-
-    def rebalance_experts(
-        self, weight: torch.Tensor, replicas: int, groups: int, nodes: int, ranks: int, old: torch.Tensor
-    ) -> torch.Tensor:
-        return self._adapter.decide(next(self._keys), old, weight)
+def _phase(transfer: Any) -> Phase:
+    """The server's role in a disaggregated deployment; transfer: vLLM's KVTransferConfig or None."""
+    role = getattr(transfer, "kv_role", None)
+    return "prefill" if role == "kv_producer" else "decode" if role == "kv_consumer" else "mixed"

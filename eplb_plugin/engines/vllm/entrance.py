@@ -19,7 +19,7 @@ from ..hooks import Hook
 from ..settings import ENVIRONMENT, FLAG, add_flag, from_environment
 
 KEY = "eplb_plugin"
-DISPATCH: tuple[Dispatch, ...] = ("weighted", "hash")  # what tables that are looked up by a hash can do
+DISPATCH: tuple[Dispatch, ...] = ("weighted", "hash", "cover")  # the first is the default
 
 
 def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:

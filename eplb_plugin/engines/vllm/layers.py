@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from vllm.distributed.eplb.eplb_state import EplbLayerState
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from ...errors import mismatch
+from ...errors import PluginError, mismatch
+from ...migration.layout import ExpertRows, expert_rows, refuse_derived
 
+NO_EXPERTS = ("e_score_correction_bias", "hash_indices_table")  # of logical experts, or of tokens
+INPUT_SCALES = ("w13_input_scale", "w2_input_scale")  # one value broadcast over the experts
 _USE_VANILLA = "use vLLM's own EPLB for this model: remove the plugin's settings"
 
 
 @dataclass(frozen=True)
 class MoeLayers:
-    """owner_group_size: consecutive EP ranks that route the same token (see DESIGN, token-owner groups).
+    """states: where each layer looks experts up.
+    owner_group_size: consecutive EP ranks that route the same token (see DESIGN, token-owner groups).
     chunk: under sequence parallelism this rank routes the chunk-th part of the batch, else 0.
     """
 
     layer_ids: list[int]
-    routers: list[BaseRouter]
+    states: list[EplbLayerState]
     top_k: int
     owner_group_size: int
     chunk: int
@@ -32,23 +38,52 @@ def inspect_layers(model: Any, tensor_parallel_size: int) -> MoeLayers:
     Raises PluginError for a layer whose routing the plugin cannot see or cannot attribute to ranks.
     """
     layers = list(model.moe_layers)
-    for layer in layers:
-        _refuse_unseen(layer)
-    routers = [layer.router for layer in layers]
-    parallel = [layer.moe_config.moe_parallel_config for layer in layers]
-    groups = {owner_group_size(one, tensor_parallel_size) for one in parallel}
-    top_ks = {router.top_k for router in routers}
-    for what, found in (("token-owner group sizes", groups), ("top-k", top_ks)):
+    if layers and all(is_mega_moe(layer) for layer in layers):
+        blocks = zip(layers, model.moe_mlp_layers, strict=True)
+        kinds = {_of_mega_moe(layer, block, tensor_parallel_size) for layer, block in blocks}
+    else:
+        for layer in layers:
+            _refuse_unseen(layer)
+        kinds = {_of_runner(layer, tensor_parallel_size) for layer in layers}
+    for column, what in enumerate(("top-k", "token-owner group sizes", "parts of the batch")):
+        found = {kind[column] for kind in kinds}
         if len(found) != 1:
             raise mismatch(what, found=sorted(found), expected="one value for all layers", fix=_USE_VANILLA)
-    sequence_parallel = parallel[0].is_sequence_parallel
-    return MoeLayers(
-        layer_ids=[int(layer.layer_id) for layer in layers],
-        routers=routers,
-        top_k=top_ks.pop(),
-        owner_group_size=groups.pop(),
-        chunk=parallel[0].ep_rank % tensor_parallel_size if sequence_parallel else 0,
-    )
+    return MoeLayers([int(layer.layer_id) for layer in layers], [layer.eplb_state for layer in layers], *kinds.pop())
+
+
+class _Kind(NamedTuple):
+    """What all layers of a model must have in common."""
+
+    top_k: int
+    owner_group_size: int
+    chunk: int
+
+
+def _of_runner(layer: MoERunner, tensor_parallel_size: int) -> _Kind:
+    parallel = layer.moe_config.moe_parallel_config
+    chunk = parallel.ep_rank % tensor_parallel_size if parallel.is_sequence_parallel else 0
+    return _Kind(layer.router.top_k, owner_group_size(parallel, tensor_parallel_size), chunk)
+
+
+def is_mega_moe(layer: Any) -> bool:
+    """Whether a layer is a MegaMoE of DeepSeek-V4 or Kimi-K3, whose module is not imported only to ask this."""
+    module = sys.modules.get("vllm.models.deepseek_v4.nvidia.model")
+    return module is not None and isinstance(layer, module.DeepseekV4MegaMoEExperts)
+
+
+def _of_mega_moe(layer: Any, block: Any, tensor_parallel_size: int) -> _Kind:
+    """MegaMoE sends and gets back every rank's own rows; without sequence parallelism a TP group has the same rows.
+
+    block: the layer around the experts, which knows whether its rows are a part of the batch.
+    """
+    if not hasattr(block, "use_sequence_parallel"):
+        found, expected = f"a {type(block).__name__} that does not say so", "use_sequence_parallel"
+        raise mismatch("sequence parallelism", found=found, expected=expected, fix=_USE_VANILLA)
+    if not block.use_sequence_parallel:
+        return _Kind(layer.top_k, tensor_parallel_size, 0)
+    ep_rank = layer.experts_start_idx // layer.num_local_experts
+    return _Kind(layer.top_k, 1, ep_rank % tensor_parallel_size)
 
 
 def owner_group_size(parallel: Any, tensor_parallel_size: int) -> int:
@@ -62,9 +97,26 @@ def owner_group_size(parallel: Any, tensor_parallel_size: int) -> int:
     return 1 if parallel.is_sequence_parallel else tensor_parallel_size
 
 
+def movable(layer: Any) -> ExpertRows:
+    """What moves with the experts of a layer. Raises PluginError, with the layer's name, for what might have to."""
+    if is_mega_moe(layer):  # its parameters are gone: what it made of them is what vLLM moves, too
+        name, slots = layer.prefix, int(layer.num_local_experts)
+        experts: Any = [*layer.parameters(), *layer.buffers()]
+        tensors = {f"expert weights {index}": one for index, one in enumerate(layer.get_expert_weights())}
+    else:
+        name, experts, slots = layer.layer_name, layer.routed_experts, int(layer.routed_experts.local_num_experts)
+        tensors = dict(experts.named_parameters())
+    shared = NO_EXPERTS + (INPUT_SCALES if slots == 1 else ())  # else their stride tells
+    try:
+        refuse_derived(experts, tensors, slots)
+        return expert_rows(tensors, slots, shared)
+    except PluginError as error:
+        raise PluginError(f"{name}: {error}") from None
+
+
 def _refuse_unseen(layer: Any) -> None:
     fix = _USE_VANILLA
-    if not isinstance(layer, MoERunner):  # e.g. the MegaMoE layers of DeepSeek-V4 and Kimi-K3, which map ids themselves
+    if not isinstance(layer, MoERunner):
         raise mismatch("MoE layer", found=type(layer).__name__, expected="vLLM's MoERunner", fix=fix)
     name = layer.layer_name
     method = type(layer.routed_experts.quant_method).__name__

@@ -1,7 +1,7 @@
 """The hooks inside a worker: vLLM's EplbState and its router, never the model runner.
 
-On GPUs vLLM runs another model runner (V2) than on CPU (V1), and both call only EplbState. Expert weights are moved by
-vLLM's own transfer.
+On GPUs vLLM runs another model runner (V2) than on CPU (V1), and both call only EplbState. vLLM decides when a
+rebalance is due; the plugin plans, moves the experts and puts the maps in force.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from vllm.distributed.eplb import async_worker
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from ..hooks import Hook
-from .adapter import LAYER, TABLES, Adapter, PlannedPolicy
+from .adapter import Adapter
+from .mapping import ROUTER
 
 _ADAPTER = "_eplb_plugin_adapter"  # on an EplbState
 
@@ -24,6 +24,8 @@ def _add_model(original: Callable[..., Any], self: Any, model: Any, model_config
         setattr(self, _ADAPTER, Adapter())
     model_state = self.model_states[model_config.compute_hash()]
     getattr(self, _ADAPTER).add(model_state, model_config, draft=model_name is not None)
+    if getattr(self, _ADAPTER).resumes:  # at the first step, before much traffic has come
+        self.expert_rearrangement_step = self.expert_rearrangement_step_interval - 1
 
 
 def _prepare_forward(
@@ -33,17 +35,14 @@ def _prepare_forward(
     getattr(self, _ADAPTER).expect(model_config, num_unpadded_tokens, ubatch_slices)
 
 
-def _apply_eplb_mapping(original: Callable[..., Any], self: Any, topk_ids: torch.Tensor) -> Any:
-    stage = getattr(self.eplb_state, LAYER, None)
-    if stage is not None:
-        stage(topk_ids, self.eplb_state.num_unpadded_tokens_tensors)
-    return original(self, topk_ids)
-
-
 def _step(
     original: Callable[..., Any], self: Any, is_dummy: bool = False, is_profile: bool = False, log_stats: bool = False
 ) -> Any:
-    getattr(self, _ADAPTER).end_forward(not is_dummy and not is_profile, self._should_record_current_step())
+    adapter: Adapter = getattr(self, _ADAPTER)
+    steps_left = self.expert_rearrangement_step_interval - self.expert_rearrangement_step - 1
+    adapter.end_forward(not is_dummy and not is_profile, self._should_record_current_step(), steps_left)
+    if not is_profile:  # before vLLM's own part, in which the next rebalance may begin
+        adapter.end_step(steps_left)
     return original(self, is_dummy, is_profile, log_stats)
 
 
@@ -56,39 +55,22 @@ def _rearrange(
 ) -> Any:
     if is_profile:  # vLLM reserves memory for the largest move; no placement is planned
         return original(self, is_profile, rank_mapping, use_last_expert_load)
-    adapter: Adapter = getattr(self, _ADAPTER)
-    adapter.observe()
-    vanilla, self.policy = self.policy, PlannedPolicy(adapter, list(self.model_states))
-    try:
-        return original(self, is_profile, rank_mapping, use_last_expert_load)
-    finally:
-        self.policy = vanilla
+    with gpu_sync_allowed():
+        getattr(self, _ADAPTER).rebalance(self.model_states, background=self.is_async)
+    if self.is_async:
+        next(iter(self.model_states.values())).rebalanced = True  # vLLM asks every step, and defers the next rebalance
 
 
-def _run_rebalance_experts(
-    original: Callable[..., Any],
-    model_state: Any,
-    eplb_state: Any,
-    physical_to_logical_map_cpu: torch.Tensor,
-    stream: Any,
-) -> torch.Tensor:
-    key = next(key for key, state in eplb_state.model_states.items() if state is model_state)
-    with async_worker.device_stream(stream):
-        load = model_state.eplb_stats.global_expert_load_window.cpu()
-    return getattr(eplb_state, _ADAPTER).decide(key, physical_to_logical_map_cpu, load)
+def _all_ranks_result_ready(original: Callable[..., Any], self: Any, model_state: Any) -> bool:
+    with gpu_sync_allowed():
+        model_state.rebalanced = getattr(self, _ADAPTER).cycle.step()
+    return False
 
 
-def _commit_eplb_maps(
-    original: Callable[..., Any], model_state: Any, new_physical_to_logical_map: torch.Tensor
+def _start_async_loop(
+    original: Callable[..., Any], self: Any, rank_mapping: Any = None, is_profile: bool = False
 ) -> None:
-    layers = range(len(new_physical_to_logical_map))
-    getattr(model_state, TABLES).commit(new_physical_to_logical_map.cpu(), layers)
-
-
-def _commit_eplb_maps_for_layer(
-    original: Callable[..., Any], model_state: Any, new_physical_to_logical_map: torch.Tensor, layer: int
-) -> None:
-    getattr(model_state, TABLES).commit(new_physical_to_logical_map.cpu()[None], range(layer, layer + 1))
+    """vLLM's thread would wait for ever."""
 
 
 _STATE = "vllm.distributed.eplb.eplb_state:EplbState"
@@ -118,36 +100,23 @@ RUNTIME = (
     Hook(
         f"{_STATE}.rearrange",
         "around",
-        "ends the window on every rank at the same step and, in sync mode, plans instead of vLLM's policy",
+        "ends the window on every rank at the same step and begins the plugin's rebalance, in sync mode to its end",
         "(self, is_profile=False, rank_mapping=None, use_last_expert_load=False)",
         _rearrange,
     ),
     Hook(
-        "vllm.distributed.eplb.async_worker:run_rebalance_experts",
+        f"{_STATE}._all_ranks_result_ready",
         "replace",
-        "in async mode, plans in vLLM's background thread instead of vLLM's policy",
-        "(model_state, eplb_state, physical_to_logical_map_cpu, stream)",
-        _run_rebalance_experts,
+        "in async mode, asked once a step during a rebalance: the plugin's migration takes a step",
+        "(self, model_state)",
+        _all_ranks_result_ready,
     ),
     Hook(
-        "vllm.distributed.eplb.eplb_state:_commit_eplb_maps",
+        f"{_STATE}.start_async_loop",
         "replace",
-        "fills the plugin's tables instead of vLLM's replica maps, all layers at once (sync mode)",
-        "(model_state, new_physical_to_logical_map)",
-        _commit_eplb_maps,
+        "vLLM's background thread, which would move weights, is not started",
+        "(self, rank_mapping=None, is_profile=False)",
+        _start_async_loop,
     ),
-    Hook(
-        "vllm.distributed.eplb.eplb_state:_commit_eplb_maps_for_layer",
-        "replace",
-        "the same for the layer whose experts have just moved (async mode)",
-        "(model_state, new_physical_to_logical_map, layer)",
-        _commit_eplb_maps_for_layer,
-    ),
-    Hook(
-        "vllm.model_executor.layers.fused_moe.router.base_router:BaseRouter._apply_eplb_mapping",
-        "around",
-        "sees the logical top-k ids before vLLM maps them to physical experts",
-        "(self, topk_ids)",
-        _apply_eplb_mapping,
-    ),
+    ROUTER,
 )

@@ -30,11 +30,15 @@ MODEL = {
 
 @dataclass(frozen=True)
 class Start:
-    """settings: the plugin's, as JSON, of every rank. options: of SGLang, beside those that all tests share."""
+    """settings: the plugin's, as JSON, of every rank. options: of SGLang, beside those that all tests share.
+
+    canary: SGLang's check of every slot after every move.
+    """
 
     folder: str
     settings: list[dict[str, Any] | None]
     options: dict[str, Any] = field(default_factory=dict)
+    canary: bool = False
 
 
 def model_folder(path: Path) -> str:
@@ -51,7 +55,7 @@ class Scheduler:
 
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         settings = start.settings[self.rank]
-        os.environ |= ON_CPU
+        os.environ |= ON_CPU | {"SGLANG_EXPERT_LOCATION_UPDATER_CANARY": str(int(start.canary))}
         if settings is not None:
             os.environ["EPLB_PLUGIN_CONFIG"] = json.dumps(settings)
         from eplb_cpu_engines.sglang import device
@@ -92,6 +96,7 @@ class Scheduler:
             get_expert_backup_client=lambda: None,
             get_weight_updater=lambda: SimpleNamespace(update_weights_from_disk=None),
         )
+        self.reloads = 0
         self.model = self._model()
         moe_ep_setup.prepare_moe_topk(model=self.model, model_config=config)
         self._passes = 0
@@ -116,21 +121,55 @@ class Scheduler:
 
         model = torch.nn.Module()
         model.routers = torch.nn.ModuleList([TopK(TOP_K, layer_id=layer) for layer in MOE_LAYERS])
-        per_rank = (EXPERTS + REDUNDANT) // self.ranks
-        first = self.rank * per_rank
-        held = self.metadata.physical_to_logical_map_cpu[:, first : first + per_rank]
+        model.experts = torch.nn.ModuleList([self._experts(layer) for layer in MOE_LAYERS])
         model.routed_experts_weights_of_layer = {
-            layer: [(held[layer] + 100 * layer).float().reshape(-1, 1, 1).repeat(1, 2, 3)] for layer in MOE_LAYERS
+            one.layer_id: [one.w13_weight.data, one.w2_bias.data] for one in model.experts
         }
         return model
 
+    def _experts(self, layer: int, columns: int = 3) -> Any:
+        """SGLang's module without its kernels: a slot of shared experts follows those of routed ones."""
+        import torch
+        from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+
+        made = FusedMoE.__new__(FusedMoE)
+        torch.nn.Module.__init__(made)
+        slots = (EXPERTS + REDUNDANT) // self.ranks
+        made.layer_id, made.is_draft, made._num_global_routed = layer, False, EXPERTS + REDUNDANT
+        made.num_local_experts = slots + 1
+        marks = torch.cat([self._marks(layer), torch.tensor([-7.0])])
+        for name, shape in (("w13_weight", (2, columns)), ("w2_bias", ())):
+            tensor = marks.reshape(-1, *(1 for _ in shape)).repeat(1, *shape)
+            made.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+        made.register_buffer("w2_input_scale", torch.tensor([float(self.rank)]).expand(slots + 1))
+        return made
+
+    def _marks(self, layer: int) -> Any:
+        """[slots] what the experts of this rank hold, by the map in force."""
+        slots = (EXPERTS + REDUNDANT) // self.ranks
+        held = self.metadata.physical_to_logical_map_cpu[layer, self.rank * slots :][:slots]
+        return (held + 100 * layer + 1000 * self.reloads).float()
+
+    def reload(self, columns: int = 3) -> None:
+        """SGLang writes new weights in a session, into tensors that it makes anew, as some quantisations do."""
+        from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
+
+        fields = {name: None for name in WeightUpdater.__dataclass_fields__ if not name.startswith("_")}
+        updater = WeightUpdater(**(fields | {"device": "cpu", "get_model": lambda: self.model}))
+        updater.begin_weight_update()
+        self.reloads += 1
+        for old in self.model.experts:
+            fresh = self._experts(old.layer_id, columns)
+            old.w13_weight, old.w2_bias = fresh.w13_weight, fresh.w2_bias
+        updater.end_weight_update(run_post_load=False)
+
     def weights_are_right(self) -> bool:
-        """Every slot of this rank holds the weights of the expert that the map says."""
-        per_rank = (EXPERTS + REDUNDANT) // self.ranks
-        held = self.metadata.physical_to_logical_map_cpu[:, self.rank * per_rank : (self.rank + 1) * per_rank]
+        """Every slot of this rank holds the weights of the expert that the map says; the shared expert's stay."""
         return all(
-            bool((weights[0] == (held[layer] + 100 * layer).reshape(-1, 1, 1)).all())
-            for layer, weights in self.model.routed_experts_weights_of_layer.items()
+            bool((tensor[:-1] == self._marks(one.layer_id).reshape(-1, *[1] * (tensor.dim() - 1))).all())
+            and bool((tensor[-1] == -7).all())
+            for one in self.model.experts
+            for tensor in (one.w13_weight, one.w2_bias)
         )
 
     def forward(self, ids: np.ndarray, batches: int = 1) -> None:
@@ -162,12 +201,14 @@ class Scheduler:
         torch = self._torch
         random = np.random.default_rng(self._passes)
         rows = random.permuted(np.tile(np.arange(EXPERTS), (PADDING, 1)), axis=1)[:, :TOP_K]
+        self.routed = []  # of every layer, without padding: [T, K] logical and physical ids
         for router, chosen in zip(self.model.routers, ids, strict=True):
             logits = torch.zeros(len(chosen) + PADDING, EXPERTS)
             logits.scatter_(1, torch.from_numpy(np.concatenate([chosen, rows])).long(), 5.0)
             with self.recorder.with_current_layer(router.layer_id):
                 output = router(hidden_states=torch.zeros(len(logits), 32), router_logits=logits)
                 self._report_dispatch(output.topk_ids)
+            self.routed.append((chosen, output.topk_ids[: len(chosen)].numpy()))
 
     def _report_dispatch(self, physical_ids: Any) -> None:
         """What DeepEP tells SGLang's recorder: how many tokens came for each slot of this rank (here: of its own)."""

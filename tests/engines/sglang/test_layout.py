@@ -29,10 +29,10 @@ DEEPEP = replace(RESOLVED, all_to_all="deepep", dispatch="static")
     ],
 )
 def test_served(layout: Layout, rule: str, owners: int) -> None:
-    """The plan assumes the rule by which SGLang chooses copies, and tokens are counted once."""
-    for given in ("auto", rule):
+    """Our tables choose copies, or SGLang does by the rule that the plan then assumes; tokens are counted once."""
+    for given in ("auto", "weighted", rule):
         refuse_unsuited(PluginConfig(dispatch=given), layout)
-    assert (layout.rule, layout.owner_group_size) == (rule, owners)
+    assert (layout.rules, layout.owner_group_size) == (("weighted", rule), owners)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_refused(changes: dict[str, Any], line: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"dispatch": "nearest"}, "dispatch: found nearest, expected auto or one of hash, which this engine can do"),
-        ({"dispatch": "weighted"}, "dispatch: found weighted, expected auto or one of hash"),
+        ({"dispatch": "nearest"}, "dispatch: found nearest, expected auto or one of weighted, hash, which this"),
+        ({"dispatch": "cover"}, "dispatch: found cover, expected auto or one of weighted, hash"),
         ({"topology": {"nodes": 3}}, "topology: found nodes=3"),
         ({"topology": {"node_of_rank": [0, 1]}}, "topology.node_of_rank: found 2 ranks, expected 8"),
     ],

@@ -9,47 +9,62 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eplb_plugin import Placement, RoutingStatistics
+from eplb_plugin import Placement, RoutingStatistics, route
 from processes import run_ranks
 
 from .schedulers import EXPERTS, LAYERS, MOE_LAYERS, ON_CPU, REDUNDANT, TOP_K, Scheduler, Start, model_folder
 
-RANKS, PASSES, TOKENS, FAILING = 2, 22, 6, 2
-SETTINGS = {"topology": {"nodes": 2}, "sample_rows": 256}
+RANKS, REBALANCES, TOKENS, FAILING, INTERVAL = 2, 5, 6, 2, 4
+SETTINGS = {"topology": {"nodes": 2}, "sample_rows": 256, "migration": {"layers_per_step": 3}}
 SLOTS = EXPERTS + REDUNDANT
 DEEPEP = {"moe_a2a_backend": "deepep"}
 
 
 def routed(rank: int, step: int, shared: bool) -> np.ndarray:
-    """[MoE layers, T, K] logical experts of a pass; every rank routes its own tokens unless they are shared."""
+    """[MoE layers, T, K] logical experts of a pass; every rank routes its own tokens unless they are shared.
+
+    In every third pass, only the first rank has any: the other's batch is idle.
+    """
     random = np.random.default_rng([0 if shared else rank, step])
+    tokens = 0 if rank > 0 and not shared and step % 3 == 1 else TOKENS
     skew = np.linspace(0.2, 1, EXPERTS)
-    return np.argsort(random.random((len(MOE_LAYERS), TOKENS, EXPERTS)) * skew, axis=2)[:, :, :TOP_K]
+    return np.argsort(random.random((len(MOE_LAYERS), tokens, EXPERTS)) * skew, axis=2)[:, :, :TOP_K]
 
 
 @dataclass
 class Seen:
-    """Of one rank. rebalances, maps [L, P]: after every pass. statistics: rebalance -> what it was planned from."""
+    """Of one rank. begun, over: the pass at whose end each rebalance began, and the one at whose end it was over.
+
+    maps: [L, P], plans: digests of those in force, after every pass. statistics: what each rebalance was planned from.
+    weighted: layers and passes that were compared with `route` while a plan with weights was in force.
+    """
 
     first_map: np.ndarray
-    rebalances: list[int]
-    maps: list[np.ndarray]
-    weights_right: bool
-    addresses_kept: bool
-    statistics: dict[int, dict[str, np.ndarray]]
     gatherer: str
-    table: np.ndarray | None
+    begun: list[int]
+    over: list[int]
+    maps: list[np.ndarray]
+    statistics: list[dict[str, np.ndarray]]
+    weights_right: bool = True
+    addresses_kept: bool = True
+    table: np.ndarray | None = None
+    plans: list[str] = field(default_factory=list)
+    weighted: int = 0
+    after_another_layout: tuple[bool, bool] | None = None
 
 
 def live(start: Start, shared: bool) -> Seen:
-    """Passes of the target, each with one of a draft before it; rebalance number FAILING finds a planner that fails."""
+    """Passes of the target, each with one of a draft before it; rebalance number FAILING finds a planner that fails.
+
+    If layers move one by one, new weights are loaded once between two of them.
+    """
     import eplb_plugin.controller as controller
     from eplb_plugin.engines.sglang.state import get_adapter
 
@@ -63,55 +78,111 @@ def live(start: Start, shared: bool) -> Seen:
         return plan(*args, **kwargs)
 
     controller.plan = failing_once
-    addresses = [metadata.physical_to_logical_map.data_ptr(), *(one.data_ptr() for one in vars(entry.recorder).values()
-                 if hasattr(one, "data_ptr"))]  # fmt: skip
     (gatherer,) = scheduler.recorder._single_pass_gatherers.values()
-    first = metadata.physical_to_logical_map_cpu.numpy().copy()
-    seen = Seen(first, [], [], True, True, {}, type(gatherer).__name__, None)
+    seen = Seen(metadata.physical_to_logical_map_cpu.numpy().copy(), type(gatherer).__name__, [], [], [], [])
+    observe = adapter.rebalancer.observe
+
+    def observing(*args: Any) -> None:
+        observe(*args)
+        seen.begun.append(len(seen.maps))
+        if entry.history._windows:
+            seen.statistics.append(dict(vars(entry.history._windows[-1])))
+
+    adapter.rebalancer.observe = observing
+    before, reload = seen.first_map, start.options.get("eplb_rebalance_layers_per_chunk") == 1
+    addresses = addresses_of(scheduler, entry.recorder)
     scheduler.route(np.tile(routed(scheduler.rank, 2000, shared), (1, 3, 1)))  # a warm-up, outside any pass
-    for step in range(PASSES):
+    while len(seen.over) < REBALANCES:
+        step = len(seen.maps)
         with scheduler.running(2 * TOKENS), scheduler.recorder.disable_this_region():
-            scheduler.route(np.tile(routed(scheduler.rank, 1000 + step, shared), (1, 2, 1)))
+            scheduler.route(np.tile(routed(scheduler.rank, 100_000 + step, shared), (1, 2, 1)))
         if step == 2:
             scheduler.recorder.dump_record()  # what HTTP asks for: a file, and a window of SGLang's that starts anew
+        expected = planned_routes(scheduler.rank, adapter)
         scheduler.forward(routed(scheduler.rank, step, shared), batches=1 + step % len(entry.recorder.stage))
-        if entry.history._windows and entry.rebalances not in seen.statistics:
-            seen.statistics[entry.rebalances] = dict(vars(entry.history._windows[-1]))
-        seen.rebalances.append(entry.rebalances)
+        for layer, (logical, physical) in enumerate(scheduler.routed):
+            if expected is not None:
+                np.testing.assert_array_equal(np.sort(physical), np.sort(expected(logical, layer)))
+                seen.weighted += 1
+        if len(seen.begun) > len(seen.over) and not adapter._rebalancing:
+            seen.over.append(step)
         seen.maps.append(metadata.physical_to_logical_map_cpu.numpy().copy())
+        seen.plans.append(entry.plan.digest if entry.plan is not None else "")
         seen.weights_right &= scheduler.weights_are_right()
-    now = [metadata.physical_to_logical_map.data_ptr(), *(one.data_ptr() for one in vars(entry.recorder).values()
-           if hasattr(one, "data_ptr"))]  # fmt: skip
-    seen.addresses_kept = now == addresses
+        moved, before = not np.array_equal(before, seen.maps[-1]), seen.maps[-1]
+        if reload and moved and adapter._rebalancing:
+            reload = False
+            scheduler.reload()
+            addresses = addresses_of(scheduler, entry.recorder)
+            seen.weights_right &= scheduler.weights_are_right()
+            seen.maps[-1] = before = metadata.physical_to_logical_map_cpu.numpy().copy()
+    assert not reload
+    seen.addresses_kept = addresses == addresses_of(scheduler, entry.recorder)
+    adapter.rebalancer.observe = observe
+    if scheduler.reloads:
+        seen.after_another_layout = after_another_layout(scheduler, shared)
     if metadata.logical_to_rank_dispatch_physical_map is not None:
         seen.table = metadata.logical_to_rank_dispatch_physical_map.numpy()
     return seen
 
 
+def planned_routes(rank: int, adapter: Any) -> Callable[[np.ndarray, int], np.ndarray] | None:
+    """`route` of the plan in force from this rank; None where there is none with weights, or experts move."""
+    plan, tables = adapter.rebalancer.entries["target"].plan, adapter._tables
+    if tables is None or not adapter._mover.settled or not plan.has_weights:
+        return None
+    shared = len(tables.owners) > 1  # a group on several nodes is near to none
+    used = replace(plan, source_weights=None) if shared else plan
+    return lambda logical, layer: route(logical, 0 if shared else rank, used, layer)
+
+
+def after_another_layout(scheduler: Scheduler, shared: bool) -> tuple[bool, bool]:
+    """Weights that are laid out otherwise are loaded: whether nothing moves any more, and whether they stay right."""
+    scheduler.reload(columns=5)
+    before = scheduler.metadata.physical_to_logical_map_cpu.clone()
+    for step in range(2 * INTERVAL):
+        scheduler.forward(routed(scheduler.rank, step, shared))
+    return bool((before == scheduler.metadata.physical_to_logical_map_cpu).all()), scheduler.weights_are_right()
+
+
+def addresses_of(scheduler: Scheduler, recorder: Any) -> list[int]:
+    """Of what a captured graph would read or write."""
+    held = [*vars(scheduler.metadata).values(), *vars(recorder).values(), *scheduler.model.parameters()]
+    return [one.data_ptr() for one in held if hasattr(one, "data_ptr")]
+
+
 @dataclass(frozen=True)
 class Case:
-    """shared: all ranks route the same tokens. start: the initial placement. window: passes that a window holds."""
+    """shared: all ranks route the same tokens. start: the initial placement. window: passes that a window holds.
+
+    layers: that may change in a pass. settings: on which ranks. rule: of the settings. canary: SGLang's own check, by
+    the plugin.
+    """
 
     name: str
     options: dict[str, Any]
     shared: bool
     gatherer: str
     start: str = "trivial"
-    window: int = 100
+    window: int = INTERVAL
+    layers: int = 3
+    rule: str = "auto"
     settings: tuple[bool, bool] = (True, True)
+    canary: bool = False
 
 
 CASES = (
-    Case("no all-to-all", {}, True, "_SelectExpertsSinglePassGatherer", settings=(True, False)),
+    Case("no all-to-all", {"eplb_rebalance_layers_per_chunk": 1}, True, "_SelectExpertsSinglePassGatherer", layers=1,
+         settings=(True, False)),
     Case("DeepEP normal", {**DEEPEP, "deepep_mode": "normal", "eplb_rebalance_layers_per_chunk": 2,
           "enable_two_batch_overlap": True}, False,
-         "_SelectExpertsSinglePassGatherer", start="placement"),
+         "_SelectExpertsSinglePassGatherer", start="placement", layers=2),
     Case("DeepEP normal, approximate",
          {**DEEPEP, "deepep_mode": "normal", "expert_distribution_recorder_mode": "stat_approx"}, False,
-         "_DeepepNormalSinglePassGatherer", start="counts"),
+         "_DeepepNormalSinglePassGatherer", start="counts", rule="nearest"),
     Case("DeepEP low latency",
          {**DEEPEP, "deepep_mode": "low_latency", "expert_distribution_recorder_buffer_size": 2}, False,
-         "_DeepepLowLatencySinglePassGatherer", window=2),
+         "_DeepepLowLatencySinglePassGatherer", window=2, canary=True),
 )  # fmt: skip
 
 
@@ -136,8 +207,8 @@ def seen(case: Case, tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
         load = np.arange(LAYERS * EXPERTS).reshape(LAYERS, EXPERTS) * (np.arange(LAYERS) > 0)[:, None]
         (folder / "counts.json").write_text(json.dumps({"logical_count": load.tolist()}))
         options["init_expert_location"] = str(folder / "counts.json")
-    settings = [SETTINGS if given else None for given in case.settings]
-    return run_ranks(RANKS, live, Start(model_folder(folder), settings, options), case.shared, timeout=400)
+    settings = [SETTINGS | {"dispatch": case.rule} if given else None for given in case.settings]
+    return run_ranks(RANKS, live, Start(model_folder(folder), settings, options, case.canary), case.shared, timeout=400)
 
 
 def test_the_gatherer_is_the_one_meant(case: Case, seen: list[Seen]) -> None:
@@ -146,17 +217,16 @@ def test_the_gatherer_is_the_one_meant(case: Case, seen: list[Seen]) -> None:
 
 
 def test_statistics_are_what_was_routed(case: Case, seen: list[Seen]) -> None:
-    """Logical ids, every token once, on the planning rank only; no padding, draft or warm-up, all micro-batches."""
-    assert seen[1].statistics == {}
-    assert len(seen[0].statistics) >= 3
-    counts = seen[0].rebalances
-    for number, found in seen[0].statistics.items():
-        last = counts.index(number)
-        since = counts.index(number - 1) + 1 if number > 1 else 0
-        steps = range(max(since, last + 1 - case.window), last + 1)
-        if number == 1 and case.window < 100:
-            steps = range(last - case.window, last + 1)  # the first interval of SGLang has one pass more
+    """Logical ids, every token once, on the planning rank only; no padding, draft or warm-up, all micro-batches.
+
+    A window is the last passes of an interval, which begins when the rebalance before is over.
+    """
+    assert seen[1].statistics == []
+    assert len(seen[0].statistics) == REBALANCES
+    assert seen[0].begun == [INTERVAL, *(over + INTERVAL for over in seen[0].over[:-1])]
+    for begun, found in zip(seen[0].begun, seen[0].statistics, strict=True):
         owners = [0] if case.shared else range(RANKS)
+        steps = range(begun + 1 - case.window, begun + 1)
         rows = np.concatenate([routed(rank, step, case.shared) for step in steps for rank in owners], axis=1)
         expected = RoutingStatistics.from_topk(rows, EXPERTS, MOE_LAYERS)
         np.testing.assert_array_equal(found["load"], expected.load)
@@ -170,6 +240,7 @@ def test_ranks_hold_what_the_map_says(seen: list[Seen]) -> None:
     for one, other in zip(*(one.maps for one in seen), strict=True):
         np.testing.assert_array_equal(one, other)
     assert all(one.weights_right and one.addresses_kept for one in seen)
+    assert all(one.after_another_layout in (None, (True, True)) for one in seen)
 
 
 def test_placements_change_and_dense_layers_do_not(seen: list[Seen]) -> None:
@@ -180,21 +251,22 @@ def test_placements_change_and_dense_layers_do_not(seen: list[Seen]) -> None:
         assert all(np.array_equal(one[layer], maps[0][layer]) for one in maps)
 
 
-def test_a_failing_planner_leaves_the_placement(case: Case, seen: list[Seen]) -> None:
+def test_a_failing_planner_leaves_the_placement(seen: list[Seen]) -> None:
     """The old placement stays, on every rank, and the next rebalance plans again."""
-    counts = seen[0].rebalances
-    failed, chunks = counts.index(FAILING), 2 if "eplb_rebalance_layers_per_chunk" in case.options else 0
-    before, after = seen[0].maps[failed - 1], seen[0].maps[failed + chunks]
-    np.testing.assert_array_equal(before, after)
-    assert not np.array_equal(after, seen[0].maps[-1])
+    begun, over = seen[0].begun[FAILING - 1], seen[0].over[FAILING - 1]
+    for step in range(begun, over + 1):
+        np.testing.assert_array_equal(seen[0].maps[step], seen[0].maps[begun - 1])
+    assert not np.array_equal(seen[0].maps[over], seen[0].maps[-1])
 
 
-def test_layers_move_chunk_by_chunk(case: Case, seen: list[Seen]) -> None:
-    """With --eplb-rebalance-layers-per-chunk a pass moves at most so many layers."""
-    chunk = case.options.get("eplb_rebalance_layers_per_chunk", LAYERS)
+def test_serving_goes_on_while_experts_move(case: Case, seen: list[Seen]) -> None:
+    """A pass plans nothing and switches few layers, on all ranks the same; by the end it was every one of them."""
+    assert [one.over for one in seen] == [seen[0].over] * RANKS
+    assert all(over > begun for begun, over in zip(seen[0].begun, seen[0].over, strict=True))
     maps = [seen[0].first_map, *seen[0].maps]
     moved = [int((one != other).any(1).sum()) for one, other in itertools.pairwise(maps)]
-    assert 0 < max(moved) <= chunk
+    assert sorted(moved)[-2] <= case.layers  # but once, where a reload ended what was under way
+    assert sum(moved) > len(MOE_LAYERS)
 
 
 def test_initial_placement(case: Case, seen: list[Seen]) -> None:
@@ -223,6 +295,22 @@ def test_every_rank_has_its_own_dispatch_table(case: Case, seen: list[Seen]) -> 
         own = one.maps[-1][:, rank * per_rank : (rank + 1) * per_rank]
         for layer in range(LAYERS):
             assert set(one.table[layer][np.unique(own[layer])] // per_rank) == {rank}
+
+
+def test_tokens_go_where_route_says(case: Case, seen: list[Seen]) -> None:
+    """By tables made of weights (compared in every pass before which nothing moves); else SGLang chooses by itself."""
+    assert all((one.weighted > 10 * len(MOE_LAYERS)) == (case.rule == "auto") for one in seen)
+
+
+def test_weights_are_renewed_between_rebalances(case: Case, seen: list[Seen]) -> None:
+    """Where a window leaves room for it: on the same pass on all ranks, and no expert moves."""
+    first, other = seen
+    busy = {step for begun, over in zip(first.begun, first.over, strict=True) for step in range(begun, over + 1)}
+    renewed = [step for step in range(1, len(first.plans)) if first.plans[step] != first.plans[step - 1]]
+    renewed = [step for step in renewed if step not in busy]
+    assert all(first.plans[step] == other.plans[step] for step in range(len(first.plans)) if step not in busy)
+    assert all(np.array_equal(first.maps[step], first.maps[step - 1]) for step in renewed)
+    assert (len(renewed) >= 2) == (case.window == 2)
 
 
 def refused(start: Start, spoil: Callable[[], None] | None = None) -> tuple[object, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +15,10 @@ from eplb_cpu_engines.vllm.routing import map_to_physical_and_record
 from vllm.distributed.eplb.eplb_state import EplbLayerState
 
 from eplb_plugin import Placement, Plan, PluginError, Topology, plan, route
+from eplb_plugin.dispatch.kernels import Counters, cover
 from eplb_plugin.engines.vllm.tables import Tables
 from eplb_plugin.planning.job import plan_of
+from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.workloads.routing import ClusteredRouter
 
 EXPERTS, TOPOLOGY = 16, Topology(2, 2, 6)
@@ -26,16 +27,16 @@ START = Placement(np.tile(np.arange(24, dtype=np.int32) % EXPERTS, (2, 1)))
 
 
 class Layer:
-    """A MoE layer as far as EPLB goes: it holds vLLM's layer state in its router."""
+    """A MoE layer as far as EPLB goes: it holds vLLM's layer state."""
 
     def __init__(self) -> None:
-        self.router = SimpleNamespace(eplb_state=EplbLayerState())
+        self.eplb_state = EplbLayerState()
 
     def set_eplb_state(self, index: int, load: torch.Tensor, rows: torch.Tensor, counts: torch.Tensor) -> None:
-        self.router.eplb_state.set_layer_state(index, load, rows, counts)
+        self.eplb_state.set_layer_state(index, load, rows, counts)
 
     def routed(self, ids: np.ndarray) -> np.ndarray:
-        state, enabled = self.router.eplb_state, torch.tensor(False)
+        state, enabled = self.eplb_state, torch.tensor(False)
         rows, counts = state.logical_to_physical_map, state.logical_replica_count
         return map_to_physical_and_record(torch.from_numpy(ids), state.expert_load_view, rows, counts, enabled).numpy()
 
@@ -61,10 +62,11 @@ def made_plan(rule: str, seed: int) -> Plan:
 @pytest.mark.parametrize("rule", ["hash", "weighted"])
 @pytest.mark.parametrize("rank", [0, 3])
 def test_layers_route_by_the_plan_in_force(rule: str, rank: int) -> None:
-    """At start, after a commit of all layers, and layer by layer: always `route`, always at the same address."""
+    """At start, after a switch of all layers, and layer by layer: always `route`, always at the same address."""
     layers = [Layer(), Layer()]
     state = new_state(layers)
-    tables = Tables(plan_of(START, TOPOLOGY, rule), [rank], state)
+    start = plan_of(START, TOPOLOGY, rule)
+    tables = Tables(start, [rank], state)
     rows = ROUTER.window(50, 9).astype(np.int64)
     addresses = [tables.rows.data_ptr(), tables.counts.data_ptr()]
 
@@ -75,30 +77,40 @@ def test_layers_route_by_the_plan_in_force(rule: str, rank: int) -> None:
         assert [tables.rows.data_ptr(), tables.counts.data_ptr()] == addresses
 
     first, second = made_plan(rule, 0), made_plan(rule, 1)
-    check([tables.plan, tables.plan])
-    tables.plan = first
-    tables.commit(torch.from_numpy(first.placement.phy2log).long(), range(2))
+    check([start, start])
+    tables.switch([0, 1], first)
     check([first, first])
-    tables.plan = second
     for layer in (0, 1):
-        tables.commit(torch.from_numpy(second.placement.phy2log[[layer]]).long(), range(layer, layer + 1))
+        tables.switch([layer], second)
         check([second, second if layer else first])
 
 
-def test_rows_left_behind_are_used_evenly() -> None:
-    """A row that is not the plan's (its cycle was broken off) is served by even shares, never by foreign slots."""
+@pytest.mark.parametrize("rank", [0, 3])
+def test_under_cover_tokens_follow_every_switch(rank: int) -> None:
+    """At start, after a switch of all layers, and layer by layer: always `route`, always at the same address."""
     layers = [Layer(), Layer()]
-    tables = Tables(plan_of(START, TOPOLOGY, "weighted"), [1], new_state(layers))
-    tables.plan = made_plan("weighted", 0)
-    mixed = tables.plan.placement.phy2log.copy()
-    mixed[1] = START.phy2log[1]
-    tables.commit(torch.from_numpy(mixed).long(), range(2))
+    start = plan_of(START, TOPOLOGY, "cover")
+    tables = Tables(start, [rank], new_state(layers))
+    assert tables.cover is not None
+    held = [tables.cover.layer(0), tables.cover.layer(1)]
+    recorder = Recorder(2, EXPERTS, 3, 50, 8, torch.device("cpu"), by_kernel=True)
+    nothing, off, none = torch.zeros(24, dtype=torch.int32), torch.tensor(False), torch.tensor(0, dtype=torch.int32)
     rows = ROUTER.window(50, 9).astype(np.int64)
-    even = plan_of(replace(START, phy2log=mixed), TOPOLOGY, "weighted")
-    for index, one in enumerate([even, even]):
-        found = layers[index].routed(rows[index])
-        np.testing.assert_array_equal(found, route(rows[index], 1, one, index))
-        np.testing.assert_array_equal(mixed[index][found], rows[index])
+
+    def check(plans: list[Plan]) -> None:
+        for index, one in enumerate(plans):
+            counters = Counters(*recorder.passing(index), nothing, off, none, 0)
+            slots = cover(torch.from_numpy(rows[index]), held[index], counters)
+            np.testing.assert_array_equal(slots, route(rows[index], rank, one, index))
+            np.testing.assert_array_equal(one.placement.phy2log[index][slots], rows[index])
+
+    first, second = made_plan("cover", 0), made_plan("cover", 1)
+    check([start, start])
+    tables.switch([0, 1], first)
+    check([first, first])
+    for layer in (0, 1):
+        tables.switch([layer], second)
+        check([second, second if layer else first])
 
 
 def test_stale_entries_are_never_counted() -> None:
@@ -107,8 +119,7 @@ def test_stale_entries_are_never_counted() -> None:
     tables = Tables(plan_of(START, TOPOLOGY, "hash"), [0], new_state(layers))
     for experts in ([0] * 9 + list(range(1, 16)), [*range(16)] + [15] * 8):
         placement = Placement(np.tile(np.array(experts, np.int32), (2, 1)))
-        tables.plan = plan_of(placement, TOPOLOGY, "hash")
-        tables.commit(torch.from_numpy(placement.phy2log).long(), range(2))
+        tables.switch([0, 1], plan_of(placement, TOPOLOGY, "hash"))
         ids = np.tile(np.arange(16), (40, 1))
         np.testing.assert_array_equal(placement.phy2log[0][layers[0].routed(ids)], ids)
 

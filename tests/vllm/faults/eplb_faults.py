@@ -1,7 +1,9 @@
 """Faults for tests on a real server: a vLLM plugin of its own, found through PYTHONPATH, steered by a control file.
 
 EPLB_FAULTS names the file; the words in it are read each time a fault could strike:
-planner = the planner raises; digest = rank 1 receives a damaged plan; signature (at start) = a hooked function differs.
+planner = the planner raises; digest = rank 1 receives a damaged plan; reading = rank 1 cannot read what it is to
+send; row = rank 1 receives another expert's row; signature (at start) = a hooked function differs;
+owners = odd ranks make tables as if they alone routed their tokens. EPLB_PROOFS names a folder for `eplb_proofs.py`.
 """
 
 from __future__ import annotations
@@ -33,10 +35,19 @@ def register() -> None:
     @functools.wraps(original)
     def init_device(self: Any) -> Any:
         # not before: vLLM on CPU cannot set itself up once numba, which the planner needs, is imported
-        from eplb_plugin import controller
+        from eplb_plugin import consensus, controller
+        from eplb_plugin.engines import tables
+        from eplb_plugin.migration.transfer import Transfer
 
+        tables.hashed_maps = _parting(tables.hashed_maps)
+        if "EPLB_PROOFS" in os.environ:
+            import eplb_proofs
+
+            eplb_proofs.install(Path(os.environ["EPLB_PROOFS"]))
         controller.plan = _failing(controller.plan)
-        controller._broadcast = _damaging(controller._broadcast)
+        consensus.broadcast = _damaging(consensus.broadcast)
+        Transfer._pack = _unreadable(Transfer._pack)
+        Transfer._verify = _misled(Transfer._verify)
         return original(self)
 
     WorkerWrapperBase.init_device = init_device
@@ -51,6 +62,16 @@ def _failing(plan: Callable[..., Any]) -> Callable[..., Any]:
     return failing
 
 
+def _parting(hashed_maps: Callable[..., Any]) -> Callable[..., Any]:
+    def parting(plan: Any, owners: list[int], *args: Any) -> Any:
+        from vllm.distributed.parallel_state import get_ep_group
+
+        rank = get_ep_group().rank_in_group
+        return hashed_maps(plan, [rank] if "owners" in wanted() and rank % 2 else owners, *args)
+
+    return parting
+
+
 def _damaging(broadcast: Callable[..., bytes]) -> Callable[..., bytes]:
     def damaging(message: bytes, group: Any) -> bytes:
         received = broadcast(message, group)
@@ -59,3 +80,22 @@ def _damaging(broadcast: Callable[..., bytes]) -> Callable[..., bytes]:
         return received
 
     return damaging
+
+
+def _unreadable(pack: Callable[..., None]) -> Callable[..., None]:
+    def failing(self: Any, *args: Any) -> None:
+        if "reading" in wanted() and self.wires.rank == 1:
+            raise RuntimeError("a fault was injected into reading")
+        pack(self, *args)
+
+    return failing
+
+
+def _misled(verify: Callable[..., None]) -> Callable[..., None]:
+    def misled(self: Any, layer: int, rows: Any) -> None:
+        rounds = self.plan.round[self._received[layer]]  # local rows first, which are not sealed
+        if "row" in wanted() and self.wires.rank == 1 and len(rows) > 1 and rounds[-1] >= 0:
+            rows[-1] = rows[-2].clone()
+        verify(self, layer, rows)
+
+    return misled

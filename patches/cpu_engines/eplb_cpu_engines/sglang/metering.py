@@ -36,7 +36,7 @@ def install() -> bool:
         return False
     replace(topk, "_post_process_topk_ids", _ROUTING, _recorded)
     replace(ModelRunner, "forward", _FORWARD, _ending_a_step)
-    replace(EPLBManager, "rebalance", "self", _counted)
+    replace(EPLBManager, "_check_rebalance_needed", "self, average_utilization_rate_over_window", _counted)
     return True
 
 
@@ -77,12 +77,15 @@ def _expert_map() -> np.ndarray | None:
 
 
 def _counted(original: Callable) -> Callable:
-    def rebalance(self: EPLBManager) -> Any:
-        if _meter is not None:
-            _meter.rebalances += 1
-        return original(self)
+    """Every rebalance begins with this question, whoever does the rest."""
 
-    return rebalance
+    def check_rebalance_needed(self: EPLBManager, average_utilization_rate_over_window: Any) -> bool:
+        needed = original(self, average_utilization_rate_over_window)
+        if _meter is not None and needed:
+            _meter.rebalances += 1
+        return needed
+
+    return check_rebalance_needed
 
 
 def _record(layer_id: int, physical_ids: torch.Tensor, logical_experts: int) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-from vllm.distributed.eplb.eplb_state import EplbState
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
@@ -34,7 +33,6 @@ def install() -> bool:
     parameters = "self, hidden_states, router_logits, topk_indices_dtype, *, input_ids"
     replace(FusedMoERouter, "select_experts", parameters, _recorded)
     replace(GPUModelRunner, "eplb_step", "self, is_dummy, is_profile", _ending_a_step)
-    replace(EplbState, "rearrange", "self, is_profile, rank_mapping, use_last_expert_load", _counted)
     return True
 
 
@@ -51,7 +49,7 @@ def _recorded(original: Callable) -> Callable:
 
 def _ending_a_step(original: Callable) -> Callable:
     def eplb_step(self: GPUModelRunner, is_dummy: bool = False, is_profile: bool = False) -> None:
-        maps = _expert_maps(self)
+        maps, steps = _expert_maps(self), _steps_since_rebalance(self)
         original(self, is_dummy, is_profile)
         if _meter is None:
             return
@@ -60,6 +58,7 @@ def _ending_a_step(original: Callable) -> Callable:
             return
         for old, new in zip(maps, _expert_maps(self), strict=True):
             _meter.moved(old, new)
+        _meter.rebalances += _steps_since_rebalance(self) < steps
         _meter.end_step()
 
     return eplb_step
@@ -72,13 +71,9 @@ def _expert_maps(runner: GPUModelRunner) -> list[np.ndarray]:
     return [state.physical_to_logical_map.numpy().copy() for state in runner.eplb_state.model_states.values()]
 
 
-def _counted(original: Callable) -> Callable:
-    def rearrange(self: EplbState, is_profile: bool = False, *args: Any, **kwargs: Any) -> Any:
-        if _meter is not None and not is_profile:
-            _meter.rebalances += 1
-        return original(self, is_profile, *args, **kwargs)
-
-    return rearrange
+def _steps_since_rebalance(runner: GPUModelRunner) -> int:
+    """vLLM's own count, which begins anew with every rebalance, whoever carries that out."""
+    return 0 if runner.eplb_state is None else runner.eplb_state.expert_rearrangement_step
 
 
 def _record(runner: MoERunner, physical_ids: torch.Tensor, is_padding: torch.Tensor) -> None:

@@ -1,0 +1,65 @@
+"""One rank proposes, all ranks vote: what is put in force is the same on all of them, or nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from .errors import PluginError
+from .plan_message import accept
+from .plan_types import Plan
+
+Used = TypeVar("Used")
+
+
+def agree(
+    message: bytes,
+    in_force: Plan,
+    group: dist.ProcessGroup,
+    use: Callable[[Plan], Used],
+    voting: AbstractContextManager[Any] | None = None,
+) -> tuple[Used | None, str]:
+    """Collective: rank 0's plan, and what `use` made of it on this rank; None, and why, if any rank could not.
+
+    voting: entered for the vote, not for the time in which the others wait for rank 0.
+    """
+    received = broadcast(message, group)
+    used, problem = None, ""
+    try:
+        used = use(accept(received, in_force))
+    except Exception as error:  # a damaged message must end in the vote as well, or the other ranks wait forever
+        problem = reason(error)
+    with voting or nullcontext():
+        every_rank = unanimous(used is not None, group)
+    if every_rank:
+        return used, ""
+    return None, problem or "another rank did not accept the plan"
+
+
+def broadcast(message: bytes, group: dist.ProcessGroup) -> bytes:
+    """Send rank 0's message to every rank of a CPU group."""
+    source = dist.get_global_rank(group, 0)
+    length = torch.tensor([len(message)], dtype=torch.int64)
+    dist.broadcast(length, src=source, group=group)
+    if dist.get_rank(group) == 0:
+        buffer = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+    else:
+        buffer = torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(buffer, src=source, group=group)
+    return buffer.numpy().tobytes()
+
+
+def unanimous(accepted: bool, group: dist.ProcessGroup) -> bool:
+    vote = torch.tensor([int(accepted)], dtype=torch.int32)
+    dist.all_reduce(vote, op=dist.ReduceOp.MIN, group=group)
+    return bool(vote.item())
+
+
+def reason(error: Exception) -> str:
+    """One line."""
+    text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())

@@ -1,0 +1,143 @@
+"""Mapping and recording of one MoE layer in one go: the rule `cover` where the forward pass runs.
+
+On a GPU one Triton launch (`triton_kernels.py`), on a CPU one compiled loop. Either reads the ids once, writes the
+slots once, and equals `rules.route` bit for bit. Nothing waits for the device, and everything that changes from step to
+step is read from tensors at fixed addresses, so a launch can be captured into a graph and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..jit import Array, kernel
+from ..plan_types import Plan
+from .cover import CoverMaps, cover_maps, cover_token, mixed
+
+
+class LayerTables(NamedTuple):
+    """What one layer's choice reads.
+
+    nodes: [E] int64; counts: [E] int32; copies: [E, width] int32, see `CoverMaps`.
+    held: mask of the nodes on which this rank's tokens lie; source: rank that stands for all that route them;
+    num_nodes: of the topology.
+    """
+
+    nodes: torch.Tensor
+    counts: torch.Tensor
+    copies: torch.Tensor
+    held: int
+    source: int
+    num_nodes: int
+
+
+class Counters(NamedTuple):
+    """Where one layer's routing is counted in one pass.
+
+    rows: [max_tokens, k] int16, the ids themselves; load: [E + 1] int32; pairs: [(E + 1)²] int32, smaller id first;
+    slot_load: [P] int32; enabled: scalar bool, count at all; real: scalar int32, tokens of the whole batch that are no
+    padding; chunk: under sequence parallelism this rank routes the chunk-th run of rows of that batch.
+    """
+
+    rows: torch.Tensor
+    load: torch.Tensor
+    pairs: torch.Tensor
+    slot_load: torch.Tensor
+    enabled: torch.Tensor
+    real: torch.Tensor
+    chunk: int
+
+
+class CoverTables:
+    """The tables of all layers of a model on one rank's device; only ever filled again, so addresses stay.
+
+    owners: the ranks that route the same tokens as this one. Nothing here differs between them: all choose alike.
+    """
+
+    def __init__(self, plan: Plan, owners: Sequence[int], device: torch.device) -> None:
+        topology, owners = plan.topology, sorted(owners)
+        self.source, self.num_nodes = owners[0], topology.num_nodes
+        self.held = sum(1 << node for node in set(topology.node_of_rank[owners].tolist()))
+        made = cover_maps(plan, range(plan.placement.num_layers))
+        self._maps = tuple(torch.from_numpy(part).to(device, copy=True) for part in made)
+
+    def put(self, maps: CoverMaps, layers: Sequence[int]) -> None:
+        """From now on these layers' tokens go where `maps`, made for them, says. Does not wait for the device."""
+        for part, held in zip(maps, self._maps, strict=True):
+            upload(torch.from_numpy(part), held, layers)
+
+    def layer(self, index: int) -> LayerTables:
+        nodes, counts, copies = (part[index] for part in self._maps)
+        return LayerTables(nodes, counts, copies, self.held, self.source, self.num_nodes)
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self._maps
+
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self._maps)
+
+
+def upload(source: torch.Tensor, target: torch.Tensor, layers: Sequence[int]) -> None:
+    """Rows of `source` into these layers of `target`, without waiting for a device."""
+    index, rows = torch.tensor(list(layers)), source
+    if target.is_cuda:
+        index, rows = (part.pin_memory().to(target.device, non_blocking=True) for part in (index, rows))
+    target.index_copy_(0, index, rows)
+
+
+def cover(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.Tensor:
+    """Map and record. ids: [T, k] logical, -1 = none, of this rank's batch in order -> [T, k] slots, same dtype."""
+    slots = torch.empty(ids.shape, dtype=ids.dtype, device=ids.device)
+    if ids.device.type != "cpu":
+        from .triton_kernels import launch
+
+        launch(ids, slots, tables, counters)
+    else:
+        nodes, counts, copies = (part.numpy() for part in tables[:3])
+        _cover_rows(ids.numpy(), tables.held, tables.source, tables.num_nodes, nodes, counts, copies, slots.numpy())
+        rows, load, pairs, slot_load, enabled, real = (part.numpy() for part in counters[:6])
+        _count_rows(ids.numpy(), slots.numpy(), rows, load, pairs, slot_load, enabled, real, counters.chunk)
+    return slots
+
+
+def record(ids: torch.Tensor, counters: Counters) -> None:
+    """Record alone, for rules whose mapping is the engine's, which also counts `slot_load`; on GPUs."""
+    from .triton_kernels import launch
+
+    launch(ids, None, None, counters)
+
+
+@kernel
+def _cover_rows(
+    ids: Array, held: int, source: int, num_nodes: int, nodes: Array, counts: Array, copies: Array, slots: Array
+) -> None:
+    row = np.empty(ids.shape[1], np.int32)
+    for token in range(ids.shape[0]):
+        for k in range(ids.shape[1]):
+            row[k] = ids[token, k] if 0 <= ids[token, k] < counts.shape[0] else -1
+        slots[token] = cover_token(row, held, mixed(token, source), num_nodes, nodes, counts, copies)
+
+
+@kernel
+def _count_rows(
+    ids: Array, slots: Array, rows: Array, load: Array, pairs: Array, slot_load: Array, enabled: Array, real: Array,
+    chunk: int,
+) -> None:  # fmt: skip
+    if not enabled[()]:
+        return
+    experts = load.shape[0] - 1
+    for token in range(min(ids.shape[0], real[()] - chunk * ids.shape[0])):
+        for k in range(ids.shape[1]):
+            one = ids[token, k]
+            if token < rows.shape[0]:
+                rows[token, k] = one
+            if not 0 <= one < experts:
+                continue
+            load[one] += 1
+            slot_load[slots[token, k]] += 1
+            for other in ids[token, k:]:
+                if 0 <= other < experts:
+                    pairs[min(one, other) * (experts + 1) + max(one, other)] += 1

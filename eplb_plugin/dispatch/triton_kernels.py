@@ -1,0 +1,135 @@
+"""The rule `cover` and the recorder as one Triton kernel; only imported where a GPU (or Triton's interpreter) is.
+
+A program takes a few tokens with all their experts: [TOKENS, WIDTH] tiles, WIDTH = k rounded up to a power of two.
+Nodes that a token needs are bits of an int64. Counts are integer atomics: their order does not matter, so results are
+the same in every run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from .cover import MOST_WEIGHT, NODE_SHIFT, SLOT_SHIFT
+
+if TYPE_CHECKING:
+    from .kernels import Counters, LayerTables
+
+TILE = 1024  # elements of the largest tile, all pairs of every token
+WEIGHT, TO_NODE, TO_SLOT = tl.constexpr(MOST_WEIGHT), tl.constexpr(NODE_SHIFT), tl.constexpr(SLOT_SHIFT)
+
+
+@triton.jit
+def _mixed(first, second):
+    """`cover.mixed` in uint32, which drops the upper half by itself."""
+    state = first * 2654435769 + second * 2246822519
+    state = (state ^ (state >> 16)) * 0x7FEB352D
+    state = (state ^ (state >> 15)) * 0x846CA68B
+    return state ^ (state >> 16)
+
+
+@triton.jit
+def _needed(known, nodes, held, key, NODES: tl.constexpr):
+    """[TOKENS] int64 `cover.opened_nodes`. known, nodes: [TOKENS, WIDTH]; key: [TOKENS]."""
+    single = known & ((nodes & (nodes - 1)) == 0)
+    needed = key.to(tl.int64) * 0 + held
+    for node in range(NODES):
+        here = tl.where(single, (nodes >> node) & 1, 0)
+        needed |= tl.max(here, axis=1) << node
+    more = tl.max(key, axis=0) >= 0  # true: at least one round, after which it says whether any token opened a node
+    while more:
+        left = known & ((nodes & needed[:, None]) == 0)
+        best = needed * 0
+        for node in range(NODES):
+            served = tl.sum(tl.where(left, (nodes >> node) & 1, 0), axis=1)
+            drawn = _mixed(key, (key * 0 + node).to(tl.uint32))
+            rank = (served << 38) | (drawn.to(tl.int64) << 6) | (63 - node)  # most served, then drawn, then first
+            best = tl.where(served > 1, tl.maximum(best, rank), best)
+        opened = (best * 0 + 1) << (63 - (best & 63))
+        needed = tl.where(best > 0, needed | opened, needed)
+        more = tl.max(best, axis=0) > 0
+    return needed
+
+
+@triton.jit
+def _chosen(known, expert, nodes, needed, key, counts, copies, copies_width, NODES: tl.constexpr):
+    """[TOKENS, WIDTH] int32 slots, -1 where `known` is false: the second half of `cover.cover_token`."""
+    reached = nodes & needed[:, None]
+    allowed = tl.where(reached != 0, reached, nodes)
+    count = tl.load(counts + expert, mask=known, other=0)
+    most = tl.max(tl.max(count, axis=1), axis=0)
+    total = expert * 0
+    for copy in range(most):
+        packed = tl.load(copies + expert * copies_width + copy, mask=copy < count, other=0)
+        reach = (allowed >> ((packed >> TO_NODE) & 63).to(tl.int64)) & 1
+        total += (packed & WEIGHT) * reach.to(tl.int32)
+    drawn = _mixed(key[:, None], (expert + NODES).to(tl.uint32))
+    left = ((drawn.to(tl.uint64) * total.to(tl.uint64)) >> 32).to(tl.int32)
+    slot = expert * 0 - 1
+    for copy in range(most):
+        packed = tl.load(copies + expert * copies_width + copy, mask=copy < count, other=0)
+        reach = (allowed >> ((packed >> TO_NODE) & 63).to(tl.int64)) & 1
+        weight = (packed & WEIGHT) * reach.to(tl.int32)
+        slot = tl.where((left >= 0) & (left < weight), packed >> TO_SLOT, slot)
+        left -= weight
+    return slot
+
+
+_VARYING = ["id_row", "id_column", "num_rows", "copies_width", "source", "held", "chunk", "max_rows", "num_experts"]
+
+
+# one variant for all batches and layers: none is compiled while a graph is captured
+@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=["rows", "load", "pairs", "slot_load"])
+def cover_kernel(
+    ids, id_row, id_column, num_rows, slots,
+    nodes, counts, copies, copies_width, held, source,
+    rows, load, pairs, slot_load, enabled, real, chunk, max_rows, num_experts,
+    K: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, NODES: tl.constexpr, MAP: tl.constexpr,
+):  # fmt: skip
+    """Shapes as in `kernels.LayerTables` and `kernels.Counters`; MAP false: record only."""
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.arange(0, WIDTH)
+    there = (token[:, None] < num_rows) & (column[None, :] < K)
+    place = token[:, None].to(tl.int64) * id_row + column[None, :] * id_column
+    found = tl.load(ids + place, mask=there, other=-1).to(tl.int32)
+    known = there & (found >= 0) & (found < num_experts)
+    expert = tl.where(known, found, 0)
+
+    own = (tl.load(real) - chunk * num_rows) * tl.load(enabled).to(tl.int32)  # tokens of this rank to be counted
+    live = token[:, None] < own
+    counted = known & live
+    if MAP:
+        key = _mixed(token.to(tl.uint32), (token * 0 + source).to(tl.uint32))
+        lies = tl.load(nodes + expert, mask=known, other=0)
+        needed = _needed(known, lies, held, key, NODES)
+        slot = _chosen(known, expert, lies, needed, key, counts, copies, copies_width, NODES)
+        tl.store(slots + token[:, None] * K + column[None, :], slot.to(slots.dtype.element_ty), mask=there)
+        tl.atomic_add(slot_load + slot, 1, mask=counted, sem="relaxed")
+
+    kept = there & live & (token[:, None] < max_rows)
+    tl.store(rows + token[:, None] * K + column[None, :], found.to(tl.int16), mask=kept)
+    tl.atomic_add(load + expert, 1, mask=counted, sem="relaxed")
+    one, other = expert[:, :, None], expert[:, None, :]
+    pair = tl.minimum(one, other) * (num_experts + 1) + tl.maximum(one, other)
+    both = counted[:, :, None] & counted[:, None, :] & (column[None, :, None] <= column[None, None, :])
+    tl.atomic_add(pairs + pair, 1, mask=both, sem="relaxed")
+
+
+def launch(ids: torch.Tensor, slots: torch.Tensor | None, tables: LayerTables | None, counters: Counters) -> None:
+    """One launch over ids: [T, k]; slots: [T, k], filled; without tables, record only."""
+    num_rows, top_k = ids.shape
+    if num_rows == 0:
+        return
+    width = triton.next_power_of_2(top_k)
+    tokens = max(1, TILE // width**2)
+    nothing = counters.load  # never read
+    nodes, counts, copies, held, source, num_nodes = tables or (nothing, nothing, nothing[None], 0, 0, 1)
+    cover_kernel[(triton.cdiv(num_rows, tokens),)](
+        ids, ids.stride(0), ids.stride(1), num_rows, ids if slots is None else slots,
+        nodes, counts, copies, copies.shape[1], held, source,
+        *counters, counters.rows.shape[0], counters.load.shape[0] - 1,
+        K=top_k, WIDTH=width, TOKENS=tokens, NODES=num_nodes, MAP=tables is not None,
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""From logical to physical expert ids: the one function by which vLLM maps them, and which three of its modules hold.
+
+It is called inside the forward pass, also while a graph is captured, and names no layer; a layer is known by the
+address of its replica map, which never changes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from vllm.v1.worker.ubatching import dbo_current_ubatch_id
+
+from ...dispatch.kernels import Counters, LayerTables, cover, record
+from ...recording.recorder import Recorder
+from .. import hooks
+from ..hooks import Hook
+
+Mapping = Callable[..., torch.Tensor]
+
+
+class MappedLayer:
+    """One layer of a model that is recorded. tables: of rule `cover`; None: vLLM's own lookup maps the ids.
+
+    chunk: under sequence parallelism this rank routes the chunk-th part of the batch.
+    """
+
+    def __init__(self, index: int, recorder: Recorder, chunk: int, tables: LayerTables | None) -> None:
+        self.index, self.recorder, self.chunk, self.tables = index, recorder, chunk, tables
+
+    def __call__(
+        self, original: Mapping, ids: torch.Tensor, load: torch.Tensor, maps: tuple[torch.Tensor, torch.Tensor],
+        enabled: torch.Tensor, real: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
+        ubatch = dbo_current_ubatch_id()
+        if self.tables is None and ids.device.type == "cpu":
+            self.recorder.stage_rows(self.index, ids, real, self.chunk, ubatch)
+        else:
+            tokens = torch.full((), len(ids), dtype=torch.int32, device=ids.device) if real is None else real
+            counters = Counters(*self.recorder.passing(self.index, ubatch), load, enabled, tokens, self.chunk)
+            if self.tables is not None:
+                return cover(ids, self.tables, counters)
+            record(ids, counters)
+        return original(ids, load, *maps, enabled, real)
+
+
+_layers: dict[int, MappedLayer] = {}  # by the address of the replica map
+
+
+def register(replica_map: torch.Tensor, layer: MappedLayer) -> None:
+    _layers[replica_map.data_ptr()] = layer
+
+
+def map_and_record(
+    original: Mapping,
+    topk_ids: torch.Tensor,
+    expert_load_view: torch.Tensor,
+    logical_to_physical_map: torch.Tensor,
+    logical_replica_count: torch.Tensor,
+    record_enabled: torch.Tensor,
+    num_unpadded_tokens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    maps = logical_to_physical_map, logical_replica_count
+    layer = _layers.get(logical_to_physical_map.data_ptr())
+    if layer is None:  # a draft model's: vLLM counts its load
+        return original(topk_ids, expert_load_view, *maps, record_enabled, num_unpadded_tokens)
+    return layer(original, topk_ids, expert_load_view, maps, record_enabled, num_unpadded_tokens)
+
+
+def _hook(module: str, why: str) -> Hook:
+    name, parameters = "eplb_map_to_physical_and_record", "topk_ids, expert_load_view, logical_to_physical_map"
+    signature = f"({parameters}, logical_replica_count, record_enabled, num_unpadded_tokens=None)"
+    return Hook(f"{module}:{name}", "around", why, signature, map_and_record)
+
+
+ROUTER = _hook(
+    "vllm.model_executor.layers.fused_moe.router.base_router",
+    "sees the logical top-k ids; maps them itself under dispatch: cover",
+)
+BY_NAME = (  # MegaMoE layers have no router
+    _hook("vllm.models.deepseek_v4.nvidia.model", "the same in DeepSeek-V4, which imports the function by name"),
+    _hook("vllm.models.kimi_k3.nvidia.model", "the same in Kimi-K3"),
+)
+
+
+def hook_by_name() -> None:
+    """Once a model is loaded: hook those modules of BY_NAME that it brought. Raises PluginError if one does not fit."""
+    hooks.apply(hook for hook in BY_NAME if hook.target.partition(":")[0] in sys.modules)

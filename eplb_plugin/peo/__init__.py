@@ -1,0 +1,1 @@
+"""Per-expert overlap (PEO): the communication of some experts behind the computation of others."""

@@ -1,0 +1,40 @@
+"""What the demo leaves beside its table: a report to look at, and settings that fit the traffic it has just served.
+
+Both from the window and the placement that the plugin's server has kept, by the tools that a user has.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .server import ServerError
+
+LAYOUT = ["--nodes", "2", "--ranks-per-node", "1"]
+
+
+def leave_advice(out: Path, engine: str, say: Callable[[str], None]) -> None:
+    """Write OUT/report.html and OUT/eplb.yaml. Raises ServerError if the server kept nothing or a tool fails."""
+    (window,) = sorted((out / "state").glob("*.statistics.safetensors")) or [None]
+    (placement,) = sorted((out / "state").glob("*.placement.safetensors")) or [None]
+    if window is None or placement is None:
+        raise ServerError(f"the server kept no window or placement in {out / 'state'}")
+    title = ["--title", f"Demo on {engine}"]
+    _tool("report", "--out", out / "report.html", "--trace", window, "--placement", placement, *LAYOUT, *title)
+    advice = _tool("advise", window, *LAYOUT, "--engine", engine, "--out", out / "eplb.yaml")
+    _tool("config", "check", out / "eplb.yaml")
+    for line in advice.splitlines():
+        if line.startswith(("now, without EPLB", "advice: ")):
+            say(line)
+    say(f"report: {out / 'report.html'}; settings for this traffic: {out / 'eplb.yaml'}")
+
+
+def _tool(*words: object) -> str:
+    """`eplb-plugin WORDS`; its output."""
+    program = str(Path(sys.executable).with_name("eplb-plugin"))
+    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True)
+    if done.returncode:
+        raise ServerError(f"eplb-plugin {words[0]} ended with exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout

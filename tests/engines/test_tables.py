@@ -1,0 +1,73 @@
+"""Tables of one rank: filled in place, switched when staged, and equal on ranks that route the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from eplb_plugin import Plan, RoutingStatistics, Topology, plan, resplit
+from eplb_plugin.dispatch.tables import hashed_maps
+from eplb_plugin.engines.tables import DispatchTables, refuse_unequal
+from eplb_plugin.errors import PluginError
+from eplb_plugin.workloads.routing import ClusteredRouter
+from processes import run_ranks
+
+EXPERTS, TOPOLOGY = 16, Topology(2, 2, 6)
+ROUTER = ClusteredRouter(num_layers=2, num_experts=EXPERTS, top_k=3)
+
+
+def made() -> Plan:
+    statistics = RoutingStatistics.from_topk(ROUTER.window(1000, 0), EXPERTS)
+    return plan(statistics, TOPOLOGY, policy="balanced", dispatch="weighted")
+
+
+def test_staged_tables_are_in_force_when_switched() -> None:
+    """Staging touches nothing; the switch fills the rows of all layers, at the same address."""
+    old = made()
+    new = resplit(
+        old, RoutingStatistics(old_load := ROUTER.drifted(0.9).window(1000, 1).astype(float)[:, :EXPERTS, 0] + 1)
+    )
+    assert old_load.shape == (2, EXPERTS)
+    tables = DispatchTables(old, [1], torch.device("cpu"))
+    before, address, digest = tables.rows.clone(), tables.rows.data_ptr(), tables.digest()
+    switch = tables.stage(new)
+    assert torch.equal(tables.rows, before)
+    switch()
+    assert tables.rows.data_ptr() == address
+    np.testing.assert_array_equal(tables.rows.numpy(), hashed_maps(new, [1])[0])
+    assert not torch.equal(tables.rows, before)
+    assert tables.digest() != digest
+
+
+def compared(owners_of: Sequence[Sequence[int]]) -> str:
+    tables = DispatchTables(made(), owners_of[dist.get_rank()], torch.device("cpu"))
+    try:
+        refuse_unequal(tables, dist.group.WORLD)
+    except PluginError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("owners", [[[0], [1], [2], [3]], [[0, 1], [0, 1], [2, 3], [2, 3]], [[0, 1, 2, 3]] * 4])
+def test_equal_within_every_group(owners: list[list[int]]) -> None:
+    """One rank a group, two (a TP group of each of two DP ranks), or all."""
+    assert run_ranks(4, compared, owners) == [""] * 4
+
+
+@pytest.mark.parametrize(
+    "owners",
+    [
+        [[0, 1], [1], [2, 3], [2, 3]],  # rank 1 takes itself for the only one that routes its tokens
+        [[0, 1], [0, 1], [2, 3], [3, 2]],  # they agree on who, but make other tables of it
+    ],
+)
+def test_unequal_tables_end_the_start(owners: list[list[int]]) -> None:
+    """On every rank, with the group that is at fault."""
+    found = run_ranks(4, compared, owners)
+    group = "[0, 1]" if owners[1] == [1] else "[2, 3]"
+    assert set(found) == {found[0]}
+    assert found[0].startswith(f"token-owner group {group}: found other tables on rank ")

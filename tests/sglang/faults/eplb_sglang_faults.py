@@ -1,0 +1,56 @@
+"""Faults for tests on a real server: an SGLang plugin of its own, found through PYTHONPATH, steered by a control file.
+
+EPLB_FAULTS names the file; the words in it are read each time a fault could strike:
+planner = the planner raises; row = a row that rank 1 sends is damaged after it was sealed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+CONTROL = "EPLB_FAULTS"
+
+
+def wanted() -> set[str]:
+    file = Path(os.environ[CONTROL])
+    return set(file.read_text().split()) if file.exists() else set()
+
+
+def register() -> None:
+    if CONTROL in os.environ:
+        target = "sglang.srt.eplb.expert_location.ExpertLocationMetadata.init_trivial"  # called in schedulers only
+        HookRegistry.register(target, _install, HookType.AROUND)
+
+
+def _install(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    from eplb_plugin import controller
+    from eplb_plugin.migration import transfer
+
+    controller.plan = _failing(controller.plan)
+    transfer.seal = _damaging(transfer.seal)
+    return original(*args, **kwargs)
+
+
+def _failing(plan: Callable[..., Any]) -> Callable[..., Any]:
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if "planner" in wanted():
+            raise RuntimeError("a fault was injected into the planner")
+        return plan(*args, **kwargs)
+
+    return failing
+
+
+def _damaging(seal: Callable[..., None]) -> Callable[..., None]:
+    def damaging(rows: Any, identity: Any) -> None:
+        import torch.distributed as dist
+
+        seal(rows, identity)
+        if "row" in wanted() and dist.get_rank() == 1:
+            rows[0, 5] ^= 1
+
+    return damaging

@@ -1,0 +1,123 @@
+"""A rebalance of two models over several processes: planned, moved, put in force, on every rank alike."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from eplb_plugin import Plan, Topology, controller
+from eplb_plugin.config import parse_config
+from eplb_plugin.controller import Rebalancer
+from eplb_plugin.cycle import Cycle
+from eplb_plugin.migration.layout import expert_rows
+from eplb_plugin.model_entry import ModelEntry
+from eplb_plugin.outcome import Outcome
+from eplb_plugin.placement import linear_placement
+from eplb_plugin.planning.job import plan_of
+from expert_models import Model, groups
+from processes import run_ranks
+
+TOPOLOGY, EXPERTS, LAYERS = Topology(2, 2, 4), 12, {"target": 3, "draft": 1}
+
+
+class Group:
+    """The models of one rank, and what happened to them: layers switched, in order, and outcomes."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.outcomes: list[Outcome] = []
+        self.switched: list[tuple[str, list[int]]] = []
+        self.plans: dict[str, Plan] = {}
+        self.models: dict[str, Model] = {}
+        rebalancer = Rebalancer(parse_config({"forecast_windows": 1, **settings}, "test"), self.outcomes.append)
+        data, votes = groups()
+        self.cycle = Cycle(rebalancer, dist.new_group())
+        for key, layers in LAYERS.items():
+            placed = linear_placement(layers, EXPERTS, TOPOLOGY.num_slots)
+            model = self.models[key] = Model(placed.phy2log, TOPOLOGY.slots_per_rank)
+            entry = ModelEntry(key, TOPOLOGY, "balanced", "weighted", EXPERTS, 1, list(range(layers)))
+            rebalancer.add(key, entry, planning_rank=dist.get_rank() == 0)
+            rows = [expert_rows(tensors, TOPOLOGY.slots_per_rank) for tensors in model.tensors]
+            plan, switch = plan_of(placed, TOPOLOGY, "weighted"), lambda *args, key=key: self.switch(key, *args)
+            self.cycle.add(key, rows, plan, data=data, votes=votes, switch=switch)
+        dist.barrier()  # compiling takes one rank longer than votes may
+
+    def switch(self, key: str, layers: list[int], plan: Plan) -> None:
+        self.switched.append((key, layers))
+        self.plans[key] = plan
+        self.models[key].phy2log[layers] = plan.placement.phy2log[layers]
+
+    def check(self) -> None:
+        for model in self.models.values():
+            model.check()
+
+
+def loads(seed: int) -> dict[str, np.ndarray[Any, Any]]:
+    random = np.random.default_rng(seed)
+    return {key: random.lognormal(0, 1.5, (layers, EXPERTS)) for key, layers in LAYERS.items()}
+
+
+def rebalance(stepwise: bool) -> list[Any]:
+    group = Group()
+    for seed in range(5):
+        if stepwise:
+            group.cycle.begin(loads(seed))
+            while group.cycle.step():
+                time.sleep(0.005)  # where a model would run
+                group.check()
+        else:
+            group.cycle.run(loads(seed))
+        group.check()
+        for key, model in group.models.items():
+            np.testing.assert_array_equal(model.phy2log, group.plans[key].placement.phy2log)
+        keys = [key for key, _ in group.switched]
+        assert keys == sorted(keys, reverse=True)  # the target first
+        assert sorted(layer for key, layers in group.switched if key == "target" for layer in layers) == [0, 1, 2]
+        group.switched.clear()
+    assert not group.cycle.step()
+    expected = [(key, "accepted") for _ in range(5) for key in LAYERS] if dist.get_rank() == 0 else []
+    assert [(outcome.model, outcome.result) for outcome in group.outcomes] == expected
+    return [group.plans[key].digest for key in LAYERS]
+
+
+@pytest.mark.parametrize("stepwise", [True, False])
+def test_models_are_rebalanced_one_after_the_other(stepwise: bool) -> None:
+    """Every layer is put in force once, on all ranks by the same plan, with its experts in place."""
+    found = run_ranks(4, rebalance, stepwise, timeout=300.0)
+    assert all(one == found[0] for one in found)
+
+
+def failing() -> list[str]:
+    """The planner of the target fails, then a rank that cannot read its weights."""
+    group = Group()
+    solve = controller.plan
+
+    def fail(*args: Any, **kwargs: Any) -> Plan:
+        controller.plan = solve
+        raise RuntimeError("struck")
+
+    controller.plan = fail
+    group.cycle.run(loads(0))
+    layers = group.cycle._models["target"].shuffler.layers
+    if dist.get_rank() == 1:
+        group.cycle._models["target"].shuffler.layers = [None] * len(layers)
+    group.cycle.begin(loads(1))
+    while group.cycle.step():
+        time.sleep(0.005)
+        group.check()
+    group.check()
+    group.cycle._models["target"].shuffler.layers = layers
+    group.cycle.run(loads(2))
+    group.check()
+    return [f"{outcome.model} {outcome.result}" for outcome in group.outcomes]
+
+
+def test_what_fails_is_reported_and_the_next_rebalance_works() -> None:
+    """A plan that was refused, and one that was accepted but could not be carried out."""
+    found = run_ranks(4, failing, timeout=300.0)
+    first = ["target refused", "draft accepted"]
+    second = ["target accepted", "target interrupted", "draft accepted"]
+    assert found == [[*first, *second, "target accepted", "draft accepted"], [], [], []]

@@ -1,0 +1,64 @@
+"""vLLM's answers with routed experts: read as they are written, refused when they are something else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eplb_plugin.errors import PluginError
+from eplb_plugin.workloads.trace import read_window
+
+ROWS = np.array([[[0, 0], [1, 2], [3, 0]], [[0, 0], [2, 3], [0, 1]]], np.uint8)  # [tokens, layers, k], layer 0 dense
+
+
+def encoded(array: np.ndarray) -> str:
+    data = io.BytesIO()
+    np.save(data, array)
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def answer(*arrays: np.ndarray | None) -> str:
+    choices = [{"index": 0, "text": "", "routed_experts": None if one is None else encoded(one)} for one in arrays]
+    return json.dumps({"id": "cmpl-1", "choices": choices})
+
+
+def test_answers_are_one_window(tmp_path: Path) -> None:
+    """Tokens of all answers, without the dense layer; an aborted request has none."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join([answer(ROWS, None), "", answer(ROWS[:1])]) + "\n")
+    window = read_window(path, num_experts=8)
+    assert window.layer_ids.tolist() == [1, 2]
+    assert window.num_experts == 8
+    assert window.num_tokens.tolist() == [3, 3]
+    assert window.load[0].tolist() == [0, 2, 3, 1, 0, 0, 0, 0]
+    assert window.sample is not None
+    np.testing.assert_array_equal(window.sample[1], [[3, 0], [0, 1], [3, 0]])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "no routed_experts"),
+        (answer(None), "no routed_experts"),
+        ("{", "JSONDecodeError"),
+        ('{"choices": [{"routed_experts": "???"}]}', "ValueError"),
+        ('{"choices": [{"routed_experts": "AAAA"}]}', "cannot be read"),
+        ('{"choices": 3}', "TypeError"),
+        (answer(ROWS, ROWS[:, :2]), "arrays of shapes"),
+        (answer(ROWS[0]), "arrays of shapes"),
+        (answer(np.zeros((2, 2, 2), np.uint8)), "no token"),
+    ],
+)
+def test_anything_else_is_refused(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(text)
+    with pytest.raises(PluginError) as caught:
+        read_window(path)
+    assert str(caught.value).startswith(str(path))
+    assert found in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
