@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +39,7 @@ def compare(arms: Arms, level: Level = 0.05, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(made), indent=2))
     else:
-        _print(made)
+        show(made)
 
 
 def read_arms(words: list[str]) -> dict[str, list[Run]]:
@@ -55,16 +56,20 @@ def read_arms(words: list[str]) -> dict[str, list[Run]]:
     return arms
 
 
-def _print(made: Comparison) -> None:
+def show(made: Comparison, column: tuple[str, Mapping[str, str]] | None = None) -> None:
+    """Print the table and what may be read from it. column: one more, a heading and what stands there for each arm."""
     by_row: dict[tuple[int | None, str], dict[str, Cell]] = {}
     for cell in made.cells:
         by_row.setdefault((cell.concurrency, cell.arm), {})[cell.figure] = cell
     title = "median (least – most) and change against the first arm"
-    table = Table("limit", "arm", "runs", *HEADINGS.values(), title=title, show_lines=True)
+    heading, texts = column or ("", {})
+    more = [heading] if column else []
+    table = Table("limit", "arm", "runs", *HEADINGS.values(), *more, title=title, show_lines=True)
     for (concurrency, arm), row in by_row.items():
         label = "none" if concurrency is None else str(concurrency)
         runs = next(iter(row.values())).runs
-        table.add_row(label, arm, str(runs), *(_cell_text(row[figure]) for figure in HEADINGS))
+        added = [texts.get(arm, "–")] if column else []
+        table.add_row(label, arm, str(runs), *(_cell_text(row[figure]) for figure in HEADINGS), *added)
     Console().print(table)
     told = sum(cell.verdict in ("better", "worse") for cell in made.cells)
     typer.echo(

@@ -53,8 +53,9 @@ class Comparison:
     runs_needed: int
 
 
-def compare(arms: Mapping[str, Sequence[Run]], level: float = 0.05) -> Comparison:
-    """Compare every arm with the first. Raises PluginError if settings differ, or an arm has fewer than three runs."""
+def compare(arms: Mapping[str, Sequence[Run]], level: float = 0.05, least_runs: int = LEAST_RUNS) -> Comparison:
+    """Compare every arm with the first. Raises PluginError if settings differ, or an arm has fewer than `least_runs`;
+    with less than three nothing can be told apart at any usual level."""
     if len(arms) < 2:
         raise mismatch("compare", found=f"{len(arms)} arm", expected="two or more", fix="pass one path per arm")
     if not 0.0 < level < 1.0:
@@ -62,7 +63,7 @@ def compare(arms: Mapping[str, Sequence[Run]], level: float = 0.05) -> Compariso
     _refuse_copies(arms)
     points = sorted({run.concurrency for runs in arms.values() for run in runs}, key=lambda one: one or float("inf"))
     for point in points:
-        _refuse_unequal(arms, point)
+        _refuse_unequal(arms, point, least_runs)
     raw = {}
     reference, *others = arms
     for point, figure, arm in product(points, FIGURES, others):
@@ -143,11 +144,11 @@ def _refuse_copies(arms: Mapping[str, Sequence[Run]]) -> None:
             seen[run.digest] = run.file
 
 
-def _refuse_unequal(arms: Mapping[str, Sequence[Run]], point: int | None) -> None:
+def _refuse_unequal(arms: Mapping[str, Sequence[Run]], point: int | None, least_runs: int) -> None:
     where = "without a bound on concurrency" if point is None else f"at concurrency {point}"
     for arm, runs in arms.items():
-        if len(_at(runs, point)) < LEAST_RUNS:
-            found, expected = f"{len(_at(runs, point))} runs {where}", f"at least {LEAST_RUNS} in every arm"
+        if len(_at(runs, point)) < least_runs:
+            found, expected = f"{len(_at(runs, point))} runs {where}", f"at least {least_runs} in every arm"
             raise mismatch(f"arm {arm}", found=found, expected=expected, fix="run it again, arms in turn")
     (first, *others) = [run for runs in arms.values() for run in _at(runs, point)]
     for run in others:
