@@ -166,7 +166,7 @@ def test_missing_lm_eval_is_told_before_anything_starts(
 def test_the_entry_asks_for_the_engine() -> None:
     """Without --cpu it runs with the user's Python, and says so where that has no engine."""
     script = ROOT / "scripts" / "serve_bench"
-    done = subprocess.run([sys.executable, "-I", "-S", script, "--model", "m"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-E", "-S", script, "--model", "m"], capture_output=True, text=True)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "found no vllm" in done.stderr
@@ -316,7 +316,7 @@ def test_accuracy_is_read_and_shown(
         f"out.mkdir(parents=True)\n(out / 'results_1.json').write_text({text!r})\n"
     )
     program.chmod(0o755)
-    monkeypatch.setattr(accuracy, "lm_eval_program", lambda: str(program))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     stand_in("serves")
     words = ["--model", "m", "--arms", "none,vanilla", "--redundant-experts", 8, "--concurrency", 2, "--runs", 2]
     code, out, err = bench(*words, "--accuracy", "gsm8k")
