@@ -1,4 +1,7 @@
-"""`eplb-plugin compare A B …`: serving benchmarks of several arms, ranked only where their spread allows it."""
+"""`eplb-plugin compare A B …`: serving benchmarks of several arms, ranked only where their spread allows it.
+
+Or one file of paired rounds, which has all arms in it: see `compared_rounds`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import mismatch
+from . import compared_rounds
 from .options import Json
 
 if TYPE_CHECKING:
@@ -22,7 +26,10 @@ if TYPE_CHECKING:
 HEADINGS = {"ttft_p50_ms": "P50 TTFT ms", "tpot_p90_ms": "P90 TPOT ms", "itl_p95_ms": "P95 ITL ms", "qps": "QPS"}
 Arms = Annotated[
     list[str],
-    typer.Argument(help="Folder or file of results per arm, or NAME=PATH; >= 3 runs each. The first is the reference."),
+    typer.Argument(
+        help="Folder or file of results per arm, or NAME=PATH; >= 3 runs each. The first is the reference. Or one "
+        "results.json of scripts/serve_bench."
+    ),
 ]
 Level = Annotated[float, typer.Option(help="Chance of any false verdict in the table, where arms do not differ.")]
 
@@ -31,10 +38,15 @@ def compare(arms: Arms, level: Level = 0.05, as_json: Json = False) -> None:
     """Compare results of `vllm bench serve` or `sglang.bench_serving`: medians, spread, and what may be ranked.
 
     Settings must be equal. An arm is better or worse than the first if an exact rank-sum test over the runs says so,
-    corrected for all comparisons of the table (Holm); else the two are not told apart.
+    corrected for all comparisons of the table (Holm); else the two are not told apart. Arms that scripts/serve_bench
+    has measured in paired rounds are compared round by round instead.
     """
     from ..observe.comparison import compare as compare_arms
+    from ..observe.paired_file import is_paired
 
+    if len(arms) == 1 and is_paired(arms[0]):
+        compared_rounds.show(arms[0], level, as_json)
+        return
     made = compare_arms(read_arms(arms), level)
     if as_json:
         typer.echo(json.dumps(asdict(made), indent=2))

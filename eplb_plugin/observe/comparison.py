@@ -8,12 +8,12 @@ for 5 runs, so that few runs and many comparisons can decide nothing, and `runs_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import comb
 from statistics import median
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ..errors import mismatch
 from .bench_results import FIGURES, Run
@@ -23,6 +23,7 @@ TOKEN_TOLERANCE = 0.01  # of tokens per request between runs: other prompts of t
 LARGER_IS_BETTER = {"qps"}
 
 Verdict = Literal["better", "worse", "not told apart", "reference", "not reported"]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def compare(arms: Mapping[str, Sequence[Run]], level: float = 0.05, least_runs: 
         values = [_values(arms, name, point, figure) for name in (reference, arm)]
         if values[0] is not None and values[1] is not None:
             raw[point, figure, arm] = rank_sum_p(values[0], values[1])
-    adjusted = _holm(raw)
+    adjusted = holm(raw)
     cells = [_cell(arms, arm, point, figure, adjusted, level) for point, figure, arm in product(points, FIGURES, arms)]
     return Comparison(cells, level, len(raw), runs_needed(level, max(len(raw), 1)))
 
@@ -99,6 +100,15 @@ def rank_sum_p(first: Sequence[float], second: Sequence[float]) -> float:
     return extreme / comb(len(pooled), len(first))
 
 
+def holm(raw: Mapping[Key, float]) -> dict[Key, float]:
+    """p of every comparison, corrected for all of them (Holm 1979)."""
+    adjusted, largest = {}, 0.0
+    for position, key in enumerate(sorted(raw, key=lambda one: raw[one])):
+        largest = max(largest, min(raw[key] * (len(raw) - position), 1.0))
+        adjusted[key] = largest
+    return adjusted
+
+
 def _cell(
     arms: Mapping[str, Sequence[Run]], arm: str, point: int | None, figure: str,
     adjusted: Mapping[tuple[int | None, str, str], float], level: float,
@@ -124,14 +134,6 @@ def _at(runs: Sequence[Run], point: int | None) -> list[Run]:
 def _values(arms: Mapping[str, Sequence[Run]], arm: str, point: int | None, figure: str) -> list[float] | None:
     runs = _at(arms[arm], point)
     return [run.figures[figure] for run in runs] if all(figure in run.figures for run in runs) else None
-
-
-def _holm(raw: Mapping[tuple[int | None, str, str], float]) -> dict[tuple[int | None, str, str], float]:
-    adjusted, largest = {}, 0.0
-    for position, key in enumerate(sorted(raw, key=lambda one: raw[one])):
-        largest = max(largest, min(raw[key] * (len(raw) - position), 1.0))
-        adjusted[key] = largest
-    return adjusted
 
 
 def _refuse_copies(arms: Mapping[str, Sequence[Run]]) -> None:

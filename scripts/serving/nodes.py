@@ -13,7 +13,7 @@ from typing import Any
 from network.namespaces import Network
 
 from .server import Server
-from .vllm import VLLM
+from .vllm import VLLM, Vllm
 
 
 class NodesServer(Server):
@@ -30,6 +30,7 @@ class NodesServer(Server):
         log: Path,
         *,
         ranks_per_node: int = 1,
+        engine: Vllm = VLLM,
         environment: Mapping[str, str] | None = None,
         **keywords: Any,
     ) -> None:
@@ -39,7 +40,7 @@ class NodesServer(Server):
             "GLOO_SOCKET_IFNAME": "uplink",
             **(environment or {}),
         }
-        super().__init__(VLLM, model, arguments, log, ranks=1, environment=environment, **keywords)
+        super().__init__(engine, model, arguments, log, ranks=1, environment=environment, **keywords)
         self.network, self.ranks_per_node = network, ranks_per_node
         self.url = f"http://{network.head}:{self.port}"
 

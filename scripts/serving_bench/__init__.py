@@ -1,1 +1,1 @@
-"""The serving benchmark: real servers, the engines' own load generators, one table that ranks nothing in noise."""
+"""The serving benchmark: arms on the user's machine, arms in paired rounds on nodes with limited links, and the soak."""

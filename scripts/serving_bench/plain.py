@@ -31,6 +31,7 @@ from serving.running import RunningServer
 from serving.server import Server, ServerError
 
 from .accuracy import Accuracy, measure
+from .rounds import rotated
 from .user_arms import Arm, arm_arguments
 from .user_options import ROOT, Options, parse
 
@@ -51,9 +52,8 @@ class Benchmark:
 
     def run(self) -> None:
         """Raises ServerError, which names the arm, if a server or a load generator fails."""
-        arms = self.options.arms
         for run in range(self.options.runs):
-            for arm in (*arms[run % len(arms) :], *arms[: run % len(arms)]):
+            for arm in rotated(self.options.arms, run):
                 try:
                     self._run_arm(arm, run)
                 except ServerError as error:

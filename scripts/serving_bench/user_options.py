@@ -80,7 +80,7 @@ def parse(words: Sequence[str]) -> Options:
     eplb = None
     if not urls and any(arm.eplb for arm in arms):
         eplb = Eplbs.read(given.config, _cpu_redundancy(given))
-    out = given.out or ROOT / "out" / "serve_bench" / f"{given.engine}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = given.out or ROOT / "out" / "serving" / f"{given.engine}-{datetime.now():%Y%m%d-%H%M%S}"
     if out.exists() and any(out.iterdir()):
         raise mismatch("--out", found=f"{out}, which is not empty", expected="a new folder", fix="name another")
     return Options(
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--accuracy", metavar="TASK", help="a task of lm_eval, once per arm: gsm8k")
     parser.add_argument("--cpu", action="store_true", help="the test bed on CPU: its environment, layout and model")
     parser.add_argument("--start-seconds", type=float, default=3600.0, help="until a server must be ready")
-    parser.add_argument("--out", type=Path, help="a new folder (default: out/serve_bench/ENGINE-TIME)")
+    parser.add_argument("--out", type=Path, help="a new folder (default: out/serving/ENGINE-TIME)")
     return parser
 
 
