@@ -1,1 +1,1 @@
-"""The serving benchmark: arms on the user's machine, arms in paired rounds on nodes with limited links, and the soak."""
+"""The serving benchmark: arms on the user's machine, in paired rounds on nodes with limited links, and the soak."""

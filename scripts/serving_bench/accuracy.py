@@ -68,8 +68,8 @@ def measure(server: Server, task: str, clients: int, out: Path) -> Accuracy:
 
 
 def read(out: Path, task: str) -> Accuracy:
-    """The task's first metric with a standard error, in the newest results file; a task given as a file has its own name
-    there, and is the first."""
+    """The task's first metric with a standard error, in the newest results file; a task that was given as a file has a
+    name of its own there, and is the first."""
     for path in sorted(out.rglob("results_*.json"), reverse=True):
         results = json.loads(path.read_text())["results"]
         figures = results.get(task) or next(iter(results.values()), {})

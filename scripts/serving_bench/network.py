@@ -15,9 +15,9 @@ from typing import Any
 
 from network.namespaces import Network, NetworkError
 from serving.bench import run_bench
-from serving.progress import Progress
 from serving.engine import Eplb
 from serving.nodes import NodesServer
+from serving.progress import Progress
 from serving.server import ServerError
 
 from .arms import ARMS, Arm, ServerKind

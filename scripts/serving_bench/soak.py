@@ -21,11 +21,11 @@ from eplb_cpu_engines.meter import read_meter
 
 from eplb_plugin.files import write_atomic
 from network.namespaces import Network, NetworkError
-from serving.progress import Progress
 from serving.engine import Completion, Eplb
 from serving.engine import Layout as EngineLayout
 from serving.greedy import PROMPTS, complete, complete_all, largest_difference
 from serving.nodes import NodesServer
+from serving.progress import Progress
 from serving.server import Server, ServerError
 from serving.vllm import VLLM
 

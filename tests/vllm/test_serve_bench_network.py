@@ -15,8 +15,8 @@ import pytest
 from eplb_plugin.observe.paired import compare_paired
 from eplb_plugin.observe.paired_file import read_paired
 from network.namespaces import Network, NetworkError
-from serving.progress import Progress
 from serving.engine import Completion
+from serving.progress import Progress
 from serving_bench.arms import Layout
 from serving_bench.soak import Schedule, soak, synthetic_kinds
 
