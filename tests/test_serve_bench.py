@@ -266,6 +266,7 @@ def test_runs_are_in_turn_and_compared(
     assert (code, err) == (0, "")
     measured = [name for name in server.measured if not name.startswith("warmup")]
     assert [name.partition("/")[0] for name in measured] == ["none"] * 2 + ["vanilla"] * 4 + ["none"] * 2
+    assert "--runs 2 can decide none of 8 comparisons, --runs 6 could" in out
     assert "0 of 8 comparisons decided" in out
     assert "not told apart" in out
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())

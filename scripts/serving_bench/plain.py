@@ -22,8 +22,8 @@ from typing import Any
 
 from eplb_plugin.cli.compare import show
 from eplb_plugin.errors import PluginError
-from eplb_plugin.observe.bench_results import read_runs
-from eplb_plugin.observe.comparison import compare
+from eplb_plugin.observe.bench_results import FIGURES, read_runs
+from eplb_plugin.observe.comparison import compare, runs_needed
 from serving.bench import run_bench
 from serving.engines import ENGINES, LAYOUTS
 from serving.progress import Progress
@@ -35,6 +35,7 @@ from .rounds import rotated
 from .user_arms import Arm, arm_arguments
 from .user_options import ROOT, Options, parse
 
+LEVEL = 0.05  # chance of any false verdict in the table
 SMALL_MODEL = ["--arch", "qwen3_moe", "--layers", "4", "--experts", "32", "--top-k", "4"]
 
 
@@ -52,12 +53,22 @@ class Benchmark:
 
     def run(self) -> None:
         """Raises ServerError, which names the arm, if a server or a load generator fails."""
+        self._foretell()
         for run in range(self.options.runs):
             for arm in rotated(self.options.arms, run):
                 try:
                     self._run_arm(arm, run)
                 except ServerError as error:
                     raise ServerError(f"{arm.name}, run {run + 1}: {error}") from None
+
+    def _foretell(self) -> None:
+        """Say before hours are spent if so few runs cannot decide anything."""
+        options = self.options
+        comparisons = len(options.concurrency) * len(FIGURES) * (len(options.arms) - 1)
+        needed = runs_needed(LEVEL, max(comparisons, 1))
+        if comparisons and options.runs < needed:
+            few = f"--runs {options.runs} can decide none of {comparisons} comparisons, --runs {needed} could"
+            self.progress.say(f"{few}; fewer arms or concurrencies need fewer")
 
     def _run_arm(self, arm: Arm, run: int) -> None:
         options, out, name = self.options, self.options.out, f"{arm.name}-run{run + 1}"
@@ -126,7 +137,7 @@ class Benchmark:
         column = None
         if self.options.accuracy:
             column = (self.options.accuracy, {name: one.text for name, one in self.accuracy.items()})
-        show(compare(arms, least_runs=1), column)
+        show(compare(arms, LEVEL, least_runs=1), column)
         print(f"results: {self.options.out}")
 
 
