@@ -51,6 +51,7 @@ def command(program: str, task: str, model: Path, url: str, clients: int, out: P
 def measure(server: Server, task: str, clients: int, out: Path) -> Accuracy:
     """Ask the server all of the task's questions. Raises ServerError if lm_eval fails; its output is OUT.log."""
     log = out.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
     words = command(lm_eval_program(), task, server.model, server.url, clients, out)
     with log.open("wb") as stream:
         process = subprocess.Popen(
