@@ -17,11 +17,9 @@ _COLOURS = {"better": "green", "worse": "red"}
 
 
 def show(path: str, level: float, as_json: bool) -> None:
-    from ..observe.paired import compare_paired
     from ..observe.paired_file import read_paired
 
-    reference, rounds = read_paired(path)
-    made = compare_paired(rounds, reference, level)
+    made = read_paired(path).compare(level)
     if as_json:
         typer.echo(json.dumps(asdict(made), indent=2))
     else:
@@ -47,7 +45,7 @@ def _print(made: PairedComparison) -> None:
     if any(cell.unit == "start" for cell in made.cells if cell.units):
         typer.echo("Arms on servers of their own are compared start by start (their rounds' means), others by rounds.")
     if any(cell.verdict == "not compared" for cell in made.cells):
-        typer.echo("Without an interval: fewer than three pairs, or zeros.")
+        typer.echo("Without an interval: for information alone, or fewer than three pairs, or zeros.")
 
 
 def _text(cell: PairedCell) -> str:

@@ -9,7 +9,7 @@ and Holm's correction (1979) for all comparisons of the table decides what is to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import atan, cos, exp, log, pi, sin, sqrt
@@ -72,8 +72,14 @@ class PairedComparison:
     comparisons: int
 
 
-def compare_paired(rounds: Sequence[Round], reference: str | None = None, level: float = 0.05) -> PairedComparison:
-    """Compare every arm with the reference (the first arm). Raises PluginError if arms were not measured in pairs."""
+def compare_paired(
+    rounds: Sequence[Round], reference: str | None = None, level: float = 0.05, shown: Collection[str] = ()
+) -> PairedComparison:
+    """Compare every arm with the reference (the first arm).
+
+    shown: figures of which only the means are of interest; a test of theirs would make all others less sharp.
+    Raises PluginError if arms were not measured in pairs.
+    """
     if not 0.0 < level < 1.0:
         raise mismatch("level", found=level, expected="above 0 and below 1", fix="0.05 is usual")
     arms = list(dict.fromkeys(one.arm for one in rounds))
@@ -87,7 +93,9 @@ def compare_paired(rounds: Sequence[Round], reference: str | None = None, level:
     figures = list(dict.fromkeys(name for one in rounds for name in one.figures))
     tests = {}
     for key in product(conditions, figures, arms):
-        if key[2] != reference and (test := _test(by_place, *key, reference, level)) is not None:
+        if key[1] in shown or key[2] == reference:
+            continue
+        if (test := _test(by_place, *key, reference, level)) is not None:
             tests[key] = test
     adjusted = holm({key: test.p for key, test in tests.items()})
     cells = []

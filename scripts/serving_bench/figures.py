@@ -11,11 +11,12 @@ from eplb_cpu_engines.meter import read_meter
 
 from network.namespaces import Traffic
 
-# what is compared between arms; everything else of a round is kept beside it
+# what is compared between arms, and what a table shows beside it; all else of a round is kept in the file
 COMPARED = (
     "bytes_per_output_token", "busiest_link_bytes_per_output_token", "copies_per_token", "balancedness",
     "output_tokens_per_second", "ttft_p50_ms", "tpot_p90_ms", "itl_p95_ms", "itl_p99_ms",
 )  # fmt: skip
+SHOWN = ("fixed_bytes_per_output_token", "itl_p100_ms", "rebalances", "slots_moved", "seconds")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class MeterMark:
     @classmethod
     def of(cls, folder: Path) -> MeterMark:
         try:
-            meter = read_meter(folder, min_tokens=0)
+            meter = read_meter(folder)
         except FileNotFoundError:  # no window has ended yet
             return cls(0, 0, 0)
         window = int(meter["window"][-1]) + 1 if len(meter["window"]) else 0

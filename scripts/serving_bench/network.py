@@ -23,7 +23,7 @@ from serving.server import ServerError
 from .arms import ARMS, Arm, ServerKind
 from .conditions import Condition, rate_of
 from .figures import MeterMark, Shape, crossed, metered, round_figures
-from .options import Options, parse
+from .options import Options, parse, prepared
 from .placements import Placements, switching_environment
 from .rates import SHARE, corrected, rate_by_rule, rounded
 from .results import Results
@@ -57,6 +57,7 @@ class Campaign:
     """One run of the benchmark. requests: of a round, by condition, the same for all arms and starts."""
 
     options: Options
+    model: Path
     network: Network
     results: Results
     progress: Progress
@@ -88,7 +89,7 @@ class Campaign:
         self.progress.say(f"[bold]{kind.name}[/], start {start}: starting the server")
         began = time.monotonic()
         server = NodesServer(
-            self.network, options.model, kind.arguments(self._eplb, config), folder / "server.log",
+            self.network, self.model, kind.arguments(self._eplb, config), folder / "server.log",
             ranks_per_node=layout.ranks_per_node, engine=ROUND_VLLM, environment=environment,
             progress=self.progress.running("server"),
         )  # fmt: skip
@@ -104,7 +105,7 @@ class Campaign:
     @property
     def _eplb(self) -> Eplb:
         options = self.options
-        redundant = options.layout.redundant_experts(options.model, options.redundancy)
+        redundant = options.layout.redundant_experts(self.model, options.redundancy)
         return Eplb(redundant, options.window_size, options.step_interval)
 
     def _warm_up(self, running: _Running) -> None:
@@ -178,7 +179,7 @@ class Campaign:
         load = replace(load, requests=self.requests[condition])
         mark = MeterMark.of(running.meter)
         bench, bytes_ = self._bench(running, load, f"{arm.name} {number} {condition.name}")
-        shape = _shape(self.options.model)
+        shape = _shape(self.model)
         figures = round_figures(bench, bytes_, metered(running.meter, mark), shape)
         self.results.add(
             arm=arm.name, condition=condition.name, start=running.start, round=number, server=running.name,
@@ -232,7 +233,8 @@ def main() -> int:
     began = time.monotonic()
     try:
         with Network(options.layout.nodes) as network:
-            Campaign(options, network, results, progress).run()
+            model = prepared(options.out, options.model)
+            Campaign(options, model, network, results, progress).run()
     except (NetworkError, ServerError, ValueError) as error:
         print(f"scripts/serve_bench: {error}", file=sys.stderr)
         return 1

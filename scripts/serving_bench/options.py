@@ -9,9 +9,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.server import ServerError
+
 from .arms import ARMS, Layout
 from .conditions import checked_rate
 
+_OURS = "serve_bench.run"  # a file by which a folder of results is known
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ["--arch", "qwen3_moe", "--layers", "4", "--experts", "32", "--top-k", "4", "--hidden", "512"]
 MODEL += ["--intermediate", "128"]
@@ -24,11 +27,11 @@ DEFAULT_ARMS = "placed-vanilla,placed-engine,placed-balanced,placed-affinity-has
 
 @dataclass(frozen=True)
 class Options:
-    """See `--help`."""
+    """See `--help`. model: None = a synthetic one is made."""
 
     layout: Layout
     arms: list[str]
-    model: Path
+    model: Path | None
     prompts: list[Path]
     rates: list[str]
     concurrency: list[int]
@@ -44,7 +47,7 @@ class Options:
 
 
 def parse(words: list[str] | None = None) -> Options:
-    """Ends the process with one line on bad input; makes the folder of results, and a model where none is named."""
+    """Ends the process with one line on bad input. Touches nothing."""
     parser = argparse.ArgumentParser(
         prog="scripts/serve_bench",
         description="Compare arms on vLLM servers whose ranks live on nodes of their own: network namespaces whose "
@@ -53,7 +56,7 @@ def parse(words: list[str] | None = None) -> Options:
         "fairer way to compare them; the others rebalance while they serve, each on its own server.",
     )
     add = parser.add_argument
-    add("--network", required=True, type=Layout.of, metavar="NODESxRANKS", help="2x1, 4x1, 2x2 …")
+    add("--network", required=True, type=layout, metavar="NODESxRANKS", help="2x1, 4x1, 2x2 …")
     add("--arms", default=DEFAULT_ARMS, help="the first is what others are compared with (default: %(default)s)")
     add("--model", type=Path, help="a checkpoint (default: a synthetic one is made, hidden 512, 32 experts, top-4)")
     add("--prompts", type=Path, nargs="*", default=[], help="ShareGPT-format files, one kind of text each, in turn")
@@ -83,28 +86,36 @@ def parse(words: list[str] | None = None) -> Options:
         parser.error("found a number that is not positive, expected >= 1 (and --redundancy 0..4)")
     if missing := [str(path) for path in (*given.prompts, *filter(None, [given.model])) if not path.exists()]:
         parser.error(f"found no {', '.join(missing)}, expected what it names to exist")
-    out = given.out.resolve()
-    empty_folder(out, parser)
-    model = given.model.resolve() if given.model else made_model(out)
+    model = given.model.resolve() if given.model else None
     return Options(
         given.network, arms, model, [path.resolve() for path in given.prompts], rates, concurrency, given.rounds,
         given.seconds, given.starts, given.redundancy, given.window_size, given.step_interval, given.input_tokens,
-        given.output_tokens, out,
+        given.output_tokens, given.out.resolve(),
     )  # fmt: skip
 
 
-def empty_folder(out: Path, parser: argparse.ArgumentParser) -> None:
-    """Only what looks like an earlier run is removed."""
-    if out.exists() and any(out.iterdir()) and not (out / "serve_bench").exists():
-        parser.error(f"--out: found {out}, which is not empty and no earlier run's, expected a new folder")
+def layout(text: str) -> Layout:
+    """For argparse."""
+    try:
+        return Layout.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def prepared(out: Path, model: Path | None) -> Path:
+    """Empty the folder of results and return the model, which is made there where none is named.
+
+    Raises ServerError; only what looks like an earlier run's folder is emptied.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / _OURS).exists():
+        raise ServerError(f"--out: found {out}, which is not empty and no earlier run's, expected a new folder")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    (out / "serve_bench").touch()
-
-
-def made_model(out: Path) -> Path:
+    (out / _OURS).touch()
+    if model is not None:
+        return model
     command = [sys.executable, str(ROOT / "scripts" / "make_model"), str(out / "model"), *MODEL]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"scripts/serve_bench: making the model failed\n{done.stderr[-2000:]}")
+        raise ServerError(f"making the model failed\n{done.stderr[-2000:]}")
     return out / "model"

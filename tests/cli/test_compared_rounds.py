@@ -17,7 +17,7 @@ Answer = tuple[int, str, str]
 def record(**changed: Any) -> dict[str, Any]:
     rounds = [
         {"arm": arm, "condition": "16 Mbit/s, 8 in flight", "start": 0, "round": number, "server": "placed 0",
-         "figures": {"bytes_per_output_token": value * (1 + 0.01 * (number % 3)), "kept beside": [1]}}
+         "figures": {"bytes_per_output_token": value * (1 + 0.01 * (number % 3)), "slots_moved": 5, "kept beside": [1]}}
         for number in range(8)
         for arm, value in (("placed-vanilla", 9000.0), ("placed-affinity", 7000.0 + 10 * number))
     ]  # fmt: skip
@@ -25,6 +25,7 @@ def record(**changed: Any) -> dict[str, Any]:
         "kind": KIND,
         "reference": "placed-vanilla",
         "compared": ["bytes_per_output_token"],
+        "shown": ["slots_moved"],
         "rounds": rounds,
     } | changed
 
@@ -42,7 +43,10 @@ def test_table_and_json(call: Callable[..., Answer], tmp_path: Path, monkeypatch
     for part in ("16 Mbit/s, 8 in flight", "-21.8%", "8 rounds", "better", "1 of 1 comparisons decided"):
         assert part in out
     answer = json.loads(call("compare", file, "--json")[1])
-    assert [cell["verdict"] for cell in answer["cells"]] == ["reference", "better"]
+    assert [(cell["figure"], cell["verdict"]) for cell in answer["cells"]] == [
+        ("bytes_per_output_token", "reference"), ("bytes_per_output_token", "better"),
+        ("slots_moved", "reference"), ("slots_moved", "not compared"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from eplb_plugin.observe.paired import compare_paired
 from eplb_plugin.observe.paired_file import read_paired
 from network.namespaces import Network, NetworkError
 from serving.engine import Completion
@@ -97,12 +96,13 @@ def test_placements_in_paired_rounds(models: Callable[[str], Path], tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert namespaces() == []
-    reference, rounds = read_paired(out / "results.json")
-    assert reference == ARMS[0]
+    read = read_paired(out / "results.json")
+    rounds = read.rounds
+    assert read.reference == ARMS[0]
     assert [(one.arm, one.round) for one in rounds] == [
         (arm, number) for number in range(3) for arm in (ARMS if number % 2 == 0 else ARMS[::-1])
     ]
-    saved = {cell.figure: cell.change for cell in compare_paired(rounds).cells if cell.arm == ARMS[1]}
+    saved = {cell.figure: cell.change for cell in read.compare().cells if cell.arm == ARMS[1]}
     assert (saved["copies_per_token"] or 0) < -0.1
     assert (saved["bytes_per_output_token"] or 0) < -0.05
     notes = json.loads((out / "results.json").read_text())["notes"]
