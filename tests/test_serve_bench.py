@@ -84,6 +84,14 @@ def test_synchronous_vanilla_is_vllm_s_own_switch(tmp_path: Path) -> None:
     assert "vanilla-sync" not in arms_of("sglang")
 
 
+def test_redundancy_of_the_flag_is_the_plugin_s_too(tmp_path: Path) -> None:
+    """The arm's settings name it, so that a server with another one refuses them."""
+    options = parse(["--model", "m", "--redundant-experts", "8", "--out", str(tmp_path / "o")])
+    assert options.eplb is not None
+    path = options.eplb.write(arms_of("vllm")["affinity"], tmp_path)
+    assert load_config(path).num_redundant_experts == 8
+
+
 # the load
 
 
