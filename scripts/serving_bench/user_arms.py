@@ -15,7 +15,7 @@ from eplb_plugin.files import write_atomic
 from serving.engine import Engine, Eplb
 
 # what each engine can run with the plugin; in SGLang --ep-dispatch-algorithm decides between nearest and hash
-RULES = {"vllm": ("weighted", "hash", "cover"), "sglang": ("weighted", "nearest", "hash")}
+RULES = {"vllm": ("weighted", "hash", "cover"), "sglang": ("weighted", "cover", "nearest", "hash")}
 # arguments that the arms differ in, or that the benchmark sets: the user's may not begin with one of them
 OURS = (
     "--enable-eplb", "--eplb-config", "--eplb-plugin-config", "--eplb-algorithm", "--ep-num-redundant-experts",
