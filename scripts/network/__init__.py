@@ -1,0 +1,1 @@
+"""Nodes on one machine: namespaces with links of their own, which can be made slow."""
