@@ -130,7 +130,11 @@ class Campaign:
         """The rates, by the rule, from steps of the first server without a limit, and the first number in flight."""
         step, step_bytes = self._step(running, None)
         rate = rounded(rate_by_rule(step, step_bytes))
-        found = {"step_ms_without_limit": step * 1e3, "busiest_link_bytes_per_step": step_bytes, "tried": []}
+        found: dict[str, Any] = {
+            "step_ms_without_limit": step * 1e3,
+            "busiest_link_bytes_per_step": step_bytes,
+            "tried": [],
+        }
         for _ in range(3):
             limited, _bytes = self._step(running, rate)
             found["tried"].append({"rate": rate, "step_ms": limited * 1e3})
