@@ -69,7 +69,7 @@ def panel(left: int, title: str, rows: list[Row]) -> str:
         return left + across, TOP + HEIGHT * (1.0 - row["cross_node_copies"] / most)
 
     parts = [
-        f'<text x="{left}" y="30" font-size="15">{title}</text>',
+        f'<text x="{left}" y="30" font-size="12">{title}</text>',
         f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#999"/>',
         f'<text x="{left}" y="{TOP + HEIGHT + 38}" font-size="12" fill="#555">balancedness on the next window: '
         f"{low:.3f} to {low + span:.3f}</text>",
