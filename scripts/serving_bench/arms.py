@@ -34,6 +34,11 @@ class Layout:
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
 
+    @property
+    def settings(self) -> str:
+        """The plugin's settings that say so, a line of YAML."""
+        return f"topology: {{nodes: {self.nodes}, ranks_per_node: {self.ranks_per_node}}}\n"
+
     def redundant_experts(self, model: Path, share: float) -> int:
         """The fewest that are at least `share` of the model's experts and fill all ranks equally."""
         config = json.loads((model / "config.json").read_text())

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from network.namespaces import Network, NetworkError
 from serving.bench import run_bench
 from serving.engine import Eplb
+from serving.greedy import complete, prompts
 from serving.nodes import NodesServer
 from serving.progress import Progress
 from serving.server import ServerError
@@ -78,8 +80,7 @@ class Campaign:
         folder = options.out / f"{kind.name}-{start}"
         folder.mkdir(parents=True)
         config = folder / "eplb.yaml"
-        topology = f"topology: {{nodes: {layout.nodes}, ranks_per_node: {layout.ranks_per_node}}}\n"
-        config.write_text((kind.settings or "") + topology)
+        config.write_text((kind.settings or "") + layout.settings)
         environment = {
             "EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": str(layout.nodes), "EPLB_METER_WINDOW": "8",
         }  # fmt: skip
@@ -110,8 +111,8 @@ class Campaign:
 
     def _warm_up(self, running: _Running) -> None:
         """All kinds of prompts, without a limit, so that there is a window and placements have settled."""
-        for number, prompts in enumerate(self.options.prompts or [None]):
-            load = replace(self._load(max(self.options.concurrency), 900_000 + number), prompts=prompts)
+        for number, chosen in enumerate(self.options.prompts or [None]):
+            load = replace(self._load(max(self.options.concurrency), 900_000 + number), prompts=chosen)
             run_bench(
                 running.server, load, running.folder / f"warmup{number}.json", self.progress.running("warming up")
             )
@@ -215,10 +216,6 @@ class Campaign:
 
 def drive(server: NodesServer, clients: int) -> None:
     """One short wave of requests."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from serving.greedy import complete, prompts
-
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(lambda prompt: complete(server, prompt), prompts(clients, seed=3)))
 

@@ -208,8 +208,7 @@ def soak(
 ) -> Findings:  # fmt: skip
     """Start a server with the plugin, and run. Raises ServerError if it does not start."""
     config = out / "eplb.yaml"
-    topology = f"topology: {{nodes: {layout.nodes}, ranks_per_node: {layout.ranks_per_node}}}\n"
-    config.write_text(SETTINGS + topology)
+    config.write_text(SETTINGS + layout.settings)
     eplb = Eplb(layout.redundant_experts(model, 0.25), EPLB_WINDOW, EPLB_STEPS)
     words = [*VLLM.node_arguments(eplb), *VLLM.plugin_arguments(config)]
     environment = {"EPLB_METER_DIR": str(out / "meter"), "EPLB_METER_NODES": str(layout.nodes)}
