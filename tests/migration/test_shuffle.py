@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, Topology
 from eplb_plugin.migration.budget import Budget
-from expert_models import WIRES, Log, Model, groups
+from expert_models import NO_NIXL, WIRES, Log, Model, groups
 from processes import Ranks
 from strategies import QUICK, migrations
 
 SIZES = (2, 3, 4, 8)
+SOME = [*((size, "gloo") for size in SIZES), *(pytest.param(size, "nixl", marks=NO_NIXL) for size in (3, 8))]
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,7 @@ def migrate(
     return steps
 
 
-@pytest.mark.parametrize("wires", WIRES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "wires"), SOME)
 @given(data=st.data())
 @settings(QUICK, max_examples=20)
 def test_any_placement_becomes_any_other(pools: dict[int, Ranks], size: int, wires: str, data: st.DataObject) -> None:
