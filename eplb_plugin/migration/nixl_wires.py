@@ -24,7 +24,7 @@ from .layout import ExpertRows
 from .wires import Pending, Wires
 
 _SHORTEST, _LONGEST = 20e-6, 1e-3  # seconds between two questions to NIXL
-_UNFINISHED: list[object] = []  # NIXL may still write their memory: it is never freed
+_UNDER_WAY: set[_Read] = set()  # with the memory that NIXL may write: one that was given up stays here
 T = TypeVar("T")
 
 
@@ -54,8 +54,8 @@ class NixlWires(Wires):
     def __init__(self, nixl: Nixl, layers: Sequence[ExpertRows], budget: Budget) -> None:
         device = layers[0].matrices[0].device
         super().__init__(nixl.group, layers, budget, name="NIXL", background=True, device=device)
-        self._kind = "DRAM" if device.type == "cpu" else "VRAM"
-        self._agent: Any = None
+        self._kind, self._device = "DRAM" if device.type == "cpu" else "VRAM", device.index or 0
+        self.agent: Any = None
         self._peers = _on_all(nixl.group, self._open, nixl)
         _on_all(nixl.group, self._meet, self._peers)
         self._rank_of = {peer.name: rank for rank, peer in enumerate(self._peers)}
@@ -70,7 +70,7 @@ class NixlWires(Wires):
                 torch.accelerator.current_stream(sent.device).synchronize()
             self._sent[peer] += 1
             note = f"packed {self._sent[peer]} {sent.data_ptr()} {len(sent)}"
-            self._agent.send_notif(self._peers[peer].name, note.encode())
+            self.agent.send_notif(self._peers[peer].name, note.encode())
         if len(received):
             flight.append(self._read(peer, received))
         if len(sent):  # last: the peer has read it, too, only after it was told where
@@ -92,7 +92,7 @@ class NixlWires(Wires):
         return answer
 
     def _look_up(self, peer: int, kind: str, message: int) -> list[int] | None:
-        for name, notes in self._agent.get_new_notifs().items():
+        for name, notes in self.agent.get_new_notifs().items():
             for note in notes:
                 which, number, *rest = note.decode().split()
                 self._notes[self._rank_of[name], which, int(number)] = [int(word) for word in rest]
@@ -100,28 +100,30 @@ class NixlWires(Wires):
 
     def _read(self, peer: int, received: torch.Tensor) -> _Read:
         self._received[peer] += 1
-        number, size, agent = self._received[peer], len(received), self._agent
+        number, size = self._received[peer], len(received)
         address, offered = self.note(peer, "packed", number, self.deadline)
         if offered != size:
             raise RuntimeError(f"message {number} of rank {peer} has {offered} bytes, expected {size}")
-        own = (received.data_ptr(), size, max(received.get_device(), 0))
-        there = (address, size, self._peers[peer].device)
-        into, source = (agent.get_xfer_descs([one], self._kind) for one in (own, there))
-        handle = agent.initialize_xfer("READ", into, source, self._peers[peer].name, f"read {number}".encode())
-        agent.transfer(handle)
-        return _Read(self, handle, f"reading message {number} of rank {peer}", agent)
+        ends = (received.data_ptr(), size, self._device), (address, size, self._peers[peer].device)
+        here, there = (self.agent.get_xfer_descs([end], self._kind) for end in ends)
+        done = f"read {number}".encode()
+        handle = self.agent.initialize_xfer("READ", here, there, self._peers[peer].name, done)
+        read = _Read(self, handle, f"reading message {number} of rank {peer}")
+        _UNDER_WAY.add(read)
+        self.agent.transfer(handle)
+        return read
 
     def _open(self, nixl: Nixl) -> _Peer:
         name = f"eplb-plugin-{self.rank}-{uuid.uuid4().hex[:12]}"
-        self._agent = nixl.agent(name)
-        registered = self._agent.register_memory([self.staging, self.outgoing])
-        weakref.finalize(self, self._agent.deregister_memory, registered).atexit = False
-        return _Peer(name, self._agent.get_agent_metadata(), max(self.staging.get_device(), 0))
+        self.agent = nixl.agent(name)
+        registered = self.agent.register_memory([self.staging, self.outgoing])
+        weakref.finalize(self, self.agent.deregister_memory, registered).atexit = False
+        return _Peer(name, self.agent.get_agent_metadata(), self._device)
 
     def _meet(self, peers: Sequence[_Peer]) -> None:
         for rank, peer in enumerate(peers):
             if rank != self.rank:
-                self._agent.add_remote_agent(peer.metadata)
+                self.agent.add_remote_agent(peer.metadata)
 
 
 def _on_all(group: dist.ProcessGroup, action: Callable[..., T], *args: Any) -> list[T]:
@@ -146,20 +148,16 @@ class _Read:
     wires: NixlWires
     handle: Any
     what: str
-    agent: Any
 
     def wait(self, timeout: timedelta, /) -> None:
-        try:
-            state = self.wires.until(self._over, self.what, timeout)
-        except TimeoutError:
-            _UNFINISHED.append(self)
-            raise
-        self.agent.release_xfer_handle(self.handle)
+        state = self.wires.until(self._over, self.what, timeout)
+        _UNDER_WAY.discard(self)
+        self.wires.agent.release_xfer_handle(self.handle)
         if state != "DONE":
             raise RuntimeError(f"NIXL, {self.what}: {state}")
 
     def _over(self) -> str | None:
-        state: str = self.agent.check_xfer_state(self.handle)
+        state: str = self.wires.agent.check_xfer_state(self.handle)
         return None if state == "PROC" else state
 
 

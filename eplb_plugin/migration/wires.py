@@ -18,7 +18,7 @@ class Pending(Protocol):
     """A message on its way; a `torch.distributed.Work` is one."""
 
     def wait(self, timeout: timedelta, /) -> Any:
-        """Raises RuntimeError if it has not arrived in time."""
+        """Raises RuntimeError or TimeoutError if it has not arrived in time."""
 
 
 class Wires(ABC):
@@ -57,6 +57,6 @@ class Wires(ABC):
         """
 
     def wait(self, flight: Sequence[Pending]) -> None:
-        """Raises RuntimeError if it does not arrive before the deadline."""
+        """Raises RuntimeError or TimeoutError if it does not arrive before the deadline."""
         for message in flight:
             message.wait(self.deadline)

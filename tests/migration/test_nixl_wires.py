@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import time
+import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,7 @@ from eplb_plugin.migration.budget import Budget
 from eplb_plugin.migration.nixl_wires import Nixl, NixlWires
 from eplb_plugin.migration.wires import Wires
 from expert_models import NO_NIXL, Model, groups, nixl
-from processes import Ranks
+from processes import Ranks, run_ranks
 
 pytestmark = NO_NIXL
 TOPOLOGY = Topology(1, 2, 3)
@@ -64,6 +68,37 @@ def given_up() -> None:
 def test_a_message_that_was_given_up_is_not_taken_for_the_next(two: Ranks) -> None:
     """Nor does it change the memory that it was meant for."""
     two.run(given_up)
+
+
+def stopped_while_read() -> None:
+    """Rank 1 is stopped before rank 0 reads its message, and goes on after rank 0 has given up."""
+    os.environ["UCX_TLS"] = "tcp"  # through shared memory, a stopped rank can be read
+    pids = [0] * TOPOLOGY.num_ranks
+    dist.all_gather_object(pids, os.getpid())
+    wires = connected(seconds=0.5)
+    if dist.get_rank() == 1:
+        wires.start(0, wires.outgoing[0, :64].fill_(7), NOTHING)
+        dist.barrier()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        dist.barrier()
+        while Path(f"/proc/{pids[1]}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.01)
+        flight = wires.start(1, NOTHING, wires.staging[0, :64])
+        with pytest.raises(TimeoutError, match="reading message 1 of rank 1"):
+            wires.wait(flight)
+        memory = weakref.ref(wires.staging)
+        del wires, flight
+        gc.collect()
+        os.kill(pids[1], signal.SIGCONT)
+        while not memory()[0, 63]:  # type: ignore[index]  # the bytes come after all, and hit nothing else
+            time.sleep(0.01)
+    dist.barrier()
+
+
+def test_memory_that_a_lost_read_may_write_is_kept() -> None:
+    """Whoever drops the wires: what comes late does not land in memory that is something else by then."""
+    run_ranks(TOPOLOGY.num_ranks, stopped_while_read)
 
 
 def of_another_size() -> None:
