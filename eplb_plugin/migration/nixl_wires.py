@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -116,8 +115,7 @@ class NixlWires(Wires):
     def _open(self, nixl: Nixl) -> _Peer:
         name = f"eplb-plugin-{self.rank}-{uuid.uuid4().hex[:12]}"
         self.agent = nixl.agent(name)
-        registered = self.agent.register_memory([self.staging, self.outgoing])
-        weakref.finalize(self, self.agent.deregister_memory, registered).atexit = False
+        self.agent.register_memory([self.staging, self.outgoing])  # until the agent ends
         return _Peer(name, self.agent.get_agent_metadata(), self._device)
 
     def _meet(self, peers: Sequence[_Peer]) -> None:

@@ -165,5 +165,5 @@ def used_up() -> int:
 
 
 def test_wires_that_are_dropped_leave_nothing(two: Ranks) -> None:
-    """Memory is no longer registered, and the agent's threads and sockets are gone."""
+    """The agent ends with them, its threads and sockets are gone."""
     assert max(two.run(used_up)) <= 0
