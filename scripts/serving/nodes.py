@@ -47,16 +47,15 @@ class NodesServer(Server):
     def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         jobs = [self._job(node) for node in range(self.network.nodes)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving.together", json.dumps(jobs)],
-            env=self.environment, start_new_session=True,
-        )  # fmt: skip
+        self.log.touch()
+        together = [sys.executable, str(Path(__file__).with_name("together.py")), json.dumps(jobs)]
+        self.process = subprocess.Popen(together, env=self.environment, start_new_session=True)
 
     def node_log(self, node: int) -> Path:
         return self.log if node == 0 else self.log.with_name(f"{self.log.stem}.node{node}.log")
 
     def _job(self, node: int) -> dict[str, Any]:
-        """What `serving.together` starts on a node."""
+        """What together.py starts on a node."""
         own, ranks = self.ranks_per_node, self.network.nodes * self.ranks_per_node
         words = VLLM.serve_part(self.model, self.port, self.network.address(0), node * own, own, ranks)
         cores = os.cpu_count() or 1

@@ -17,6 +17,7 @@ from network.namespaces import Network, NetworkError
 from serving.engine import Completion
 from serving.progress import Progress
 from serving_bench.arms import Layout
+from serving_bench.rounds import rotated
 from serving_bench.soak import Schedule, soak, synthetic_kinds
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -100,7 +101,7 @@ def test_placements_in_paired_rounds(models: Callable[[str], Path], tmp_path: Pa
     rounds = read.rounds
     assert read.reference == ARMS[0]
     assert [(one.arm, one.round) for one in rounds] == [
-        (arm, number) for number in range(3) for arm in (ARMS if number % 2 == 0 else ARMS[::-1])
+        (arm, number) for number in range(3) for arm in rotated(ARMS, number)
     ]
     saved = {cell.figure: cell.change for cell in read.compare().cells if cell.arm == ARMS[1]}
     assert (saved["copies_per_token"] or 0) < -0.1
