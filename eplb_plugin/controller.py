@@ -24,7 +24,7 @@ from .model_entry import ModelEntry
 from .outcome import Outcome, Served, assess
 from .placement import Placement
 from .plan_message import encode, encode_error
-from .plan_types import Plan, PlanOptions
+from .plan_types import WEIGHED, Plan, PlanOptions
 from .planning.job import plan_of
 from .planning.plan import plan
 from .planning.resplit import resplit
@@ -65,7 +65,7 @@ class Rebalancer:
 
     def renews(self, entry: ModelEntry) -> bool:
         """Whether a model's weights are solved again between rebalances."""
-        has_weights = entry.dispatch in ("weighted", "cover") and entry.recorder is not None
+        has_weights = entry.dispatch in WEIGHED and entry.recorder is not None
         return has_weights and 0 < self.config.resplit_windows * entry.window_steps < entry.step_interval
 
     def resume(self, key: str, group: dist.ProcessGroup) -> bool:

@@ -9,12 +9,11 @@ import numpy as np
 from ..dispatch.cover import MOST_NODES
 from ..errors import mismatch
 from ..placement import Placement
-from ..plan_types import Dispatch, PlanOptions, Policy
+from ..plan_types import WEIGHED, Dispatch, PlanOptions, Policy
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .price import refuse_unknown_gain
 from .tokens import knows_tokens
-from .weighing import WEIGHED
 
 POLICIES: tuple[str, ...] = get_args(Policy)
 

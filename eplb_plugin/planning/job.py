@@ -12,7 +12,7 @@ from ..dispatch.rules import replica_weights
 from ..errors import mismatch
 from ..jit import Array
 from ..placement import Placement
-from ..plan_types import Dispatch, Plan, PlanOptions, Policy
+from ..plan_types import WEIGHED, Dispatch, Plan, PlanOptions, Policy
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from . import deepseek
@@ -28,7 +28,7 @@ from .relabel import keep_slots, relabel, relabel_layers
 from .repair import NO_LIMIT, repair
 from .search import SEARCHES, Search
 from .tokens import Tokens, layer_tokens, no_tokens
-from .weighing import WEIGHED, Weigher
+from .weighing import Weigher
 
 NODE_SHARE = 0.25  # of the balance tolerance that nodes may use up, before their ranks are packed
 WORTH_BALANCE = 0.02  # a full solve must be better balanced by this much, or …

@@ -76,7 +76,7 @@ def keep_slots(phy2log: Array, old: Array, slots_per_rank: int) -> Array:
 
 @kernel
 def relabel(phy2log: Array, old: Array, cluster: Cluster, experts: int) -> Array:
-    """phy2log [P] with nodes exchanged as a whole, then ranks within nodes, then slots within ranks."""
+    """phy2log [P] with nodes exchanged as a whole, then ranks within nodes; slots within ranks: `keep_slots`."""
     nodes, slots_per_rank = cluster.num_nodes, cluster.slots_per_rank
     ranks = np.empty((nodes, cluster.node_of_rank.shape[0] // nodes), np.int64)
     for node in range(nodes):
@@ -96,11 +96,12 @@ def relabel(phy2log: Array, old: Array, cluster: Cluster, experts: int) -> Array
         place_of = assign(_overlaps(new, was, experts))
         for place in range(ranks.shape[1]):
             result[ranks[target[node], place_of[place]]] = new[place]
-    return keep_slots(result.ravel(), old, slots_per_rank)
+    return result.ravel()
 
 
 @kernel
 def relabel_layers(target: Array, layers: Array, fresh: Array, old: Array, cluster: Cluster, experts: int) -> None:
     """target[layers] = fresh: [layers, P] with the labels of old: [L, P]."""
     for row in range(layers.shape[0]):
-        target[layers[row]] = relabel(fresh[row], old[layers[row]], cluster, experts)
+        before = old[layers[row]]
+        target[layers[row]] = keep_slots(relabel(fresh[row], before, cluster, experts), before, cluster.slots_per_rank)

@@ -27,7 +27,6 @@ from .search import SEARCHES, Search
 from .tokens import knows_tokens, layer_tokens, no_tokens
 from .weighted import WeightedRule
 
-WEIGHED: tuple[Dispatch, ...] = ("weighted", "cover")
 LEAST_LOAD = 1e-6  # of the mean expert load: an idle expert still has to be somewhere, and shares divide by loads
 WORTH_BALANCE = 0.02  # what a full solve must gain over a repair, or copies over swaps …
 WORTH_CROSSINGS = 0.1  # … to be worth moving nearly everything
@@ -134,7 +133,8 @@ class Weigher:
         """-> the layer, and whether it was solved afresh."""
         rule, pairs = self._rule(layer)
         fresh = self._solve(rule, pairs)
-        relabelled = relabel(fresh.phy2log, old, self.cluster, len(rule.load))
+        renamed = relabel(fresh.phy2log, old, self.cluster, len(rule.load))
+        relabelled = keep_slots(renamed, old, self.cluster.slots_per_rank)
         if not _is_worth_it(rule, repaired, fresh, 1.0 + self.options.balance_tolerance):
             return repaired, False
         return as_used(rule, relabelled), True

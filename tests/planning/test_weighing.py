@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, RoutingStatistics, Topology, plan, route
 from eplb_plugin.dispatch.tables import TABLE_WIDTH, weighted_tables
+from eplb_plugin.plan_types import WEIGHED
 from eplb_plugin.planning.flow import list_by_expert, split_flow
 from eplb_plugin.planning.score import balancedness, expected_rank_load, judge
 from eplb_plugin.workloads.routing import ClusteredRouter
 from generators import SHAPES
 from strategies import QUICK, Case, cases
 
-WEIGHED = ("weighted", "cover")
 policies = st.sampled_from(["deepseek", "balanced", "affinity"])
 
 
