@@ -12,6 +12,8 @@ from transformers import Qwen3MoeForCausalLM
 
 from eplb_plugin import RoutingStatistics
 
+from .statistics import lift, moved
+
 ATONCE = 8  # sequences in one forward pass
 
 
@@ -39,38 +41,22 @@ def figures(model: Qwen3MoeForCausalLM, held_out: dict[str, torch.Tensor], seque
     length = 256
     found = {kind: read(model, sequences_of(tokens, sequences, length)) for kind, tokens in held_out.items()}
     experts = model.config.num_experts
-    loads = {kind: RoutingStatistics.from_topk(ids, experts).load for kind, (ids, _) in found.items()}
+    of_kind = {kind: RoutingStatistics.from_topk(ids, experts) for kind, (ids, _) in found.items()}
     every = RoutingStatistics.from_topk(np.concatenate([ids for ids, _ in found.values()], 1), experts)
     return {
         "held_out_loss": {kind: loss for kind, (_, loss) in found.items()},
-        "max_over_mean_load": (every.load.max(1) / every.load.mean(1)).tolist(),
-        "max_over_mean_load_of_kind": {kind: (load.max(1) / load.mean(1)).tolist() for kind, load in loads.items()},
+        "max_over_mean_load": _peak(every),
+        "max_over_mean_load_of_kind": {kind: _peak(window) for kind, window in of_kind.items()},
         "coactivation_lift": lift(every).tolist(),
         "load_moved_between_kinds": {
-            f"{one}, {other}": float(np.mean(_moved(loads[one], loads[other]))) for one, other in combinations(loads, 2)
+            f"{one}, {other}": float(moved(of_kind[one], of_kind[other]).mean())
+            for one, other in combinations(of_kind, 2)
         },
     }
 
 
-def lift(statistics: RoutingStatistics) -> NDArray[np.float64]:
-    """[layers]: how often a token's pair of experts is met, over what loads alone would have; mean over pairs met.
-
-    1 = experts are chosen independently. It is 1 + chi² / pairs of the table of pairs.
-    """
-    assert statistics.coactivation is not None
-    above = np.triu_indices(statistics.num_experts, 1)
-    lifts = []
-    for load, pairs in zip(statistics.load.astype(float), statistics.coactivation.astype(float), strict=True):
-        met, alone = pairs[above], np.outer(load, load)[above]
-        alone = np.maximum(alone * met.sum() / alone.sum(), 1e-9)
-        lifts.append((met * met / alone).sum() / met.sum())
-    return np.array(lifts)
-
-
-def _moved(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
-    """[layers]: share of the selections that go to other experts (total variation distance of two loads)."""
-    shares = [load / load.sum(1, keepdims=True) for load in (one, other)]
-    return np.abs(shares[0] - shares[1]).sum(1) / 2
+def _peak(window: RoutingStatistics) -> list[float]:
+    return (window.load.max(1) / window.load.mean(1)).tolist()
 
 
 def show(found: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, Qwen3MoeForCausalLM
 
 from eplb_plugin.files import write_atomic
 
-from . import corpus, routing
+from . import corpus, held_out, routing
 from .store import model_folder
 from .tokens import encode
 from .train import Recipe
@@ -42,6 +42,10 @@ def main() -> int:
         file = options.out / f"{name}.npz"
         write_atomic(file, data)
         print(f"{file}: {SEQUENCES * LENGTH} tokens of {' and '.join(kinds)}, {len(data) / 1e3:.0f} kB")
+    text = held_out.tables(held_out.read(options.out))
+    print(text)
+    if (options.out / "README.md").exists():
+        held_out.write_tables(options.out / "README.md", text)
     return 0
 
 

@@ -22,7 +22,7 @@ class Recipe:
     experts: int = 32
     top_k: int = 4
     hidden: int = 512
-    intermediate: int = 128  # of an expert
+    intermediate: int = 64  # of an expert
     vocabulary: int = 2048
     sequence: int = 256
     batch: int = 4
@@ -30,8 +30,8 @@ class Recipe:
     minutes: float = (
         13.0  # at most, so that all of it takes 15: on a slow machine training ends earlier, with fewer steps
     )
-    learning_rate: float = 1.5e-3
-    balancing: float = 1e-3  # weight of the auxiliary loss: next to nothing, so that experts may specialise
+    learning_rate: float = 2e-3
+    balancing: float = 1e-2  # weight of the auxiliary loss: little, so that experts may specialise
     seed: int = 0
 
 
@@ -40,7 +40,7 @@ def new_model(recipe: Recipe) -> Qwen3MoeForCausalLM:
     torch.manual_seed(recipe.seed)
     config = Qwen3MoeConfig(
         vocab_size=recipe.vocabulary, hidden_size=recipe.hidden, intermediate_size=2 * recipe.hidden,
-        num_hidden_layers=recipe.layers, num_attention_heads=8, num_key_value_heads=2, head_dim=64,
+        num_hidden_layers=recipe.layers, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
         moe_intermediate_size=recipe.intermediate, num_experts=recipe.experts, num_experts_per_tok=recipe.top_k,
         norm_topk_prob=True, max_position_embeddings=4096, tie_word_embeddings=False,
         router_aux_loss_coef=recipe.balancing, bos_token_id=0, eos_token_id=2, pad_token_id=0,
@@ -60,7 +60,7 @@ def train(
     began, step, average = time.monotonic(), 0, math.log(recipe.vocabulary)
     while (done := max(step / recipe.steps, (time.monotonic() - began) / (60 * recipe.minutes))) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * min(1.0, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * done))
+            group["lr"] = recipe.learning_rate * min(1.0, (step + 1) / 40) * (0.5 + 0.5 * math.cos(math.pi * done))
         batch = next(batches)
         with torch.autocast("cpu", torch.bfloat16):  # products in bf16, weights and their sums in fp32
             loss = model(batch, labels=batch, output_router_logits=True).loss
