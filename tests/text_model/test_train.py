@@ -16,7 +16,7 @@ from text_model.train import Recipe, new_model, train
 
 SMALL = Recipe(
     layers=2, experts=8, top_k=2, hidden=64, intermediate=32, vocabulary=512, sequence=64, batch=8, steps=20,
-    learning_rate=5e-3,
+    learning_rate=1e-2,
 )  # fmt: skip
 
 
