@@ -48,7 +48,7 @@ class PluginConfig(Section):
     )
     resplit_windows: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         1,
-        description="Between rebalances, windows after which the weights of weighted tables are solved again, where "
+        description="Between rebalances, windows after which the weights of weighted and cover are solved again, where "
         "every expert stays; 0: never.",
     )
     num_redundant_experts: Annotated[int, Field(ge=0, le=100_000)] | None = Field(

@@ -35,6 +35,7 @@ from .stages import STALLED_SECONDS, Stage, Stages
 from .state import StateDirectory
 from .statistics import RoutingStatistics
 from .warm_start import earlier
+from .warm_up import warm_up
 
 logger = logging.getLogger("eplb_plugin")
 Switch = Callable[[], None]
@@ -57,7 +58,7 @@ class Rebalancer:
         entry.stages = Stages(lambda stage: self._stalled(entry, stage, planning_rank))
         if not planning_rank:
             return
-        seconds = self._warm_up(entry)
+        seconds = warm_up(entry, self._plan, self._options(entry), self.renews(entry))
         if len(self.entries) == 1:
             logger.info("settings: %s", self.config.model_dump_json())
         logger.info("%s", entry.introduction(seconds))
@@ -253,19 +254,6 @@ class Rebalancer:
             num_groups=entry.num_groups,
             options=options,
         )
-
-    def _warm_up(self, entry: ModelEntry) -> float:
-        """Plan once for made-up routing of one layer: numba compiles (or loads its cache) for these types."""
-        experts, slots = entry.num_experts, entry.topology.num_slots
-        placed = Placement(np.arange(slots, dtype=np.int32)[None] % experts)
-        if entry.recorder is None:
-            statistics = RoutingStatistics(np.ones((1, experts)))
-        else:
-            rows = np.random.default_rng(0).integers(0, experts, (1, 64, entry.recorder.sample.shape[2]))
-            statistics = RoutingStatistics.from_topk(rows, experts)
-        in_force = plan_of(placed, entry.topology, entry.dispatch)
-        made = self._plan(replace(entry, layer_ids=[0]), statistics, in_force, self._options(entry))
-        return made.seconds + (resplit(made, statistics).seconds if self.renews(entry) else 0.0)
 
 
 def _staged(made: Plan, in_force: Plan, stage: Staging) -> tuple[Plan, Switch]:

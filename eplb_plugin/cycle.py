@@ -69,11 +69,8 @@ class Cycle:
 
     def run(self, loads: Loads) -> None:
         """Collective: all at once, while the engine stands still."""
-        for key, model in self._models.items():
-            if model.shuffler.wires.intact:
-                model.shuffler.begin(model.placed, partial(self._decide, key, loads))
-                model.shuffler.finish()
-                self._end(key)
+        self.begin(loads)
+        self.finish()
 
     def begin(self, loads: Loads) -> None:
         """On every rank at the same step, after `step` returned False. Returns at once."""
@@ -108,12 +105,14 @@ class Cycle:
         self._models[key].shuffler.rebind(layers)
 
     def _start(self) -> None:
-        if not self._ahead:
-            return
-        key = self._ahead[0]
-        model = self._models[key]
-        if model.shuffler.wires.intact:
-            model.shuffler.begin(model.placed, partial(self._decide, key, self._loads))
+        """The next model. One that lost a rank said so when it did, and is left alone from then on."""
+        while self._ahead:
+            key = self._ahead[0]
+            model = self._models[key]
+            if model.shuffler.wires.intact:
+                model.shuffler.begin(model.placed, partial(self._decide, key, self._loads))
+                return
+            self._ahead.pop(0)
 
     def _decide(self, key: str, loads: Loads) -> NDArray[np.int32]:
         model = self._models[key]

@@ -133,16 +133,22 @@ class Placement:
         expected: entries of the header, such as model or num_ranks, that the file must not contradict; one that it
         does not have is not checked.
         """
-        arrays, header = load_arrays(path, KIND)
+        placement, header = load_placement(path)
         for name, value in (expected or {}).items():
             if name in header and header[name] != value:
                 raise mismatch(f"{path}: {name}", found=header[name], expected=value, fix="pass the one made for it")
-        if "phy2log" not in arrays:
-            raise PluginError(f"{path}: a placement file without phy2log; fix: write it again")
-        try:
-            return cls(arrays["phy2log"], arrays.get("layer_ids"))  # type: ignore[arg-type]  # None: 0 … L-1
-        except PluginError as error:
-            raise PluginError(f"{path}: {error}") from None
+        return placement
+
+
+def load_placement(path: str | os.PathLike[str]) -> tuple[Placement, dict[str, Any]]:
+    """What `Placement.save` wrote, and the file's header. Raises PluginError on any other file."""
+    arrays, header = load_arrays(path, KIND)
+    if "phy2log" not in arrays:
+        raise PluginError(f"{path}: a placement file without phy2log; fix: write it again")
+    try:
+        return Placement(arrays["phy2log"], arrays.get("layer_ids")), header  # type: ignore[arg-type]  # None: 0 … L-1
+    except PluginError as error:
+        raise PluginError(f"{path}: {error}") from None
 
 
 def linear_placement(layers: int, experts: int, slots: int, layer_ids: ArrayLike | None = None) -> Placement:

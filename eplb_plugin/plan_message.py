@@ -59,7 +59,7 @@ def _arrays(body: bytes, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArra
     for name, shape in shapes.items():
         kind = np.dtype(ARRAYS[name])
         end = begin + int(np.prod(shape)) * kind.itemsize
-        arrays[name] = np.frombuffer(body[begin:end], kind).reshape(shape)
+        arrays[name] = np.frombuffer(bytearray(body[begin:end]), kind).reshape(shape)  # writable, as planned ones are
         begin = end
     return arrays
 

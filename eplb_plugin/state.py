@@ -13,18 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .deployment import Deployment
 from .errors import PluginError, mismatch
-from .files import load_arrays
 from .placement import KIND as PLACEMENT
-from .placement import Placement
+from .placement import Placement, load_placement
 from .statistics import KIND as STATISTICS
 from .statistics import RoutingStatistics, load_window
 
 logger = logging.getLogger("eplb_plugin")
 Write = Callable[[], None]
+Header = dict[str, Any]
 Kept = TypeVar("Kept", Placement, RoutingStatistics)
 
 
@@ -62,8 +62,8 @@ class StateDirectory:
     def earlier(self, deployment: Deployment) -> Earlier:
         """What an earlier run of this deployment left. Never raises: what does not fit is told in the log."""
         return Earlier(
-            _taken_up(self.placement_file(deployment), PLACEMENT, deployment, read_placement),
-            _taken_up(self.window_file(deployment), STATISTICS, deployment, read_window),
+            _taken_up(self.placement_file(deployment), deployment, read_placement),
+            _taken_up(self.window_file(deployment), deployment, _read_window),
         )
 
     @property
@@ -97,29 +97,31 @@ def measures(window: RoutingStatistics) -> dict[str, int]:
     return {**top_k, "tokens": int(window.num_tokens.max())}
 
 
-def read_placement(path: str | os.PathLike[str], deployment: Deployment) -> Placement:
+def read_placement(path: str | os.PathLike[str], deployment: Deployment) -> tuple[Placement, Header]:
     """A placement file made for this deployment, by either engine. Raises PluginError for any other."""
-    placement, (_, header) = Placement.load(path), load_arrays(path, PLACEMENT)
+    placement, header = load_placement(path)
     deployment.refuse_placement(path, header, placement.phy2log, placement.layer_ids)
-    return placement
+    return placement, header
 
 
-def read_window(path: str | os.PathLike[str], deployment: Deployment) -> RoutingStatistics:
+def _read_window(path: Path, deployment: Deployment) -> tuple[RoutingStatistics, Header]:
     """Likewise a window."""
-    window, (_, header) = load_window(path), load_arrays(path, STATISTICS)
+    window, header = load_window(path)
     deployment.refuse_window(path, header, window.num_experts, window.layer_ids)
-    return window
+    return window, header
 
 
-def _taken_up(path: Path, kind: str, deployment: Deployment, read: Callable[[Path, Deployment], Kept]) -> Kept | None:
+def _taken_up(
+    path: Path, deployment: Deployment, read: Callable[[Path, Deployment], tuple[Kept, Header]]
+) -> Kept | None:
     try:
         if not path.exists():
             return None
-        engine = load_arrays(path, kind)[1].get("engine", deployment.engine)
-        if engine != deployment.engine:
+        kept, header = read(path, deployment)
+        if header.get("engine", deployment.engine) != deployment.engine:
             fix = "name another state_directory"
-            raise mismatch(f"{path}: engine", found=engine, expected=deployment.engine, fix=fix)
-        return read(path, deployment)
+            raise mismatch(f"{path}: engine", found=header["engine"], expected=deployment.engine, fix=fix)
+        return kept
     except (PluginError, OSError, ValueError) as error:  # ValueError: a path that no file can have
         logger.warning("not taken up from an earlier run: %s", error)
         return None

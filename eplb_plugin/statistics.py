@@ -173,20 +173,20 @@ class RoutingStatistics:
         save_arrays(path, KIND, arrays, header or {})
 
 
-def _read(cls: type[RoutingStatistics], path: str | os.PathLike[str]) -> RoutingStatistics:
-    """Read what `save` wrote. Raises PluginError on any other file."""
-    arrays, _ = load_arrays(path, KIND)
+def load_window(path: str | os.PathLike[str]) -> tuple[RoutingStatistics, dict[str, Any]]:
+    """What `save` wrote, and the file's header. Raises PluginError on any other file."""
+    arrays, header = load_arrays(path, KIND)
     if "load" not in arrays:
         raise PluginError(f"{path}: a statistics file without a load array; fix: write it again")
     names = ("load", "coactivation", "sample", "num_tokens", "layer_ids")
-    return cls(**{name: arrays[name] for name in names if name in arrays})
+    return RoutingStatistics(**{name: arrays[name] for name in names if name in arrays}), header
 
 
-def load_window(path: str | os.PathLike[str]) -> RoutingStatistics:
-    """`RoutingStatistics.load`, for type checkers, to which that name is the array."""
-    return _read(RoutingStatistics, path)
+def _load(cls: type[RoutingStatistics], path: str | os.PathLike[str]) -> RoutingStatistics:
+    """Read what `save` wrote. Raises PluginError on any other file."""
+    return load_window(path)[0]
 
 
 # On the class `load` reads a file, on an instance it is the array: the field hides the reader. It is attached here
 # because a dataclass would take a method of this name for the field's default.
-RoutingStatistics.load = classmethod(_read)  # type: ignore[assignment]
+RoutingStatistics.load = classmethod(_load)  # type: ignore[assignment]

@@ -43,7 +43,8 @@ def _read(config: PluginConfig, deployment: Deployment, draft: bool) -> tuple[Ea
     placement, source = found.placement, config.state_directory
     try:
         if config.initial_placement is not None and not draft:
-            placement, source = read_placement(config.initial_placement, deployment), config.initial_placement
+            placement, _ = read_placement(config.initial_placement, deployment)
+            source = config.initial_placement
     except PluginError as error:
         return found, None, str(error)
     if placement is not None:

@@ -17,12 +17,15 @@ from strategies import cover_plans
 
 CPU, SAMPLE_ROWS, MAX_TOKENS = torch.device("cpu"), 7, 20
 LAYERS = 2  # of `cover_plans`
+UNBOUNDED = 2**31 - 1  # real tokens where nobody says how many
 
 Kernel = Callable[[torch.Tensor, LayerTables, Counters], torch.Tensor]
 
 
 class Step(NamedTuple):
-    """ids: [L, T, k] of this rank; real: tokens of the whole batch that are no padding; counted: in a window."""
+    """ids: [L, T, k] of this rank; real: tokens of the whole batch that are no padding, or UNBOUNDED; counted: in a
+    window.
+    """
 
     ids: NDArray[np.int64]
     real: int
@@ -31,10 +34,13 @@ class Step(NamedTuple):
 
 
 class Run(NamedTuple):
+    """shared: columns of shared experts beside the ids, in the same tensor."""
+
     plan: Plan
     source: int
     chunk: int
     dtype: torch.dtype
+    shared: int
     steps: list[Step]
 
 
@@ -51,9 +57,10 @@ def runs(draw: st.DrawFn) -> Run:
         ids = np.argsort(rng.random((LAYERS, tokens, experts)), axis=2)[:, :, :top_k]
         ids[:, :, 1:][rng.random((LAYERS, tokens, top_k - 1)) < 0.15] = -1
         ids[:, rng.random(tokens) < 0.1] = -1
-        steps.append(Step(ids, draw(st.integers(0, 2 * tokens)), draw(st.booleans()), draw(st.booleans())))
+        real = draw(st.one_of(st.integers(0, 2 * tokens), st.just(UNBOUNDED)))
+        steps.append(Step(ids, real, draw(st.booleans()), draw(st.booleans())))
     source = draw(st.integers(0, plan.topology.num_ranks - 1))
-    return Run(plan, source, chunk, draw(st.sampled_from([torch.int32, torch.int64])), steps)
+    return Run(plan, source, chunk, draw(st.sampled_from([torch.int32, torch.int64])), draw(st.integers(0, 2)), steps)
 
 
 def check_run(run: Run, kernel: Kernel) -> None:
@@ -71,7 +78,8 @@ def check_run(run: Run, kernel: Kernel) -> None:
         for recorder in (by_kernel, by_torch):
             recorder.expect([step.real])
         for layer in range(LAYERS):
-            ids = torch.from_numpy(step.ids[layer]).to(run.dtype)
+            wide = np.pad(step.ids[layer], ((0, 0), (0, run.shared)), constant_values=plan.placement.num_experts)
+            ids = torch.from_numpy(wide).to(run.dtype)[:, :top_k]
             counters = Counters(*by_kernel.passing(layer), slot_load[layer], enabled, real, run.chunk)
             slots = kernel(ids, tables.layer(layer), counters)
             expected = route(step.ids[layer], run.source, plan, layer)

@@ -15,6 +15,7 @@ import numpy as np
 
 from eplb_plugin import Placement
 from eplb_plugin.files import load_arrays
+from eplb_plugin.observe.metrics import NAMES
 from eplb_plugin.placement import linear_placement
 from serving.engine import Completion
 from serving.greedy import complete_all, largest_difference
@@ -22,6 +23,7 @@ from serving.server import Server
 
 # what moves nothing after the first placement, and records all the same
 STILL = "budget: {max_moved_slots_total: 0}\n"
+PER_RANK = "metrics: {per_layer_rank: true}\n"
 
 
 def rebalances(server: Server) -> int:
@@ -73,6 +75,14 @@ def begins_where_it_ended(server: Server, folder: Path, expected: list[Completio
         assert time.monotonic() < deadline, "what serves now was not kept"
         time.sleep(0.1)
     np.testing.assert_array_equal(kept(folder)[0].phy2log, before.phy2log)
+
+
+def shows_every_metric(server: Server) -> str:
+    """Its /metrics, which have every name that the dashboard asks for."""
+    text = metrics_of(server)
+    shown = {name for name in NAMES if re.search(rf"^{name}{{", text, re.MULTILINE)}
+    assert shown == NAMES, f"not shown: {NAMES - shown}"
+    return text
 
 
 def metrics_of(server: Server) -> str:

@@ -121,3 +121,32 @@ def test_what_fails_is_reported_and_the_next_rebalance_works() -> None:
     first = ["target refused", "draft accepted"]
     second = ["target accepted", "target interrupted", "draft accepted"]
     assert found == [[*first, *second, "target accepted", "draft accepted"], [], [], []]
+
+
+def losing() -> list[str]:
+    """One rank cannot tell whether it is in step with the others; two rebalances follow, one in each way."""
+    group = Group()
+    decide = group.cycle.rebalancer.decide
+
+    def lost(key: str, *args: Any) -> Plan:
+        plan = decide(key, *args)
+        if key == "target" and dist.get_rank() == 1:
+            raise RuntimeError("struck")
+        return plan
+
+    group.cycle.rebalancer.decide = lost
+    group.cycle.begin(loads(0))
+    while group.cycle.step():
+        time.sleep(0.005)
+    group.cycle.run(loads(1))
+    group.cycle.begin(loads(2))
+    while group.cycle.step():
+        time.sleep(0.005)
+    group.check()
+    return [f"{outcome.model} {outcome.result}" for outcome in group.outcomes]
+
+
+def test_a_lost_rank_is_told_once() -> None:
+    """A model that cannot be moved any more is planned no more; the others are rebalanced as before."""
+    found = run_ranks(4, losing, timeout=300.0)
+    assert found == [["target accepted", "target interrupted", *["draft accepted"] * 3], [], [], []]

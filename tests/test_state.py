@@ -6,11 +6,12 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology
+from eplb_plugin import PluginError, RoutingStatistics, Topology, files
 from eplb_plugin.deployment import Deployment
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.state import StateDirectory, read_placement
@@ -46,6 +47,19 @@ def test_what_was_kept_is_taken_up(tmp_path: Path) -> None:
     assert found.window is not None
     np.testing.assert_array_equal(found.placement.phy2log, PLACEMENT.phy2log)
     np.testing.assert_array_equal(found.window.load, WINDOW.load)
+
+
+def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ranks wait for rank 0 to have read them."""
+    state, opened, open_file = kept(tmp_path), [], files.safe_open
+
+    def noting(path: str, **named: Any) -> Any:
+        opened.append(Path(path))
+        return open_file(path, **named)
+
+    monkeypatch.setattr(files, "safe_open", noting)
+    assert state.earlier(DEPLOYMENT).window is not None
+    assert opened == [state.placement_file(DEPLOYMENT), state.window_file(DEPLOYMENT)]
 
 
 def test_nothing_kept_is_no_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -120,7 +134,7 @@ def test_a_named_file_may_be_of_the_other_engine(tmp_path: Path) -> None:
     """Placements carry decoder-layer numbers and serve both; what was made without a header fits by its shape."""
     path = tmp_path / "named.safetensors"
     PLACEMENT.save(path, replace(DEPLOYMENT, engine="sglang").placement_header())
-    assert isinstance(read_placement(path, DEPLOYMENT), Placement)
+    assert not read_placement(path, DEPLOYMENT)[0].moves_from(PLACEMENT).any()
     PLACEMENT.save(path)
     read_placement(path, DEPLOYMENT)
     with pytest.raises(PluginError, match="slots: found 6, expected 8"):

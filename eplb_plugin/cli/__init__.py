@@ -12,6 +12,7 @@ from .compare import compare
 from .config import app as config_app
 from .dashboard import dashboard
 from .doctor import doctor
+from .export import export
 from .peo import app as peo_app
 from .plan import plan
 from .record import record
@@ -32,6 +33,7 @@ _app.command()(replay)
 _app.command()(advise)
 _app.command()(compare)
 _app.command()(report)
+_app.command()(export)
 _app.command()(dashboard)
 
 

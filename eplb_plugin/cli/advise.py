@@ -13,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..engines.sglang.layout import DISPATCH as SGLANG
+from ..engines.vllm.entrance import DISPATCH as VLLM
 from ..errors import PluginError, mismatch
 from ..files import write_atomic
 from ..plan_types import PlanOptions
@@ -29,14 +31,14 @@ from .options import (
     Seconds,
     TokenBytes,
 )  # fmt: skip
+from .writing import writing
 
 if TYPE_CHECKING:
     from ..observe.advice import Both, Candidate, Outcome, Survey
     from ..observe.recommendation import Recommendation
     from ..statistics import RoutingStatistics
 
-# what each can do, first what `dispatch: auto` takes; SGLang's `static` is nearest, its `dynamic` is hash
-ENGINE_RULES = {"vllm": ("weighted", "hash"), "sglang": ("weighted", "nearest", "hash")}
+ENGINE_RULES = {"vllm": VLLM, "sglang": SGLANG}  # first what `dispatch: auto` takes
 BYTES_PER_VALUE = 3.0  # of a token's hidden state to another node and back: FP8 there, BF16 back
 
 Recording = Annotated[Path, typer.Argument(help="Statistics file, .npz of topk_ids, or .json of loads, without EPLB.")]
@@ -115,7 +117,7 @@ def advise(
     if as_json:
         typer.echo(json.dumps(_finite(answer), indent=2))
     else:
-        _print(made, chosen, window, prices, out)
+        _print(made, chosen, window, prices, tokens_per_step, out)
 
 
 def _candidates(
@@ -159,10 +161,8 @@ def _prices(
 def _write(out: Path, settings: str | None) -> None:
     if settings is None:
         raise mismatch("--out", found="nothing to write", expected="a candidate under the engine's rule", fix="try it")
-    try:
+    with writing(out):
         write_atomic(out, settings.encode())
-    except OSError as error:
-        raise PluginError(f"{out}: cannot be written ({error.strerror or error}); fix: name another file") from None
 
 
 def _finite(value: Any) -> Any:
@@ -175,8 +175,9 @@ def _finite(value: Any) -> Any:
 
 
 def _print(
-    made: Survey, chosen: Recommendation, window: RoutingStatistics, prices: PlanOptions | None, out: Path | None
-) -> None:
+    made: Survey, chosen: Recommendation, window: RoutingStatistics, prices: PlanOptions | None,
+    tokens_per_step: float | None, out: Path | None,
+) -> None:  # fmt: skip
     priced = prices is not None and prices.seconds_per_selection is not None
     counted = "" if priced else ", in copies saved alone"
     copies = "" if made.cross_node_copies is None else f", {_pair(made.cross_node_copies)} cross-node copies per token"
@@ -184,7 +185,7 @@ def _print(
     heads = ("balanced", "work", "copies", "ingress", "moves", "repaid")
     title = "planned on one half of the recording, judged on the other, both ways"
     candidate = Column("policy, rule", no_wrap=True)
-    table = Table("+n", candidate, *heads, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table("+n", candidate, *heads, title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for outcome in made.outcomes:
         one, style = outcome.candidate, "bold" if outcome is chosen.best else None
         table.add_row(f"+{one.redundant}", f"{one.policy} {one.rule}", *_cells(outcome), style=style)
@@ -201,10 +202,22 @@ def _print(
         one = chosen.best.candidate
         verdict = "enable it" if chosen.enable else "do not enable it; the best that was tried"
         typer.echo(f"advice: {verdict}: policy {one.policy}, rule {one.rule}, {one.redundant} redundant experts")
+        typer.echo(_price(chosen.best, tokens_per_step))
     for reason in chosen.reasons:
         typer.echo(f"- {reason}")
     if out is not None:
         typer.echo(f"{out}: settings written")
+
+
+def _price(outcome: Outcome, tokens_per_step: float | None) -> str:
+    """Of a later rebalance under this candidate: what moves, and how long that must serve."""
+    size = "" if outcome.gigabytes_moved is None else f", {outcome.gigabytes_moved:.3g} GB"
+    text = f"- a later rebalance moves {outcome.next_moves.mean:.0f} of {outcome.slots} slots{size}"
+    tokens = outcome.break_even_tokens
+    if tokens is None or max(tokens) == math.inf:
+        return text
+    steps = "" if tokens_per_step is None else f", {max(tokens) / tokens_per_step:.0f} steps"
+    return f"{text}, repaid after {max(tokens):.2g} tokens{steps}"
 
 
 def _cells(outcome: Outcome) -> list[str]:

@@ -82,12 +82,7 @@ def _print(made: Comparison) -> None:
 
 
 def _cell_text(cell: Cell) -> str:
-    if cell.median is None:
-        return "–"
-    text = f"{cell.median:.4g} ({cell.least:.4g} – {cell.most:.4g})"
-    if cell.verdict == "reference" or cell.ratio is None:
-        return text
-    colours = {"better": "green", "worse": "red"}
-    change = f"{cell.ratio - 1.0:+.1%} {cell.verdict}"
-    colour = colours.get(cell.verdict, "dim")
-    return f"{text}\n[{colour}]{change}[/]"
+    if not cell.change:
+        return cell.spread
+    colour = {"better": "green", "worse": "red"}.get(cell.verdict, "dim")
+    return f"{cell.spread}\n[{colour}]{cell.change}[/]"

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import PluginError
 from ..files import write_atomic
+from .writing import writing
 
 Out = Annotated[Path | None, typer.Option(help="File to write; default: print it.")]
 
@@ -20,8 +20,6 @@ def dashboard(out: Out = None) -> None:
     if out is None:
         typer.echo(text, nl=False)
         return
-    try:
+    with writing(out):
         write_atomic(out, text.encode())
-    except OSError as error:
-        raise PluginError(f"{out}: cannot be written ({error.strerror or error}); fix: name another file") from None
     typer.echo(f"{out}: import it in Grafana under Dashboards, New, Import")

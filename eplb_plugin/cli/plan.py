@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import PluginError
 from ..placement import Placement, linear_placement
 from ..plan_types import Effort, Plan, PlanOptions
 from ..statistics import RoutingStatistics
@@ -39,6 +38,7 @@ from .options import (
     Traces,
     fingerprint,
 )  # fmt: skip
+from .writing import writing
 
 Out = Annotated[Path, typer.Option("--out", help="Placement file to write.")]
 Previous = Annotated[Path | None, typer.Option("--previous", help="Placement file in force, to start from.")]
@@ -124,10 +124,8 @@ def _shape_of(placement: Placement | None) -> tuple[int | None, Any]:
 
 
 def _save(placement: Placement, out: Path, header: dict[str, Any]) -> None:
-    try:
+    with writing(out):
         placement.save(out, header)
-    except OSError as error:
-        raise PluginError(f"{out}: cannot be written ({error.strerror or error}); fix: name another file") from None
 
 
 def _figures(made: Plan, window: RoutingStatistics, draws: int, seed: int) -> judged.Figures:

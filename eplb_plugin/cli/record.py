@@ -11,6 +11,7 @@ import typer
 from ..deployment import base_name
 from ..errors import PluginError, mismatch
 from .options import Json
+from .writing import writing
 
 if TYPE_CHECKING:
     from ..observe.windows import Recorded
@@ -54,10 +55,8 @@ def record(
     layers = {"num_layers": window.num_layers, "num_experts": window.num_experts}
     header = {**header, **layers, **measures(window)} | ({} if dump else {"seconds": seconds})
     header.pop("kind", None), header.pop("version", None)
-    try:
+    with writing(out):
         window.save(out, header)
-    except OSError as error:
-        raise PluginError(f"{out}: cannot be written ({error.strerror or error}); fix: name another file") from None
     if as_json:
         typer.echo(json.dumps({"file": str(out), **header}, indent=2))
     else:

@@ -8,13 +8,14 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from ..errors import PluginError, mismatch
+from ..errors import mismatch
 from ..files import write_atomic
 from ..placement import Placement
 from ..workloads.trace import read_window
 from .compare import read_arms
 from .models import model_of
 from .options import TRACE_HELP, Json
+from .writing import writing
 
 Out = Annotated[Path, typer.Option("--out", help="HTML file to write.")]
 Traces = Annotated[list[Path] | None, typer.Option("--trace", help=f"{TRACE_HELP}; several: windows, oldest first.")]
@@ -57,10 +58,8 @@ def report(
         nodes=nodes, ranks_per_node=ranks_per_node, rule=checked_rule(rule), layer=layer,
         simulated=[read_simulated_layer(path) for path in peo or []],
     ).encode(errors="replace")  # fmt: skip
-    try:
+    with writing(out):
         write_atomic(out, html)
-    except OSError as error:
-        raise PluginError(f"{out}: cannot be written ({error.strerror or error}); fix: name another file") from None
     if as_json:
         typer.echo(json.dumps({"report": str(out), "bytes": len(html)}))
     else:

@@ -14,6 +14,7 @@ from rich.table import Table
 from ..errors import PluginError, mismatch
 from ..files import write_atomic
 from .options import Json, NumGroups
+from .writing import writing
 
 if TYPE_CHECKING:
     from ..workloads.imbalance import Target
@@ -160,15 +161,13 @@ def _write(path: Path, window: Any, experts: int, header: dict[str, Any]) -> Non
 
     from ..statistics import RoutingStatistics
 
-    try:
+    with writing(path):
         if path.suffix == ".npz":
             data = io.BytesIO()
             np.savez_compressed(data, topk_ids=window, num_experts=experts)
             write_atomic(path, data.getvalue())
         else:
             RoutingStatistics.from_topk(window, experts).save(path, header)
-    except OSError as error:
-        raise PluginError(f"{path}: cannot be written ({error.strerror or error}); fix: name another file") from None
 
 
 def _print_made(answer: dict[str, Any]) -> None:

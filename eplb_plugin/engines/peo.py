@@ -6,20 +6,28 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
 from ..config_sections import PeoConfig
 from ..errors import PluginError
-from ..peo.cuda import Limit, RoundBuffer, choose_api
+from ..peo.cuda import RoundBuffer, choose_api
 from ..peo.ops import Schedule
 from ..peo.protocol import check, check_agreement
 from ..peo.schedule import default_num_rounds, make_schedule
 from ..peo.streams import CudaStreams, InOrder
 
 logger = logging.getLogger("eplb_plugin")
+
+
+class SmLimit(Protocol):
+    """Of the module deep_gemm, or of what an engine wraps it in."""
+
+    def get_num_sms(self) -> int: ...
+
+    def set_num_sms(self, num_sms: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,12 @@ class _Layers:
 class Peo:
     """One per worker process, as the settings ask for it. An engine's hooks enter `layer` around each MoE layer.
 
-    limit_gemm_sms: the engine's way to limit DeepGEMM's SMs; num_device_sms: what DeepGEMM may use without a limit.
+    deep_gemm: what the engine tells DeepGEMM through how many SMs it may use; called where a layer needs it.
     """
 
-    def __init__(self, settings: PeoConfig, num_device_sms: Callable[[], int], limit_gemm_sms: Limit) -> None:
+    def __init__(self, settings: PeoConfig, deep_gemm: Callable[[], SmLimit]) -> None:
         self.running: RoundBuffer | None = None
-        self._settings, self._num_device_sms = settings, num_device_sms
-        self._limit = limit_gemm_sms
+        self._settings, self._deep_gemm = settings, deep_gemm
         self._layers: dict[tuple[Any, int], _Layers | None] = {}  # by buffer and local experts
         self._said: set[str] = set()
 
@@ -59,12 +66,22 @@ class Peo:
         if layers is None or (capturing and num_tokens not in layers.warm):
             yield buffer
             return
-        self.running = RoundBuffer(buffer, layers.schedule, layers.streams, self._limit)
+        self.running = RoundBuffer(buffer, layers.schedule, layers.streams, self._limited_gemm_sms)
         try:
             yield self.running
         finally:
             self.running = None
         layers.warm.add(num_tokens)
+
+    @contextmanager
+    def _limited_gemm_sms(self, num_sms: int) -> Iterator[None]:
+        deep_gemm = self._deep_gemm()
+        before = deep_gemm.get_num_sms()
+        deep_gemm.set_num_sms(num_sms)
+        try:
+            yield
+        finally:
+            deep_gemm.set_num_sms(before)
 
     def off(self, reason: str) -> None:
         """Say once why layers run as the engine runs them."""
@@ -100,7 +117,7 @@ class Peo:
                 asked.method if patched else "overlap-2",
                 num_rounds=asked.num_rounds or default_num_rounds(num_local_experts),
                 num_local_experts=num_local_experts,
-                num_device_sms=self._num_device_sms(),
+                num_device_sms=int(self._deep_gemm().get_num_sms()),
                 deepep_send_num_sms=asked.deepep_send_num_sms if patched else None,
                 deepep_recv_num_sms=asked.deepep_recv_num_sms if patched else None,
                 up_deepgemm_num_sms=asked.up_deepgemm_num_sms,

@@ -7,8 +7,11 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from ..config_sections import MigrationConfig
 from ..errors import mismatch
 from .schedule import Schedule
+
+_DEFAULT = MigrationConfig()
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,12 @@ class Budget:
     vote_seconds: a rank that does not vote for so long ends the others: longer than the slowest step of the engine.
     """
 
-    layers_per_step: int = 1
-    bytes_per_step: int | None = None
-    message_bytes: int = 64 << 20
-    planning_seconds: float = 600.0
-    transfer_seconds: float = 30.0
-    vote_seconds: float = 120.0
+    layers_per_step: int = _DEFAULT.layers_per_step
+    bytes_per_step: int | None = _DEFAULT.bytes_per_step
+    message_bytes: int = 64 << 20  # no setting
+    planning_seconds: float = _DEFAULT.planning_seconds
+    transfer_seconds: float = _DEFAULT.transfer_seconds
+    vote_seconds: float = _DEFAULT.vote_seconds
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):

@@ -41,6 +41,16 @@ class Cell:
     p: float | None
     verdict: Verdict
 
+    @property
+    def spread(self) -> str:
+        """The runs in words."""
+        return "–" if self.median is None else f"{self.median:.4g} ({self.least:.4g} – {self.most:.4g})"
+
+    @property
+    def change(self) -> str:
+        """Against the first arm; empty where there is nothing to say."""
+        return "" if self.ratio is None or self.verdict == "reference" else f"{self.ratio - 1.0:+.1%} {self.verdict}"
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -167,12 +167,9 @@ def _serving(arms: Mapping[str, Sequence[Run]]) -> str:
 
 
 def _serving_cell(cell: Cell) -> str:
-    if cell.median is None:
-        return "–"
-    text = f"{cell.median:.4g} ({cell.least:.4g} – {cell.most:.4g})"
-    if cell.verdict == "reference" or cell.ratio is None:
-        return text
-    return f'{text}<br><span class="{cell.verdict.split()[0]}">{cell.ratio - 1.0:+.1%} {cell.verdict}</span>'
+    if not cell.change:
+        return cell.spread
+    return f'{cell.spread}<br><span class="{cell.verdict.split()[0]}">{cell.change}</span>'
 
 
 def _relative_load(made: Plan, window: RoutingStatistics) -> Floats:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PluginError, mismatch
-from ..files import load_arrays
 from ..state import measures
 from ..statistics import KIND, RoutingStatistics, load_window
 
@@ -33,7 +32,7 @@ def collect(folder: Path, seconds: float, sleep: Callable[[float], None] = time.
             if version is None or seen.get(path) == version:
                 continue
             seen[path] = version
-            merged = _merged(merged, (load_window(path), load_arrays(path, KIND)[1]), path)
+            merged = _merged(merged, load_window(path), path)
     if merged is None:
         fix = "pass more --seconds, lower step_interval, or send the server requests"
         raise mismatch(str(folder), found=f"no window that ended within {seconds:g} s", expected="one", fix=fix)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..jit import Array, kernel
-from .cover_sets import add_arrivals, visited_nodes
+from .cover_sets import add_arrivals, list_shared, visited_nodes
 from .crossings import Cluster
 from .exchange import best_exchange
 from .replication import best_copy
@@ -33,51 +33,58 @@ class Worth(NamedTuple):
 
 
 @kernel
-def _value_token(row: Array, own: int, index: int, masks: Array, sign: float, worth: Worth) -> None:
-    """Add one token's part.
+def _value_token(rows: Array, token: int, own: int, masks: Array, shared: Array, sign: float, worth: Worth) -> None:
+    """Add one token's part. shared: [k], to work in.
 
     A visit is spared if its one expert, alone on that node, also has a copy on a needed node; if the node was opened
     for several replicated experts, perhaps. A copy is missed by tokens that reach no other, unless they then visit
     another node instead.
     """
-    needed, nodes = visited_nodes(row, own, masks, index), worth.saved.shape[1]
-    once, twice = np.int64(1) << own, np.int64(0)  # nodes that are needed for one reason, for more …
-    fixed = np.int64(1) << own  # … and whatever copies are added
-    add_arrivals(row, own, masks, needed, sign, worth.arriving)
-    for expert in row:
-        if expert >= 0:
-            reached = masks[expert] & needed
+    saved, lost, arriving = worth.saved, worth.lost, worth.arriving
+    count, fixed = list_shared(rows, token, masks, shared)  # nodes that are needed whatever copies are added
+    needed, nodes = visited_nodes(rows, token, own, masks, shared, count, fixed), saved.shape[1]
+    add_arrivals(own, masks, shared, count, needed, sign, arriving)
+    once, twice = np.int64(1) << own, np.int64(0)  # nodes that are needed for one reason, for more
+    for k in range(rows.shape[1]):
+        if rows[token, k] >= 0:
+            reached = masks[rows[token, k]] & needed
             if reached & (reached - 1) == 0:
                 twice |= once & reached
                 once |= reached
-            if masks[expert] & (masks[expert] - 1) == 0:
-                fixed |= reached
-    for expert in row:
-        if expert < 0:
-            continue
+    for k in range(rows.shape[1]):
+        expert = rows[token, k]
+        if expert >= 0:
+            mask = masks[expert]
+            if mask & (mask - 1) == 0 and mask & twice == 0:
+                spared = needed & ~mask
+                for node in range(nodes):
+                    if (spared >> node) & 1:
+                        saved[expert, node] += sign
+    fixed |= np.int64(1) << own
+    for place in range(count):
+        expert = shared[place]
         mask = masks[expert]
         reached = mask & needed
         if reached & (reached - 1):
             continue
-        is_single, has_company = mask & (mask - 1) == 0, reached & twice != 0
-        if not is_single and has_company:
+        if reached & twice:
             for node in range(nodes):
                 if (reached >> node) & 1:
-                    worth.lost[expert, node] += sign
-        if has_company if is_single else reached & fixed != 0:
+                    lost[expert, node] += sign
+        if reached & fixed:
             continue
-        value = sign * (1.0 if is_single or reached == 0 else OPENED_FOR_MANY)
+        value, spared = sign * (1.0 if reached == 0 else OPENED_FOR_MANY), needed & ~mask
         for node in range(nodes):
-            if (needed & ~mask) >> node & 1:
-                worth.saved[expert, node] += value
+            if (spared >> node) & 1:
+                saved[expert, node] += value
 
 
 @kernel
 def _open_worth(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int) -> Worth:
-    experts = masks.shape[0]
+    experts, shared = masks.shape[0], np.empty(tokens.rows.shape[1], np.int64)
     worth = Worth(np.zeros((experts, nodes)), np.zeros((experts, nodes)), np.zeros(nodes))
     for token in range(tokens.rows.shape[0]):
-        _value_token(tokens.rows[token], node_of_rank[tokens.source[token]], token, masks, 1.0, worth)
+        _value_token(tokens.rows, token, node_of_rank[tokens.source[token]], masks, shared, 1.0, worth)
     return worth
 
 
@@ -86,15 +93,15 @@ def _renew(
     expert: int, mask: int, concerned: Array, tokens: Tokens, masks: Array, cluster: Cluster, worth: Worth
 ) -> None:
     """Give an expert other nodes, in place. concerned: its tokens."""
-    before = masks[expert]
+    before, shared = masks[expert], np.empty(tokens.rows.shape[1], np.int64)
     if before == mask:
         return
     for token in concerned:
         own = cluster.node_of_rank[tokens.source[token]]
         masks[expert] = before
-        _value_token(tokens.rows[token], own, token, masks, -1.0, worth)
+        _value_token(tokens.rows, token, own, masks, shared, -1.0, worth)
         masks[expert] = mask
-        _value_token(tokens.rows[token], own, token, masks, 1.0, worth)
+        _value_token(tokens.rows, token, own, masks, shared, 1.0, worth)
 
 
 @kernel

@@ -25,18 +25,33 @@ class Choices(NamedTuple):
 
 
 @kernel
-def visited_nodes(row: Array, own: int, masks: Array, key: int) -> int:
-    """What `needed_nodes` returns, at once for the many tokens of which no further node serves two experts."""
-    needed = np.int64(1) << own
-    for expert in row:
-        if expert >= 0 and masks[expert] & (masks[expert] - 1) == 0:
-            needed |= masks[expert]
-    once, twice = np.int64(0), np.int64(0)
-    for expert in row:
-        if expert >= 0 and masks[expert] & needed == 0:
-            twice |= once & masks[expert]
-            once |= masks[expert]
-    return int(needed) if twice == 0 else needed_nodes(row, own, masks, key)
+def list_shared(rows: Array, token: int, masks: Array, shared: Array) -> tuple[int, int]:
+    """Write a token's experts on several nodes to `shared: [k]` -> their number, and the nodes of all its others."""
+    count, fixed = 0, np.int64(0)
+    for k in range(rows.shape[1]):
+        if rows[token, k] >= 0:
+            mask = masks[rows[token, k]]
+            if mask & (mask - 1) == 0:
+                fixed |= mask
+            else:
+                shared[count] = rows[token, k]
+                count += 1
+    return count, fixed
+
+
+@kernel
+def visited_nodes(rows: Array, token: int, own: int, masks: Array, shared: Array, count: int, fixed: int) -> int:
+    """What `needed_nodes` returns, at once for the many tokens of which no further node serves two experts.
+
+    shared, count, fixed: of `list_shared`, which are the same from every source.
+    """
+    needed, once, twice = np.int64(fixed) | np.int64(1) << own, np.int64(0), np.int64(0)
+    for place in range(count):
+        mask = masks[shared[place]]
+        if mask & needed == 0:
+            twice |= once & mask
+            once |= mask
+    return int(needed) if twice == 0 else needed_nodes(rows[token], own, masks, token)
 
 
 @kernel
@@ -48,13 +63,14 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
     counts = np.zeros((experts, 1 << nodes if few else 1), np.int64)
     keys = np.empty(0 if few else tokens.rows.size * sources + experts, np.int64)
     filled, selected = 0, np.zeros(experts)
-    for token in range(tokens.rows.shape[0]):
-        for turn in range(sources):
+    rows, shared = tokens.rows, np.empty(tokens.rows.shape[1], np.int64)
+    for token in range(rows.shape[0]):
+        count, fixed = list_shared(rows, token, masks, shared)
+        for turn in range(sources if count > 0 else 0):
             own = (node_of_rank[tokens.source[token]] + turn * nodes // sources) % nodes
-            needed = visited_nodes(tokens.rows[token], own, masks, token)
-            for expert in tokens.rows[token]:
-                if expert < 0 or masks[expert] & (masks[expert] - 1) == 0:
-                    continue
+            needed = visited_nodes(rows, token, own, masks, shared, count, fixed)
+            for place in range(count):
+                expert = shared[place]
                 selected[expert] += 1.0
                 if few:
                     counts[expert, allowed_nodes(masks[expert], needed)] += 1
@@ -86,22 +102,28 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
 def count_cover_arrivals(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int) -> Array:
     """[nodes] copies that arrive at every node from others."""
     arriving = np.zeros(nodes)
-    for token in range(tokens.rows.shape[0]):
+    rows, shared = tokens.rows, np.empty(tokens.rows.shape[1], np.int64)
+    for token in range(rows.shape[0]):
         own = node_of_rank[tokens.source[token]]
-        needed = visited_nodes(tokens.rows[token], own, masks, token)
-        add_arrivals(tokens.rows[token], own, masks, needed, 1.0, arriving)
+        count, fixed = list_shared(rows, token, masks, shared)
+        needed = visited_nodes(rows, token, own, masks, shared, count, fixed)
+        add_arrivals(own, masks, shared, count, needed, 1.0, arriving)
     return arriving
 
 
 @kernel
-def add_arrivals(row: Array, own: int, masks: Array, needed: int, sign: float, arriving: Array) -> None:
-    """One token's copies, to every node; an expert that is left alone sends one to any of its nodes, equally often."""
+def add_arrivals(own: int, masks: Array, shared: Array, count: int, needed: int, sign: float, arriving: Array) -> None:
+    """One token's copies, to every node; an expert that is left alone sends one to any of its nodes, equally often.
+
+    shared, count: of `list_shared`.
+    """
     for node in range(arriving.shape[0]):
-        arriving[node] += sign * ((needed >> node) & 1 and node != own)
-    for expert in row:
-        if expert < 0 or masks[expert] & needed:
+        if (needed >> node) & 1 and node != own:
+            arriving[node] += sign
+    for place in range(count):
+        expert, copies = shared[place], 0
+        if masks[expert] & needed:
             continue
-        copies = 0
         for node in range(arriving.shape[0]):
             copies += (masks[expert] >> node) & 1
         for node in range(arriving.shape[0]):
@@ -114,11 +136,12 @@ def cover_pins(tokens: Tokens, masks: Array, node_of_rank: Array, movable: Array
 
     A pin is one reason to visit a node: it is the token's own, or a replicated expert reaches no other node.
     """
-    singles = tokens.rows.copy()
+    singles, shared = tokens.rows.copy(), np.empty(tokens.rows.shape[1], np.int64)
     pins = np.zeros((singles.shape[0], nodes), np.int16)
     for token in range(singles.shape[0]):
         own = node_of_rank[tokens.source[token]]
-        needed = visited_nodes(tokens.rows[token], own, masks, token)
+        count, fixed = list_shared(tokens.rows, token, masks, shared)
+        needed = visited_nodes(tokens.rows, token, own, masks, shared, count, fixed)
         pins[token, own] += 1
         for k in range(singles.shape[1]):
             expert = singles[token, k]

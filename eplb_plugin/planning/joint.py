@@ -64,13 +64,10 @@ def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
     """From scratch. pairs: [E, E] co-activation; groups: the model's expert groups."""
     slack = SLACK * (_heaviest_copy(rule) - 1.0)
     home = _best_start(rule, pairs, groups, slack)
-    lowest, best = np.inf, None
-    for _ in range(rule.search.turns if len(rule.node_of_slot) > len(rule.load) else 1):
-        copies, use = _one_turn(rule, home, slack)
-        cost = _turn_cost(rule, use)
-        if cost < lowest:
-            lowest, best = cost, (copies, use)
-    assert best is not None
+    made = [_one_turn(rule, home, slack)]
+    for _ in range(rule.search.turns - 1 if len(rule.node_of_slot) > len(rule.load) else 0):
+        made.append(_one_turn(rule, home, slack))
+    best = min(made, key=lambda turn: _turn_cost(rule, turn[1])) if len(made) > 1 else made[0]
     return _to_ranks(rule, *best)
 
 

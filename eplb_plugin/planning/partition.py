@@ -105,7 +105,8 @@ def _best_partner(
     mine: int, visits: Visits, load: Array, barred: Array, node_load: Array, limits: Limits, offers: Array, reach: Array
 ) -> int:
     """The expert whose swap with `mine` gains most by the tables; -1 if none gains. reach: [nodes] to work in."""
-    a, hopeful = visits.node_of[mine], False
+    node_of, sole, absent = visits.node_of, visits.sole, visits.absent
+    a, hopeful = node_of[mine], False
     bound, price = _bounds(visits, node_load, limits)
     most = most_arrivals(visits, limits.ingress)
     for b in range(node_load.shape[0]):  # what a swap with an expert there gains, but for that expert's part
@@ -113,14 +114,14 @@ def _best_partner(
         reach[b] = price * max(node_load[b] - bound, 0.0) + excess
     excess = reach[a]
     for b in range(node_load.shape[0]):
-        reach[b] += excess + visits.sole[mine] - visits.absent[b, mine]
+        reach[b] += excess + sole[mine] - absent[b, mine]
         if b == a or reach[b] + offers[a, b] <= LEAST_GAIN:
             reach[b] = -NEVER
         hopeful |= reach[b] > -NEVER
     best, best_gain = -1, LEAST_GAIN
     for other in range(load.shape[0] if hopeful else 0):
-        b = visits.node_of[other]
-        if barred[other] or reach[b] + (visits.sole[other] - visits.absent[a, other]) <= best_gain:
+        b = node_of[other]
+        if barred[other] or reach[b] + (sole[other] - absent[a, other]) <= best_gain:
             continue
         change_a, change_b = swap_changes(visits, mine, other)
         shift = load[other] - load[mine]
@@ -200,8 +201,8 @@ def _sweep(load: Array, movable: Array, visits: Visits, node_load: Array, limits
     """Up to `sweeps` looks at every expert, each swapped with its best partner, in place."""
     nodes, barred = node_load.shape[0], ~movable
     offers, reach, tried = np.empty((nodes, nodes)), np.empty(nodes), np.empty(TRIES, np.int64)
-    _find_offers(visits, movable, offers)
     for _ in range(sweeps):
+        _find_offers(visits, movable, offers)  # not after every swap: it takes as long as one, and they change little
         swapped = False
         for mine in range(load.shape[0]):
             if not movable[mine]:
@@ -212,7 +213,6 @@ def _sweep(load: Array, movable: Array, visits: Visits, node_load: Array, limits
                 if other < 0:
                     break
                 if _try_swap(mine, other, visits, load, node_load, limits):
-                    _find_offers(visits, movable, offers)
                     swapped = True
                     break
                 barred[other], tried[tries] = True, other

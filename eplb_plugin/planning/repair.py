@@ -103,14 +103,16 @@ def _best_overwrite(
     lost: Array,
     is_replicated: Array,
     price: float,
+    enough: float,
 ) -> tuple[float, int, int]:
     """Like `_best_swap`, for one more copy of an expert of the busiest rank in another rank's redundant slot.
 
-    saved, lost: [E, nodes] crossings that a copy more or less is worth; is_replicated: [E].
+    saved, lost: [E, nodes] crossings that a copy more or less is worth; is_replicated: [E]; enough: value that another
+    move has, so that none below it is looked for.
     """
     slots, rank_load, least = cluster.slots_per_rank, ranks.rank_load, LEAST_RELIEF * ranks.rank_load.mean()
     home, top = cluster.node_of_rank[busiest], ranks.rank_load[busiest]
-    best, best_own, best_slot = 0.0, -1, -1
+    best, best_own, best_slot = enough, -1, -1
     for own in range(busiest * slots, (busiest + 1) * slots):
         expert, grown_for = ranks.phy2log[own], -1
         grown = ranks.shares[expert]
@@ -169,25 +171,26 @@ def relieve(
         movable[:] = True
     saved, lost = copy_values(ranks.copies, cluster, tokens)
     is_replicated = ranks.copies.sum(axis=1) > 1
-    price = RELIEF_PRICE * max(tokens.rows.shape[0], 1) / mean
+    price, left = RELIEF_PRICE * max(tokens.rows.shape[0], 1) / mean, budget - received(ranks.held, ranks.before)
     for _ in range(4 * ranks.phy2log.shape[0]):
         busiest = int(np.argmax(ranks.rank_load))
-        left = budget - received(ranks.held, ranks.before)
         if ranks.rank_load[busiest] <= bound:
             break
         swap_value, own, other = _best_swap(busiest, left, ranks, cluster, movable, visits, price)
-        copy_value, source, slot = _best_overwrite(busiest, left, ranks, cluster, saved, lost, is_replicated, price)
-        if swap_value <= 0.0 and copy_value <= 0.0:
+        _, source, slot = _best_overwrite(busiest, left, ranks, cluster, saved, lost, is_replicated, price, swap_value)
+        if own < 0 and slot < 0:
             break
-        if swap_value >= copy_value:
+        if slot < 0:
             mine, theirs = ranks.phy2log[own], ranks.phy2log[other]
             if aware and visits.node_of[mine] != visits.node_of[theirs] and movable[mine] and movable[theirs]:
                 swap_experts(visits, mine, theirs)
+            left -= swap_receipts(ranks, cluster, own, other)
             swap_slots(ranks, cluster, own, other)
         else:
             if aware or cluster.nearest:
                 movable[ranks.phy2log[source]] = False  # it has two copies now
             victim = ranks.phy2log[slot]
+            left -= receipts(ranks, slot // cluster.slots_per_rank, ranks.phy2log[source], victim)
             write_slot(ranks, cluster, slot, ranks.phy2log[source])
             is_replicated[ranks.phy2log[slot]], is_replicated[victim] = True, ranks.copies[victim].sum() > 1
             written += 1

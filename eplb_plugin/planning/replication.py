@@ -103,7 +103,10 @@ def best_copy(
     mean_node = node_load.mean()
     best_expert, best_node, best = -1, -1, -np.inf
     for expert in range(load.shape[0]):
-        per_copy = load[expert] / copies[expert].sum() / mean_rank if mean_rank > 0.0 else 0.0
+        total = 0
+        for node in range(free.shape[0]):
+            total += copies[expert, node]
+        per_copy = load[expert] / total / mean_rank if mean_rank > 0.0 else 0.0
         urgency = TOO_HEAVY_PRICE * per_copy if per_copy > TOO_HEAVY else 0.0
         for node in range(free.shape[0]):
             if free[node] == 0 or copies[expert, node] >= most_on_node:

@@ -148,17 +148,29 @@ def _move(visits: Visits, expert: int, target: int) -> int:
         pins[token, target] += 1
         if left > 1 and found > 1:
             continue
-        saved += (left == 0) - (found == 0)
-        visited[origin] -= left == 0
-        visited[target] += found == 0
-        sole[expert] += (found == 0) - (left == 0)
-        for k in range(rows.shape[1]):
-            other = rows[token, k]
-            if other < 0:
-                continue
-            absent[origin, other] += left == 0
-            absent[target, other] -= found == 0
-            if other != expert:
-                sole[other] += (left == 1 and node_of[other] == origin) - (found == 1 and node_of[other] == target)
+        if left == 0:
+            saved += 1
+            visited[origin] -= 1
+            sole[expert] -= 1
+            for k in range(rows.shape[1]):
+                if rows[token, k] >= 0:
+                    absent[origin, rows[token, k]] += 1
+        elif left == 1:
+            for k in range(rows.shape[1]):
+                other = rows[token, k]
+                if other >= 0 and node_of[other] == origin and other != expert:
+                    sole[other] += 1
+        if found == 0:
+            saved -= 1
+            visited[target] += 1
+            sole[expert] += 1
+            for k in range(rows.shape[1]):
+                if rows[token, k] >= 0:
+                    absent[target, rows[token, k]] -= 1
+        elif found == 1:
+            for k in range(rows.shape[1]):
+                other = rows[token, k]
+                if other >= 0 and node_of[other] == target:
+                    sole[other] -= 1
     node_of[expert] = target
     return saved

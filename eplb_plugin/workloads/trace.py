@@ -45,7 +45,7 @@ def read_window(
         if layer_ids is not None and len(np.asarray(layer_ids)) != len(ids):
             layer_ids = None  # those of another number of layers: for the caller to refuse
         return _named(path, RoutingStatistics.from_topk, ids, num_experts, arrays.get("layer_ids", layer_ids))
-    return _named(path, load_window, path)
+    return _named(path, lambda: load_window(path)[0])
 
 
 def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:

@@ -23,7 +23,7 @@ from eplb_plugin.workloads.trace import read_window
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ("hash", "nearest", "weighted", "cover")
-BALANCE = (0.02, 0.0, 0.1)  # tolerances; the first is the default
+BALANCE = (0.02, 0.0, 0.05, 0.1)  # tolerances; the first is the default
 INGRESS = (0.02, 1.0)
 TOKENS = 8192  # per window
 

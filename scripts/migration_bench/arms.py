@@ -28,20 +28,32 @@ class Ours:
     """stepwise: one batch of layers a step, with pauses as if a model ran between them; else to the end at once."""
 
     def __init__(self, row: Row, stepwise: bool) -> None:
-        from eplb_plugin import Placement, Topology
+        from eplb_plugin import Topology
+        from eplb_plugin.engines.tables import DispatchTables
         from eplb_plugin.migration.layout import expert_rows
-        from eplb_plugin.migration.maps import LogicalMaps
         from eplb_plugin.migration.shuffle import Shuffler
 
         self.row, self.stepwise = row, stepwise
         layers = [expert_rows(dict(zip(row.tensors, layer, strict=True)), row.slots_per_rank) for layer in weights(row)]
         self.topology = Topology(NODES, RANKS // NODES, row.slots_per_rank)
         start = np.tile(np.arange(self.topology.num_slots, dtype=np.int32) % row.experts, (row.layers, 1))
-        self.maps = LogicalMaps(Placement(start))
+        self.plan_in_force = self._plan(start)
+        self.tables = DispatchTables(self.plan_in_force, [dist.get_rank()], torch.device("cpu"))
         groups = {"data": dist.new_group(), "votes": dist.new_group()}
-        self.shuffler = Shuffler(layers, self.topology, switch=self.maps.switch, **groups)
+        self.shuffler = Shuffler(layers, self.topology, switch=self._switch, **groups)
+
+    def _plan(self, phy2log: Any) -> Any:
+        """With the weights of `dispatch: weighted`, the default of both engines."""
+        from eplb_plugin import Placement
+        from eplb_plugin.planning.job import plan_of
+
+        return plan_of(Placement(phy2log), self.topology, "weighted")
+
+    def _switch(self, layers: list[int], _rows: Any) -> None:
+        self.tables.switch(layers, self.plan_in_force)
 
     def run(self, old: Any, new: Any) -> dict[str, Any]:
+        self.plan_in_force = self._plan(new)
         shuffler, began, steps = self.shuffler, time.perf_counter(), []
         shuffler.begin(old, new)
         planned = time.perf_counter()
@@ -57,7 +69,7 @@ class Ours:
             shuffler.finish()
         ended = time.perf_counter()
         steps.append(planned - began if self.stepwise else ended - began)
-        return {"total": ended - began, "steps": steps, "staging": shuffler.wires.nbytes, "maps": self.maps.nbytes}
+        return {"total": ended - began, "steps": steps, "staging": shuffler.wires.nbytes, "maps": self.tables.nbytes()}
 
     def plan(self, old: Any, new: Any) -> float:
         from eplb_plugin.migration.schedule import schedule

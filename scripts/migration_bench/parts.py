@@ -21,9 +21,10 @@ from vllm.distributed.eplb.migration_scheduler import schedule_migration_batches
 from vllm.distributed.eplb.policy.default import DefaultEplbPolicy
 
 from eplb_plugin import Placement, RoutingStatistics, Topology, plan
-from eplb_plugin.migration.maps import LogicalMaps
+from eplb_plugin.engines.tables import DispatchTables
 from eplb_plugin.migration.schedule import schedule
 from eplb_plugin.migration.verify import broken, seal
+from eplb_plugin.planning.job import plan_of
 from planner_bench import rows as planner_rows
 
 from .arms import Nothing
@@ -58,8 +59,10 @@ def planning() -> dict[str, float]:
 
 
 def maps() -> dict[str, float]:
+    """What servers switch to: the plugin its tables of `weighted`, which vLLM's kernel looks up; vLLM its own maps."""
     rows = shuffled(2)
-    ours = LogicalMaps(Placement(rows))
+    made = plan_of(Placement(rows), Topology(NODES, RANKS // NODES, SLOTS), "weighted")
+    ours = DispatchTables(made, [0], torch.device("cpu"))
     state = SimpleNamespace(
         physical_to_logical_map=torch.zeros(LAYERS, RANKS * SLOTS, dtype=torch.int64),
         logical_to_physical_map=torch.full((LAYERS, EXPERTS, 1024), -1),
@@ -68,11 +71,11 @@ def maps() -> dict[str, float]:
     theirs = state.logical_to_physical_map.nbytes + state.logical_replica_count.nbytes
     new = torch.from_numpy(rows)
     return {
-        "eplb_plugin, all layers": milliseconds(lambda: ours.switch(range(LAYERS), rows)),
-        "eplb_plugin, one layer": milliseconds(lambda: ours.switch([3], rows[3:4])),
+        "eplb_plugin, all layers": milliseconds(lambda: ours.switch(range(LAYERS), made)),
+        "eplb_plugin, one layer": milliseconds(lambda: ours.switch([3], made)),
         "vllm, all layers": milliseconds(lambda: eplb_state._commit_eplb_maps(state, new)),
         "vllm, one layer": milliseconds(lambda: eplb_state._commit_eplb_maps_for_layer(state, new[3], 3)),
-        "eplb_plugin MiB": round(ours.nbytes / 2**20, 2),
+        "eplb_plugin MiB": round(ours.nbytes() / 2**20, 2),
         "vllm MiB": round(theirs / 2**20, 2),
     }
 

@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benches.worker import ONE_THREAD, Worker
 from eplb_plugin import Topology
 from eplb_plugin.migration.schedule import schedule
 
@@ -24,39 +25,7 @@ from .rows import NODES, RANKS, ROWS, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = {"vanilla's plan": ("old", "vanilla"), "the plugin's plan": ("old", "own")}
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
-
-
-class Worker:
-    """The process of one environment. `error` says why it cannot run, or is None."""
-
-    def __init__(self, engine: str, python: Path) -> None:
-        self.engine = engine
-        if not python.exists():
-            self.error: str | None = f"no environment at {python}"
-            return
-        self.process = subprocess.Popen(
-            [str(python), "-m", "migration_bench.worker", engine],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, **ONE_THREAD, "GLOO_SOCKET_IFNAME": "lo"},
-        )  # fmt: skip
-        self.error = self._answer().get("error")
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": f"ended with {self.process.wait()}"}
-
-    def close(self) -> None:
-        if self.error is None:
-            assert self.process.stdin is not None
-            self.process.stdin.close()
-            self.process.wait()
+ENVIRONMENT = {**ONE_THREAD, "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def measure(row: Row, workers: list[Worker], repeats: int, folder: Path) -> dict[str, Any]:
@@ -67,7 +36,7 @@ def measure(row: Row, workers: list[Worker], repeats: int, folder: Path) -> dict
         answer = {"error": worker.error} if worker.error else worker.ask(row=row.name, folder=str(folder))
         if "error" in answer:
             for pair in PAIRS:
-                found[pair][worker.engine] = answer
+                found[pair][worker.name] = answer
         else:
             ready |= dict.fromkeys(answer["arms"], worker)
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -154,7 +123,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
     pythons = {"vllm": Path(sys.executable), "sglang": options.sglang_python}
-    workers = [Worker(engine, python) for engine, python in pythons.items()]
+    workers = [Worker(python, "migration_bench.worker", engine, ENVIRONMENT) for engine, python in pythons.items()]
     began, results = time.monotonic(), []
     for row in ROWS.values():
         if options.row in (None, row.name):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benches.worker import ONE_THREAD, Worker
 from eplb_plugin import Placement, Topology
 from eplb_plugin.planning.score import balancedness, moved_slots
 
@@ -26,35 +25,10 @@ from .rows import REAL_NOISE, Row, chosen, noisy
 
 OUR = ARMS[0]
 ALONE = ("scale", "affinity")  # kinds whose rows have a process of their own
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
 
 
-class Worker:
-    """One arm's process. `error` says why it cannot run, or is None."""
-
-    def __init__(self, arm: str, environment: dict[str, str]) -> None:
-        self.arm = arm
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "planner_bench.worker", arm],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, **environment},
-        )  # fmt: skip
-        self.error: str | None = self._answer().get("error")
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": f"ended with {self.process.wait()}"}
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+def started(arm: str, environment: dict[str, str]) -> Worker:
+    return Worker(Path(sys.executable), "planner_bench.worker", arm, environment)
 
 
 def measure(row: Row, workers: list[Worker], repeats: int, folder: Path) -> dict[str, Any]:
@@ -62,15 +36,15 @@ def measure(row: Row, workers: list[Worker], repeats: int, folder: Path) -> dict
     figures: dict[str, Any] = {}
     for worker in workers:
         if worker.error:
-            figures[worker.arm] = {"error": worker.error}
+            figures[worker.name] = {"error": worker.error}
             continue
         file = folder / "placement.npz"
         answer = worker.ask(row=asdict(row), file=str(file))
-        figures[worker.arm] = answer if "error" in answer else {**answer, "seconds": [], **judge(row, file)}
+        figures[worker.name] = answer if "error" in answer else {**answer, "seconds": [], **judge(row, file)}
     for _ in range(repeats):
         for worker in workers:
-            if "error" not in figures[worker.arm]:
-                figures[worker.arm]["seconds"] += worker.ask(again=1 if row.rule else 3)["seconds"]
+            if "error" not in figures[worker.name]:
+                figures[worker.name]["seconds"] += worker.ask(again=1 if row.rule else 3)["seconds"]
     for one in figures.values():
         if "seconds" in one:
             one["cpu_ms"] = 1e3 * median(one.pop("seconds"))
@@ -96,7 +70,7 @@ def _balance(load: Any, placement: Placement, row: Row) -> float:
 
 def compile_seconds(folder: Path) -> dict[str, float]:
     """CPU time of the first plan where nothing is cached: {what: seconds}, full and incremental balanced solves."""
-    worker = Worker(OUR, {**ONE_THREAD, "NUMBA_CACHE_DIR": str(folder / "cache")})
+    worker = started(OUR, {**ONE_THREAD, "NUMBA_CACHE_DIR": str(folder / "cache")})
     full, drift = (Row("compile", 2, 16, 1, 4, 5, drift=sigma) for sigma in (0.0, 0.2))
     try:
         return {
@@ -150,13 +124,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         compiled = compile_seconds(folder)
-        workers = [Worker(arm, ONE_THREAD) for arm in ARMS]
+        workers = [started(arm, ONE_THREAD) for arm in ARMS]
         for row in chosen(options.quick):
             console.print(f"[dim]{time.monotonic() - began:4.0f} s[/]  {row.title}", highlight=False)
             if row.kind in ALONE:  # peak memory only grows: a process of its own for every row
                 for worker in workers:
                     worker.close()
-                workers = [Worker(arm, ONE_THREAD) for arm in (ARMS[:1] if row.rule else ARMS)]
+                workers = [started(arm, ONE_THREAD) for arm in (ARMS[:1] if row.rule else ARMS)]
             repeats = 1 if row.kind in ALONE else options.repeats
             rows.append({"title": row.title, **asdict(row), "arms": measure(row, workers, repeats, folder)})
         for worker in workers:

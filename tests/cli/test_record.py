@@ -19,7 +19,6 @@ from eplb_plugin.deployment import Deployment
 from eplb_plugin.engines.sglang import http_recorder
 from eplb_plugin.files import load_arrays
 from eplb_plugin.state import StateDirectory
-from eplb_plugin.statistics import load_window
 
 ROWS = np.array([[[0, 1], [2, 3]], [[1, 2], [3, 0]]])
 Call = Callable[..., tuple[int, str, str]]
@@ -61,7 +60,7 @@ def test_windows_that_end_are_merged(tmp_path: Path, call: Call) -> None:
     )
     server.join()
     assert code == 0, problem
-    np.testing.assert_array_equal(load_window(out).load, 2 * window().load)
+    np.testing.assert_array_equal(RoutingStatistics.load(out).load, 2 * window().load)
     _, header = load_arrays(out, "statistics")
     expected = {"model": "some-moe", "engine": "vllm", "phase": "decode", "tokens": 4, "top_k": 2, "num_layers": 2}
     for found in (json.loads(printed), header):
@@ -137,8 +136,8 @@ def test_the_recorder_is_started_and_dumped(tmp_path: Path, call: Call, sglang: 
     out = tmp_path / "out.safetensors"
     code, printed, problem = call("record", out, "--url", sglang, "--dumps", tmp_path, "--seconds", "0.1", "--json")
     assert code == 0, problem
-    assert load_window(out).load.tolist() == [[3, 3, 3, 3]]
-    assert load_window(out).layer_ids.tolist() == [1]
+    assert RoutingStatistics.load(out).load.tolist() == [[3, 3, 3, 3]]
+    assert RoutingStatistics.load(out).layer_ids.tolist() == [1]
     assert json.loads(printed)["phase"] == "prefill"
     names = ["server_info", *([] if eplb else ["start_expert_distribution_record"]), "dump_expert_distribution_record"]
     assert Handler.asked == [f"/{name}" for name in [*names, *([] if eplb else ["stop_expert_distribution_record"])]]
@@ -175,7 +174,7 @@ def test_files_of_the_recorder_are_converted(tmp_path: Path, call: Call) -> None
         torch.save({"records": [record], "last_physical_to_logical_map": torch.arange(4)[None]}, files[-1])
     code, _, problem = call("record", out, *files, "--owner-group-size", "2")
     assert code == 0, problem
-    assert load_window(out).load.tolist() == [[2, 1, 1, 0]]
+    assert RoutingStatistics.load(out).load.tolist() == [[2, 1, 1, 0]]
     files[1].write_bytes(files[1].read_bytes()[:50])
     code, _, problem = call("record", out, *files, "--owner-group-size", "2")
     assert code == 2

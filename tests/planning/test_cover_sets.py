@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin.dispatch.cover import needed_nodes
-from eplb_plugin.planning.cover_sets import count_choices, visited_nodes
+from eplb_plugin.planning.cover_sets import count_choices, list_shared, visited_nodes
 from eplb_plugin.planning.tokens import Tokens
 from strategies import QUICK
 
@@ -15,9 +15,10 @@ from strategies import QUICK
 @QUICK
 @given(st.lists(st.integers(-1, 9), min_size=1, max_size=8), st.lists(st.integers(1, 31), min_size=10, max_size=10))
 def test_visited_nodes_are_the_rules_own(row: list[int], masks: list[int]):
+    rows, nodes, shared = np.array([row] * 3, np.int16), np.array(masks, np.int64), np.empty(len(row), np.int64)
+    count, fixed = list_shared(rows, 2, nodes, shared)
     for own in range(5):
-        args = np.array(row, np.int16), own, np.array(masks, np.int64), 7
-        assert visited_nodes(*args) == needed_nodes(*args)
+        assert visited_nodes(rows, 2, own, nodes, shared, count, fixed) == needed_nodes(rows[2], own, nodes, 2)
 
 
 def test_choices_of_every_expert_sum_to_one():

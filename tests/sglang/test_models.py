@@ -1,4 +1,4 @@
-"""The same promise with layers moved in chunks, with the other policies, and a model that cannot be served."""
+"""The same promise with layers moved in chunks, other policies and rules, and a model that cannot be served."""
 
 from __future__ import annotations
 
@@ -14,25 +14,32 @@ pytestmark = pytest.mark.server
 
 
 @pytest.mark.parametrize(
-    ("policy", "chunk"),
+    ("policy", "chunk", "rule", "rebalances"),
     [
-        pytest.param("affinity", 1, id="affinity-chunks"),
-        pytest.param("balanced", 100, id="balanced", marks=pytest.mark.full),
-        pytest.param("deepseek", 100, id="deepseek", marks=pytest.mark.full),
+        pytest.param("affinity", 1, "weighted", 10, id="affinity-chunks"),
+        pytest.param("affinity", 100, "cover", 50, id="affinity-cover"),
+        pytest.param("balanced", 100, "weighted", 10, id="balanced", marks=pytest.mark.full),
+        pytest.param("deepseek", 100, "weighted", 10, id="deepseek", marks=pytest.mark.full),
     ],
 )
 def test_output_is_unchanged(
-    policy: str, chunk: int, serve: Callable[..., Server], reference: Callable[[str], list[Completion]]
+    policy: str,
+    chunk: int,
+    rule: str,
+    rebalances: int,
+    serve: Callable[..., Server],
+    reference: Callable[[str], list[Completion]],
 ) -> None:
-    """Moved one layer per step, and with policies that plan by load only; started by `sglang serve`.
+    """Moved one layer per step, by `cover`, and with policies that plan by load only; started by `sglang serve`.
 
     Windows are half as long as intervals: the weights of the tables are solved again between rebalances.
     """
     arguments = ["--eplb-rebalance-layers-per-chunk", str(chunk)]
-    settings = SETTINGS.format(policy=policy) + "window_size: 4\n"
+    settings = SETTINGS.format(policy=policy) + f"window_size: 4\ndispatch: {rule}\n"
     server = serve("qwen3_moe", LAYOUT, EPLB, settings, arguments=arguments, **CANARY)
     server.wait_ready()
-    serve_until_rebalanced(server, reference("qwen3_moe"))
+    serve_until_rebalanced(server, reference("qwen3_moe"), rebalances)
+    assert f"dispatch {rule}, token-owner groups of 2" in server.text()
     assert server.text().count("re-split of ") >= 5
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,8 @@ import numpy as np
 import pytest
 from eplb_cpu_engines.meter import read_meter
 
+from kept_state import metrics_of
+from server_plugins import python_path
 from serving.bench import run_bench
 from serving.engine import Completion, Eplb, Load
 from serving.server import Server
@@ -20,7 +20,6 @@ from sglang_servers import CANARY, LAYOUT, REDUNDANT, SETTINGS, moves_finished, 
 
 pytestmark = pytest.mark.server
 
-FAULTS = Path(__file__).with_name("faults")
 OFTEN = Eplb(REDUNDANT, window_size=4, step_interval=4)
 
 
@@ -48,7 +47,7 @@ def server(serve_shared: Callable[..., Server], meter: Path, faults: Path) -> Se
         EPLB_METER_DIR=str(meter),
         EPLB_METER_WINDOW="4",
         EPLB_FAULTS=str(faults),
-        PYTHONPATH=os.pathsep.join([str(FAULTS), os.environ.get("PYTHONPATH", "")]),
+        PYTHONPATH=python_path("sglang"),
         **CANARY,
     )
     server.wait_ready()
@@ -87,11 +86,6 @@ def test_failures_leave_output_and_placement(
     finished = moves_finished(server)
     serve_until(server, r"migration \d+: \d+ layers in", expected)
     assert moves_finished(server) > finished
-
-
-def metrics_of(server: Server) -> str:
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as answer:
-        return answer.read().decode()
 
 
 def test_metrics_tell_what_the_plugin_did(server: Server) -> None:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from server_plugins import python_path
 from serving.engine import Completion, Engine, Layout
 from serving.greedy import complete_all
 from serving.server import Server
 from serving.vllm import VLLM
 
-FAULTS = Path(__file__).with_name("faults")
-
 
 @pytest.fixture(scope="session")
 def fault_path() -> str:
-    """PYTHONPATH of a server that is to load the tests' own plugins: faults, and a witness of weights and maps."""
-    return os.pathsep.join([str(FAULTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return python_path("vllm")
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from sglang.srt.distributed.parallel_state import get_world_group
 from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
-from sglang.srt.model_executor.forward_context import get_forward_context, has_forward_context
 from sglang.srt.runtime_context import get_disagg, get_exec, get_schedule, get_spec
 
 from ...config import PluginConfig
 from ...controller import Rebalancer
 from ...deployment import Deployment, Phase
+from ...dispatch.kernels import Counters, LayerTables
 from ...errors import mismatch
 from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
@@ -32,6 +32,7 @@ from ..tables import DispatchTables, owners_of, refuse_unequal
 from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
 from .mover import KEY, Mover
+from .recording import PassRecording
 
 logger = logging.getLogger("eplb_plugin")
 _PHASES: dict[str, Phase] = {"prefill": "prefill", "decode": "decode"}  # SGLang's disaggregation_mode -> ours
@@ -49,13 +50,10 @@ class Adapter:
         self._earlier = Earlier()
         self.rebalancer = Rebalancer(config, metrics())
         self._manager: Any = None
-        self._recorder: Recorder | None = None
+        self._recording: PassRecording | None = None
         self._tables: DispatchTables | None = None
         self._resplitting: Resplitting | None = None
         self._mover: Mover | None = None
-        self._row_of: dict[int, int] = {}  # decoder-layer number -> row of the recorder
-        self._calls: dict[int, int] = {}  # per row, in this pass: micro-batches route one after the other
-        self._stale = False  # rows were staged outside a pass, by a warm-up or while a graph was captured
         self._passes = -1  # since the last rebalance was over; SGLang's first interval has one more
         self._rebalancing = False
         self._loading = False  # SGLang writes the weights
@@ -98,8 +96,9 @@ class Adapter:
             return
         refuse_immovable(model)
         layers = inspect_layers(model, self.topology.num_slots)
-        self._row_of = {layer: row for row, layer in enumerate(layers.layer_ids)}
-        self._recorder = Recorder(
+        entry = self._entry(layers.layer_ids)
+        by_kernel = entry.dispatch == "cover"
+        entry.recorder = Recorder(
             num_layers=len(layers.layer_ids),
             num_experts=self.num_experts,
             top_k=layers.top_k,
@@ -107,12 +106,13 @@ class Adapter:
             sample_rows=self.config.sample_rows,
             device=get_global_expert_location_metadata().physical_to_logical_map.device,
             num_ubatches=2 if get_exec().overlap.enable_two_batch_overlap else 1,
+            by_kernel=by_kernel,
         )
-        entry = self._entry(layers.layer_ids)
-        entry.recorder, entry.owner_group_size = self._recorder, self.layout.owner_group_size
+        self._recording = PassRecording(entry.recorder, layers.layer_ids, self.topology.num_slots, by_kernel)
+        entry.owner_group_size = self.layout.owner_group_size
         entry.window_steps, entry.step_interval = self._window(), self._manager._rebalance_num_iterations
         world = get_world_group()
-        if entry.dispatch == "weighted":
+        if entry.dispatch in ("weighted", "cover"):
             self._tables = self._new_tables(entry)
             entry.table_bytes = self._tables.nbytes()
         self._mover = Mover(model, entry, self.rebalancer, self._tables)
@@ -132,9 +132,17 @@ class Adapter:
         return tables
 
     def rows_of(self, layer_id: int) -> torch.Tensor | None:
-        """[E, entries] of a decoder layer's tables; None where SGLang chooses by itself."""
-        row = self._row_of.get(layer_id)
-        return None if self._tables is None or row is None else self._tables.rows[row]
+        """[E, entries] of a decoder layer's tables for `weighted`; None where another rule chooses."""
+        row = None if self._recording is None else self._recording.row_of(layer_id)
+        return None if row is None or self._tables is None or self._tables.cover else self._tables.rows[row]
+
+    def cover_of(self, layer_id: int) -> tuple[LayerTables, Counters] | None:
+        """Inside the forward pass: what the next ids of a decoder layer are mapped by under `cover`, and counted in."""
+        row = None if self._recording is None else self._recording.row_of(layer_id)
+        if row is None or self._recording is None or self._tables is None or self._tables.cover is None:
+            return None
+        counters = self._recording.counters(row, get_global_expert_distribution_recorder())
+        return self._tables.cover.layer(row), counters
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
         return ModelEntry(
@@ -150,37 +158,23 @@ class Adapter:
         )
 
     def begin_pass(self, forward_batch: Any) -> None:
-        """The coming forward pass, of the target or a draft, has this many real tokens at most."""
-        if self._recorder is None:
-            return
-        if self._stale:
-            self._recorder.drop()
-            self._stale = False
-        self._calls.clear()
-        tokens = forward_batch.global_num_token_non_padded_cpu or 0
-        self._recorder.expect([tokens] * len(self._recorder.stage))
+        """The coming forward pass is of the target or a draft."""
+        if self._recording is not None:
+            self._recording.begin(forward_batch.global_num_token_non_padded_cpu or 0)
 
     def stage(self, engine_recorder: Any, topk_ids: torch.Tensor) -> None:
-        """Inside the forward pass, also while a graph is captured: keep [T, K] physical ids, -1 = padding."""
-        layer = engine_recorder._current_layer_idx.value
-        row = self._row_of.get(layer)
-        if row is None or engine_recorder._disable_all:
-            return
-        assert self._recorder is not None
-        self._stale = self._stale or engine_recorder._current_forward_pass_id.value is None
-        ubatch = self._calls.get(row, 0) % len(self._recorder.stage)
-        self._calls[row] = self._calls.get(row, 0) + 1
-        phy2log = engine_recorder._expert_location_metadata.physical_to_logical_map[layer]
-        self._recorder.stage_rows(row, logical_ids(topk_ids, phy2log), _real_rows(), ubatch=ubatch)
+        """Inside the forward pass: SGLang's recorder is given [T, K] physical ids, -1 = padding."""
+        if self._recording is not None:
+            self._recording.stage(engine_recorder, topk_ids)
 
     def end_pass(self, recording: bool) -> None:
         """A forward pass of the target is over: count what it routed, or forget it outside the window."""
-        if self._recorder is None:
+        if self._recording is None:
             return
         self._passes += not self._rebalancing
         left, resplitting = self._manager._rebalance_num_iterations - self._passes, self._resplitting
         in_window = left < self._window() or (resplitting is not None and resplitting.records(left))
-        self._recorder.fold(recording and in_window and not self._rebalancing)
+        self._recording.recorder.fold(recording and in_window and not self._rebalancing)
         if resplitting is not None and not self._rebalancing:
             assert self._mover is not None
             resplitting.end_step(left, self._mover.settled)
@@ -245,18 +239,6 @@ def _within_chunks(config: PluginConfig) -> PluginConfig:
     bound = min(config.migration.layers_per_step, chunk or config.migration.layers_per_step)
     migration = config.migration.model_copy(update={"layers_per_step": bound})
     return config.model_copy(update={"migration": migration})
-
-
-def logical_ids(topk_ids: torch.Tensor, phy2log: torch.Tensor) -> torch.Tensor:
-    """[T, K] logical ids of physical ones; what names no routed slot (padding, shared experts) is -1."""
-    routed = (topk_ids >= 0) & (topk_ids < phy2log.shape[0])
-    return torch.where(routed, phy2log[topk_ids.masked_fill(~routed, 0).long()], -1)
-
-
-def _real_rows() -> torch.Tensor | None:
-    """Scalar tensor of how many rows of the layer's input are real, in a graph its static buffer; None: all."""
-    bound = get_forward_context().moe_num_token_non_padded if has_forward_context() else None
-    return bound() if bound is not None else None
 
 
 def _max_tokens() -> int:

@@ -7,8 +7,8 @@ rounds. So what it records for EPLB, its dispatch hooks and its shared experts a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -26,7 +26,7 @@ _peo: Peo | None = None
 
 def set_peo(settings: PeoConfig | None) -> None:
     global _peo
-    _peo = None if settings is None else Peo(settings, _device_sms, _limited_gemm_sms)
+    _peo = None if settings is None else Peo(settings, lambda: import_module("deep_gemm"))
 
 
 def refuse_unsuited() -> None:
@@ -36,21 +36,6 @@ def refuse_unsuited() -> None:
             option = f"--enable-{number}-batch-overlap"
             expected = "one of the two: both overlap calls on the one low-latency buffer"
             raise mismatch("peo", found=f"PEO with {option}", expected=expected, fix=f"remove {option}, or peo:")
-
-
-def _device_sms() -> int:
-    return int(import_module("deep_gemm").get_num_sms())
-
-
-@contextmanager
-def _limited_gemm_sms(num_sms: int) -> Iterator[None]:
-    deep_gemm = import_module("deep_gemm")
-    before = deep_gemm.get_num_sms()
-    deep_gemm.set_num_sms(num_sms)
-    try:
-        yield
-    finally:
-        deep_gemm.set_num_sms(before)
 
 
 def _forward_impl(

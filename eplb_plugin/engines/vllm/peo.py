@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ _peo: Peo | None = None
 
 def set_peo(settings: PeoConfig | None) -> None:
     global _peo
-    _peo = None if settings is None else Peo(settings, deep_gemm.get_num_sms, _limited_gemm_sms)
+    _peo = None if settings is None else Peo(settings, lambda: deep_gemm)
 
 
 def refuse_unsuited(parallel_config: Any) -> None:
@@ -36,16 +36,6 @@ def refuse_unsuited(parallel_config: Any) -> None:
         expected = "one of the two: both overlap calls on the one low-latency buffer"
         fix = "remove --enable-dbo and --ubatch-size, or peo:"
         raise mismatch("peo", found="PEO with vLLM's micro-batches (DBO)", expected=expected, fix=fix)
-
-
-@contextmanager
-def _limited_gemm_sms(num_sms: int) -> Iterator[None]:
-    before = deep_gemm.get_num_sms()
-    deep_gemm.set_num_sms(num_sms)
-    try:
-        yield
-    finally:
-        deep_gemm.set_num_sms(before)
 
 
 def _apply(

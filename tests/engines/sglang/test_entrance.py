@@ -127,7 +127,7 @@ REFUSED = [
     (
         "dispatch: hash",
         [*AFFINITY, "--ep-dispatch-algorithm", "static"],
-        "dispatch: found hash, expected auto or one of weighted, nea",
+        "dispatch: found hash, expected auto or one of weighted, cover, nea",
     ),
     ("topology: {nodes: 3}", AFFINITY, "topology: found nodes=3 × ranks_per_node=1, expected a product of 4 "),
     ("polcy: x", AFFINITY, "{path}: polcy: found unknown key, expected one of "),

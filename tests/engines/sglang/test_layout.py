@@ -30,9 +30,9 @@ DEEPEP = replace(RESOLVED, all_to_all="deepep", dispatch="static")
 )
 def test_served(layout: Layout, rule: str, owners: int) -> None:
     """Our tables choose copies, or SGLang does by the rule that the plan then assumes; tokens are counted once."""
-    for given in ("auto", "weighted", rule):
+    for given in ("auto", "weighted", "cover", rule):
         refuse_unsuited(PluginConfig(dispatch=given), layout)
-    assert (layout.rules, layout.owner_group_size) == (("weighted", rule), owners)
+    assert (layout.rules, layout.owner_group_size) == (("weighted", "cover", rule), owners)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,7 @@ def test_refused(changes: dict[str, Any], line: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"dispatch": "nearest"}, "dispatch: found nearest, expected auto or one of weighted, hash, which this"),
-        ({"dispatch": "cover"}, "dispatch: found cover, expected auto or one of weighted, hash"),
+        ({"dispatch": "nearest"}, "dispatch: found nearest, expected auto or one of weighted, cover, hash, which"),
         ({"topology": {"nodes": 3}}, "topology: found nodes=3"),
         ({"topology": {"node_of_rank": [0, 1]}}, "topology.node_of_rank: found 2 ranks, expected 8"),
     ],

@@ -8,147 +8,22 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eplb_plugin import Placement, RoutingStatistics, route
+from eplb_plugin import Placement, RoutingStatistics
 from processes import run_ranks
 
-from .schedulers import EXPERTS, LAYERS, MOE_LAYERS, ON_CPU, REDUNDANT, TOP_K, Scheduler, Start, model_folder
+from .lives import FAILING, INTERVAL, REBALANCES, Seen, live, routed
+from .schedulers import EXPERTS, LAYERS, MOE_LAYERS, REDUNDANT, Start, model_folder
 
-RANKS, REBALANCES, TOKENS, FAILING, INTERVAL = 2, 5, 6, 2, 4
+RANKS = 2
 SETTINGS = {"topology": {"nodes": 2}, "sample_rows": 256, "migration": {"layers_per_step": 3}}
 SLOTS = EXPERTS + REDUNDANT
 DEEPEP = {"moe_a2a_backend": "deepep"}
-
-
-def routed(rank: int, step: int, shared: bool) -> np.ndarray:
-    """[MoE layers, T, K] logical experts of a pass; every rank routes its own tokens unless they are shared.
-
-    In every third pass, only the first rank has any: the other's batch is idle.
-    """
-    random = np.random.default_rng([0 if shared else rank, step])
-    tokens = 0 if rank > 0 and not shared and step % 3 == 1 else TOKENS
-    skew = np.linspace(0.2, 1, EXPERTS)
-    return np.argsort(random.random((len(MOE_LAYERS), tokens, EXPERTS)) * skew, axis=2)[:, :, :TOP_K]
-
-
-@dataclass
-class Seen:
-    """Of one rank. begun, over: the pass at whose end each rebalance began, and the one at whose end it was over.
-
-    maps: [L, P], plans: digests of those in force, after every pass. statistics: what each rebalance was planned from.
-    weighted: layers and passes that were compared with `route` while a plan with weights was in force.
-    """
-
-    first_map: np.ndarray
-    gatherer: str
-    begun: list[int]
-    over: list[int]
-    maps: list[np.ndarray]
-    statistics: list[dict[str, np.ndarray]]
-    weights_right: bool = True
-    addresses_kept: bool = True
-    table: np.ndarray | None = None
-    plans: list[str] = field(default_factory=list)
-    weighted: int = 0
-    after_another_layout: tuple[bool, bool] | None = None
-
-
-def live(start: Start, shared: bool) -> Seen:
-    """Passes of the target, each with one of a draft before it; rebalance number FAILING finds a planner that fails.
-
-    If layers move one by one, new weights are loaded once between two of them.
-    """
-    import eplb_plugin.controller as controller
-    from eplb_plugin.engines.sglang.state import get_adapter
-
-    scheduler = Scheduler(start)
-    adapter, metadata = get_adapter(), scheduler.metadata
-    entry, plan = adapter.rebalancer.entries["target"], controller.plan
-
-    def failing_once(*args: Any, **kwargs: Any) -> Any:
-        if entry.rebalances + 1 == FAILING:
-            raise RuntimeError("no plan today")
-        return plan(*args, **kwargs)
-
-    controller.plan = failing_once
-    (gatherer,) = scheduler.recorder._single_pass_gatherers.values()
-    seen = Seen(metadata.physical_to_logical_map_cpu.numpy().copy(), type(gatherer).__name__, [], [], [], [])
-    observe = adapter.rebalancer.observe
-
-    def observing(*args: Any) -> None:
-        observe(*args)
-        seen.begun.append(len(seen.maps))
-        if entry.history._windows:
-            seen.statistics.append(dict(vars(entry.history._windows[-1])))
-
-    adapter.rebalancer.observe = observing
-    before, reload = seen.first_map, start.options.get("eplb_rebalance_layers_per_chunk") == 1
-    addresses = addresses_of(scheduler, entry.recorder)
-    scheduler.route(np.tile(routed(scheduler.rank, 2000, shared), (1, 3, 1)))  # a warm-up, outside any pass
-    while len(seen.over) < REBALANCES:
-        step = len(seen.maps)
-        with scheduler.running(2 * TOKENS), scheduler.recorder.disable_this_region():
-            scheduler.route(np.tile(routed(scheduler.rank, 100_000 + step, shared), (1, 2, 1)))
-        if step == 2:
-            scheduler.recorder.dump_record()  # what HTTP asks for: a file, and a window of SGLang's that starts anew
-        expected = planned_routes(scheduler.rank, adapter)
-        scheduler.forward(routed(scheduler.rank, step, shared), batches=1 + step % len(entry.recorder.stage))
-        for layer, (logical, physical) in enumerate(scheduler.routed):
-            if expected is not None:
-                np.testing.assert_array_equal(np.sort(physical), np.sort(expected(logical, layer)))
-                seen.weighted += 1
-        if len(seen.begun) > len(seen.over) and not adapter._rebalancing:
-            seen.over.append(step)
-        seen.maps.append(metadata.physical_to_logical_map_cpu.numpy().copy())
-        seen.plans.append(entry.plan.digest if entry.plan is not None else "")
-        seen.weights_right &= scheduler.weights_are_right()
-        moved, before = not np.array_equal(before, seen.maps[-1]), seen.maps[-1]
-        if reload and moved and adapter._rebalancing:
-            reload = False
-            scheduler.reload()
-            addresses = addresses_of(scheduler, entry.recorder)
-            seen.weights_right &= scheduler.weights_are_right()
-            seen.maps[-1] = before = metadata.physical_to_logical_map_cpu.numpy().copy()
-    assert not reload
-    seen.addresses_kept = addresses == addresses_of(scheduler, entry.recorder)
-    adapter.rebalancer.observe = observe
-    if scheduler.reloads:
-        seen.after_another_layout = after_another_layout(scheduler, shared)
-    if metadata.logical_to_rank_dispatch_physical_map is not None:
-        seen.table = metadata.logical_to_rank_dispatch_physical_map.numpy()
-    return seen
-
-
-def planned_routes(rank: int, adapter: Any) -> Callable[[np.ndarray, int], np.ndarray] | None:
-    """`route` of the plan in force from this rank; None where there is none with weights, or experts move."""
-    plan, tables = adapter.rebalancer.entries["target"].plan, adapter._tables
-    if tables is None or not adapter._mover.settled or not plan.has_weights:
-        return None
-    shared = len(tables.owners) > 1  # a group on several nodes is near to none
-    used = replace(plan, source_weights=None) if shared else plan
-    return lambda logical, layer: route(logical, 0 if shared else rank, used, layer)
-
-
-def after_another_layout(scheduler: Scheduler, shared: bool) -> tuple[bool, bool]:
-    """Weights that are laid out otherwise are loaded: whether nothing moves any more, and whether they stay right."""
-    scheduler.reload(columns=5)
-    before = scheduler.metadata.physical_to_logical_map_cpu.clone()
-    for step in range(2 * INTERVAL):
-        scheduler.forward(routed(scheduler.rank, step, shared))
-    return bool((before == scheduler.metadata.physical_to_logical_map_cpu).all()), scheduler.weights_are_right()
-
-
-def addresses_of(scheduler: Scheduler, recorder: Any) -> list[int]:
-    """Of what a captured graph would read or write."""
-    held = [*vars(scheduler.metadata).values(), *vars(recorder).values(), *scheduler.model.parameters()]
-    return [one.data_ptr() for one in held if hasattr(one, "data_ptr")]
 
 
 @dataclass(frozen=True)
@@ -183,6 +58,11 @@ CASES = (
     Case("DeepEP low latency",
          {**DEEPEP, "deepep_mode": "low_latency", "expert_distribution_recorder_buffer_size": 2}, False,
          "_DeepepLowLatencySinglePassGatherer", window=2, canary=True),
+    Case("cover, no all-to-all", {}, True, "_SelectExpertsSinglePassGatherer", rule="cover"),
+    Case("cover, DeepEP normal",
+         {**DEEPEP, "deepep_mode": "normal", "enable_two_batch_overlap": True,
+          "expert_distribution_recorder_buffer_size": 2}, False,
+         "_SelectExpertsSinglePassGatherer", start="placement", window=2, rule="cover", canary=True),
 )  # fmt: skip
 
 
@@ -299,7 +179,7 @@ def test_every_rank_has_its_own_dispatch_table(case: Case, seen: list[Seen]) -> 
 
 def test_tokens_go_where_route_says(case: Case, seen: list[Seen]) -> None:
     """By tables made of weights (compared in every pass before which nothing moves); else SGLang chooses by itself."""
-    assert all((one.weighted > 10 * len(MOE_LAYERS)) == (case.rule == "auto") for one in seen)
+    assert all((one.weighted > 10 * len(MOE_LAYERS)) == (case.rule != "nearest") for one in seen)
 
 
 def test_weights_are_renewed_between_rebalances(case: Case, seen: list[Seen]) -> None:
@@ -311,52 +191,3 @@ def test_weights_are_renewed_between_rebalances(case: Case, seen: list[Seen]) ->
     assert all(first.plans[step] == other.plans[step] for step in range(len(first.plans)) if step not in busy)
     assert all(np.array_equal(first.maps[step], first.maps[step - 1]) for step in renewed)
     assert (len(renewed) >= 2) == (case.window == 2)
-
-
-def refused(start: Start, spoil: Callable[[], None] | None = None) -> tuple[object, list[str]]:
-    """How a scheduler ends that must not start: exit code, and what it wrote."""
-    import contextlib
-    import io
-    import os
-
-    os.environ |= ON_CPU
-    written = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(written):
-            if spoil is not None:
-                spoil()
-            Scheduler(start)
-    except SystemExit as end:
-        return end.code, [line for line in written.getvalue().splitlines() if line.startswith("eplb-plugin")]
-    return None, []
-
-
-def another_plugin() -> None:
-    """A plugin that replaces a function of ours after us, while the initial placement is made."""
-    from sglang.srt.eplb.expert_distribution import ExpertDistributionRecorder, _ExpertDistributionRecorderReal
-
-    original = ExpertDistributionRecorder.init_new
-
-    def init_new(*args: Any, **kwargs: Any) -> Any:
-        _ExpertDistributionRecorderReal.on_select_experts = lambda self, topk_ids: None
-        return original(*args, **kwargs)
-
-    ExpertDistributionRecorder.init_new = staticmethod(init_new)
-
-
-@pytest.mark.parametrize(
-    ("options", "spoil", "line"),
-    [
-        ({}, another_plugin, "on_select_experts: found not hooked, expected the eplb-plugin hook in force; fix: "),
-        pytest.param({"ep_num_redundant_experts": 4, "eplb_algorithm": "deepseek"}, None,
-                     "eplb_algorithm: found deepseek, expected affinity", marks=pytest.mark.full),
-    ],
-    ids=["another plugin", "another algorithm"],
-)  # fmt: skip
-def test_a_scheduler_ends_with_one_line(tmp_path: Path, options: dict[str, Any], spoil: Any, line: str) -> None:
-    """SGLang would only log it, and die at the first rebalance."""
-    start = Start(model_folder(tmp_path), [SETTINGS] * RANKS, options)
-    for code, lines in run_ranks(RANKS, refused, start, spoil, timeout=200):
-        assert code == 2
-        assert len(lines) == 1
-        assert line in lines[0]

@@ -5,13 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from sglang.srt.eplb import expert_location_dispatch
 from sglang.srt.eplb.expert_location_dispatch import ExpertLocationDispatchInfo
+from sglang.srt.layers.moe import topk
 
+from cover_passes import CPU, Run, check_run, runs
 from eplb_plugin import RoutingStatistics, Topology, plan, route
-from eplb_plugin.engines.sglang.remap import TableDispatchInfo, _choose, _init_new, choose
+from eplb_plugin.dispatch.kernels import Counters, CoverTables, LayerTables
+from eplb_plugin.engines.sglang.remap import CoverDispatchInfo, TableDispatchInfo, _choose, _init_new, choose
 from eplb_plugin.engines.sglang.state import set_adapter
 from eplb_plugin.engines.tables import DispatchTables
+from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.workloads.routing import ClusteredRouter
+from strategies import QUICK
 
 EXPERTS, TOPOLOGY = 16, Topology(2, 2, 6)
 ROUTER = ClusteredRouter(num_layers=2, num_experts=EXPERTS, top_k=3)
@@ -44,12 +51,45 @@ def test_one_expert_per_row() -> None:
     assert torch.equal(choose(ids, rows), choose(ids[:, None], rows)[:, 0])
 
 
+def theirs(topk_ids: torch.Tensor, info: ExpertLocationDispatchInfo) -> torch.Tensor:
+    raise AssertionError("SGLang's chooser was asked")
+
+
+def covered(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.Tensor:
+    none = torch.empty(0)
+    return _choose(theirs, ids, CoverDispatchInfo("dynamic", None, none, none, 24, tables=tables, counters=counters))
+
+
+@QUICK
+@given(runs())
+def test_cover_is_route_and_records_as_torch_does(run: Run) -> None:
+    """Over any steps: slots bit for bit, counts exactly; padding, holes and columns of shared experts are left out."""
+    check_run(run, covered)
+
+
+def test_cover_inside_the_function_that_sglang_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remap and mask of padding, whole and functionalized, as on GPUs."""
+    original = expert_location_dispatch._topk_ids_logical_to_physical_dynamic
+    hooked = lambda topk_ids, info: _choose(original, topk_ids, info)  # noqa: E731
+    monkeypatch.setattr(expert_location_dispatch, "_topk_ids_logical_to_physical_dynamic", hooked)
+    function = topk._biased_grouped_topk_postprocess._torchdynamo_orig_callable
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
+    covering = plan(WINDOW, TOPOLOGY, policy="balanced", dispatch="cover")
+    tables, recorder = CoverTables(covering, [2], CPU), Recorder(2, EXPERTS, 3, 64, 8, CPU, by_kernel=True)
+    none, unread = torch.empty(0), torch.zeros(24, dtype=torch.int32)
+    for layer, tokens, real in [(0, 9, 7), (1, 9, 9), (1, 30, 20), (0, 5, 4)]:
+        bound, ids = torch.tensor(real, dtype=torch.int32), torch.from_numpy(ROUTER.window(tokens, 1)[layer])
+        counters = Counters(*recorder.passing(layer), unread, torch.tensor(True), bound, 0)
+        own = CoverDispatchInfo("dynamic", None, none, none, 24, tables=tables.layer(layer), counters=counters)
+        expected = route(ids.numpy(), 2, covering, layer)
+        expected[real:] = -1
+        np.testing.assert_array_equal(compiled(ids, own, bound), expected)
+    assert [int(recorder.passing(layer).load.sum()) for layer in range(2)] == [3 * 11, 3 * 29]
+
+
 def test_traced_as_a_whole_and_filled_in_place() -> None:
     """No shape and no branch follows from the ids, and new rows at the old address are seen by what was captured."""
     tables = DispatchTables(MADE, [0], torch.device("cpu"))
-
-    def theirs(topk_ids: torch.Tensor, info: ExpertLocationDispatchInfo) -> torch.Tensor:
-        raise AssertionError("SGLang's chooser was asked")
 
     def mapped(topk_ids: torch.Tensor, info: ExpertLocationDispatchInfo) -> torch.Tensor:
         return _choose(theirs, topk_ids, info)
@@ -71,6 +111,7 @@ def test_sglang_chooses_where_there_are_no_tables() -> None:
 
     class Without:
         def rows_of(self, layer_id: int) -> None: ...
+        def cover_of(self, layer_id: int) -> None: ...
 
     set_adapter(Without())  # type: ignore[arg-type]
     try:

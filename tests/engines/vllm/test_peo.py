@@ -178,7 +178,7 @@ def captures() -> None:
 
     peo, _ = engine()
     buffer = buffer_for(PatchedBuffer, EXPERTS)
-    runs = Peo(PeoConfig(num_rounds=2), lambda: 78, peo._limited_gemm_sms)
+    runs = Peo(PeoConfig(num_rounds=2), lambda: peo.deep_gemm)
     capturing = SimpleNamespace(type="cuda")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)

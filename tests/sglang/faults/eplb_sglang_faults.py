@@ -8,17 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from eplb_fault_switch import CONTROL, failing, wanted
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-CONTROL = "EPLB_FAULTS"
-
-
-def wanted() -> set[str]:
-    file = Path(os.environ[CONTROL])
-    return set(file.read_text().split()) if file.exists() else set()
 
 
 def register() -> None:
@@ -31,18 +24,9 @@ def _install(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     from eplb_plugin import controller
     from eplb_plugin.migration import transfer
 
-    controller.plan = _failing(controller.plan)
+    controller.plan = failing(controller.plan)
     transfer.seal = _damaging(transfer.seal)
     return original(*args, **kwargs)
-
-
-def _failing(plan: Callable[..., Any]) -> Callable[..., Any]:
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        if "planner" in wanted():
-            raise RuntimeError("a fault was injected into the planner")
-        return plan(*args, **kwargs)
-
-    return failing
 
 
 def _damaging(seal: Callable[..., None]) -> Callable[..., None]:

@@ -14,12 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CONTROL = "EPLB_FAULTS"
-
-
-def wanted() -> set[str]:
-    file = Path(os.environ[CONTROL])
-    return set(file.read_text().split()) if file.exists() else set()
+from eplb_fault_switch import CONTROL, failing, wanted
 
 
 def register() -> None:
@@ -44,22 +39,13 @@ def register() -> None:
             import eplb_proofs
 
             eplb_proofs.install(Path(os.environ["EPLB_PROOFS"]))
-        controller.plan = _failing(controller.plan)
+        controller.plan = failing(controller.plan)
         consensus.broadcast = _damaging(consensus.broadcast)
         Transfer._pack = _unreadable(Transfer._pack)
         Transfer._verify = _misled(Transfer._verify)
         return original(self)
 
     WorkerWrapperBase.init_device = init_device
-
-
-def _failing(plan: Callable[..., Any]) -> Callable[..., Any]:
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        if "planner" in wanted():
-            raise RuntimeError("a fault was injected into the planner")
-        return plan(*args, **kwargs)
-
-    return failing
 
 
 def _parting(hashed_maps: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eplb_plugin.engines.sglang.adapter import logical_ids
+from eplb_plugin.engines.sglang.recording import logical_ids
 from eplb_plugin.recording.recorder import Recorder
 
 PHY2LOG = torch.tensor([2, 0, 1, 2])

@@ -1,0 +1,65 @@
+"""The operator that compilers see: what it declares is what it does."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from cover_passes import CPU
+from eplb_plugin import Placement, Plan, PluginError, Topology, route
+from eplb_plugin.dispatch.kernels import Counters, CoverTables
+from eplb_plugin.dispatch.ops import cover_op
+from eplb_plugin.recording.recorder import Recorder
+
+EXPERTS, TOP_K, TOKENS, LAYERS = 6, 3, 8, 6
+ROWS = np.array([[3, 4, 0, 1, 0, 1, 2, 5], [0, 1, 2, 3, 4, 5, 0, 2]], np.int32)
+EVEN = np.full((LAYERS, 8), 3, np.int32)
+PLAN = Plan(Placement(np.tile(ROWS, (3, 1))), Topology(4, 1, 2), "cover", np.ones(EVEN.shape), 0.0, cover_weights=EVEN)
+
+
+def counters(recorder: Recorder, layer: int = 0) -> Counters:
+    bound = torch.tensor(TOKENS - 2, dtype=torch.int32)
+    return Counters(*recorder.passing(layer), torch.zeros(8, dtype=torch.int32), torch.tensor(True), bound, 0)
+
+
+def recorder() -> Recorder:
+    return Recorder(LAYERS, EXPERTS, TOP_K, TOKENS, 4, CPU, by_kernel=True)
+
+
+def ids(seed: int, tokens: int = TOKENS) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).random((tokens, EXPERTS)).argsort(1)[:, :TOP_K])
+
+
+def test_its_schema_tells_what_it_writes() -> None:
+    """torch's own check: nothing else is mutated, nothing returned is aliased, shapes are as announced."""
+    arguments = ids(0), *CoverTables(PLAN, [1], CPU).layer(0), *counters(recorder())
+    torch.library.opcheck(torch.ops.eplb_plugin.cover.default, arguments)
+
+
+def test_compiled_whole_it_maps_and_counts_as_ever() -> None:
+    """In few graphs for all layers and batch sizes, functionalized on the way: counts land at the old addresses."""
+    tables, plain, traced = CoverTables(PLAN, [1], CPU), recorder(), recorder()
+    addresses = [part.data_ptr() for part in traced.passing(1)]
+    counting = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(cover_op, backend=counting, fullgraph=True, dynamic=True)
+    with torch.inference_mode():
+        for seed, (layer, tokens) in enumerate(product(range(LAYERS), (19, 11, 3))):
+            rows = ids(seed, tokens)
+            slots = compiled(rows, tables.layer(layer), counters(traced, layer))
+            np.testing.assert_array_equal(slots, route(rows.numpy(), 1, PLAN, layer))
+            cover_op(rows, tables.layer(layer), counters(plain, layer))
+    assert counting.frame_count <= 3  # the first and the second layer lie at offsets that are sizes, too
+    assert plain.passing(1).pairs.any()
+    for layer in range(LAYERS):
+        assert all(map(torch.equal, plain.passing(layer), traced.passing(layer)))
+    assert [part.data_ptr() for part in traced.passing(1)] == addresses
+
+
+def test_rows_of_another_length_are_refused() -> None:
+    """They would be counted beyond the end of the buffer."""
+    with pytest.raises(PluginError, match="experts per token: found 2, expected 3; fix: dispatch: weighted"):
+        cover_op(ids(0)[:, :2], CoverTables(PLAN, [1], CPU).layer(0), counters(recorder()))
