@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .controller import Rebalancer
 from .migration.budget import Budget
 from .migration.layout import ExpertRows
+from .migration.nixl_wires import Nixl
 from .migration.shuffle import Shuffler
 from .outcome import Outcome
 from .plan_types import Plan
@@ -52,7 +53,7 @@ class Cycle:
         layers: Sequence[ExpertRows],
         plan: Plan,
         *,
-        data: dist.ProcessGroup,
+        data: dist.ProcessGroup | Nixl,
         votes: dist.ProcessGroup,
         switch: Switch,
     ) -> None:

@@ -21,8 +21,8 @@ def environment_python(engine: str = "vllm") -> str:
         sys.exit(130)
 
 
-def run_module(module: str, engine: str = "vllm") -> NoReturn:
-    """Become `python -m module` of the environment, with this command's arguments."""
-    python = environment_python(engine)
+def run_module(module: str, engine: str = "vllm", python: str | None = None) -> NoReturn:
+    """Become `python -m module` with this command's arguments; python: default, that of the engine's environment."""
+    python = python or environment_python(engine)
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.execve(python, [python, "-m", module, *sys.argv[1:]], {**os.environ, "PYTHONPATH": path})

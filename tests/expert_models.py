@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -14,7 +16,11 @@ from numpy.typing import NDArray
 from eplb_plugin import Topology
 from eplb_plugin.migration.budget import Budget
 from eplb_plugin.migration.layout import expert_rows
+from eplb_plugin.migration.nixl_wires import Nixl
 from eplb_plugin.migration.shuffle import Shuffler
+
+NO_NIXL = pytest.mark.skipif(find_spec("nixl_cu12") is None, reason="needs NIXL: pip install --no-deps nixl-cu12")
+WIRES = ["gloo", pytest.param("nixl", marks=NO_NIXL)]
 
 # name -> dtype, shape of one expert
 KINDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -92,12 +98,20 @@ class Model:
 _groups: dict[str, Any] = {}
 
 
-def groups(fresh: bool = False) -> tuple[Any, Any]:
-    """Collective: the two groups that a Shuffler needs; those of an earlier test of these processes unless `fresh`."""
+def groups(wires: str = "gloo", fresh: bool = False) -> tuple[Any, Any]:
+    """Collective: what a Shuffler moves rows on and votes on; of an earlier test of these processes unless `fresh`."""
     if fresh or not _groups:
         _groups.update(data=dist.new_group(timeout=timedelta(seconds=30)))
         _groups.update(votes=dist.new_group(timeout=timedelta(seconds=30)))
-    return _groups["data"], _groups["votes"]
+    data = _groups["data"]
+    return nixl(data) if wires == "nixl" else data, _groups["votes"]
+
+
+def nixl(group: Any) -> Nixl:
+    """What an engine would lend."""
+    from nixl_cu12._api import nixl_agent
+
+    return Nixl(nixl_agent, group)
 
 
 class Log(logging.Handler):

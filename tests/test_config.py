@@ -26,8 +26,10 @@ from eplb_plugin.config import (
     parse_config,
 )
 from eplb_plugin.errors import PluginError
+from gain_model.clusters import SHAPES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+READY = {"deepseek_v3": "deepseek-v3", "kimi_k2": "kimi-k2", "qwen3_235b": "qwen3-235b", "glm_4_5": "glm-4.5"}
 KEYS = sorted(PluginConfig.model_fields)
 
 
@@ -162,6 +164,29 @@ def test_ready_files_are_valid(path: Path) -> None:
     """Every file in configs/ is accepted and explains itself in its first line."""
     load_config(path)
     assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize(("name", "shape"), READY.items())
+def test_files_for_models_have_their_published_figures(name: str, shape: str) -> None:
+    """The comments have the published sizes and what follows from them, and a command line for each engine."""
+    known, text = SHAPES[shape], (CONFIGS / f"{name}.yaml").read_text()
+    config, model = load_config(CONFIGS / f"{name}.yaml"), known.model
+    assert isinstance(config.topology, TopologyConfig)
+    ranks = config.topology.nodes * config.topology.ranks_per_node
+    slots, over = divmod(model.num_experts + config.num_redundant_experts, ranks)
+    assert over == 0
+    groups = f"{known.groups} groups of which a token uses {known.top_groups}" if known.groups > 1 else "no groups"
+    gib = 3 * model.hidden * model.intermediate * known.layers / 2**30
+    for part in (
+        f"{model.num_experts} experts, top-{model.top_k}, {groups},\n# {known.layers} layers with experts",
+        f"hidden size {model.hidden}, an expert's intermediate size {model.intermediate}.",
+        f"which is {ranks} redundant experts, takes {gib:.1f} GiB", f"# {slots} slots on a rank",
+        f"--eplb-config.num_redundant_experts {config.num_redundant_experts} ", f"--data-parallel-size {ranks} ",
+        f"--ep-num-redundant-experts {config.num_redundant_experts} ", f"--ep-size {ranks} ",
+        f"--nnodes {config.topology.nodes} ", f"--data-parallel-size-local {config.topology.ranks_per_node} ",
+    ):  # fmt: skip
+        assert part in text
+    assert text.count(f"--eplb-plugin-config configs/{name}.yaml") == 2
 
 
 def test_default_file_is_the_defaults() -> None:

@@ -1,8 +1,12 @@
-"""`eplb-plugin compare A B …`: serving benchmarks of several arms, ranked only where their spread allows it."""
+"""`eplb-plugin compare A B …`: serving benchmarks of several arms, ranked only where their spread allows it.
+
+Or one file of paired rounds, which has all arms in it: see `compared_rounds`.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import mismatch
+from . import compared_rounds
 from .options import Json
 
 if TYPE_CHECKING:
@@ -21,7 +26,10 @@ if TYPE_CHECKING:
 HEADINGS = {"ttft_p50_ms": "P50 TTFT ms", "tpot_p90_ms": "P90 TPOT ms", "itl_p95_ms": "P95 ITL ms", "qps": "QPS"}
 Arms = Annotated[
     list[str],
-    typer.Argument(help="Folder or file of results per arm, or NAME=PATH; >= 3 runs each. The first is the reference."),
+    typer.Argument(
+        help="Folder or file of results per arm, or NAME=PATH; >= 3 runs each. The first is the reference. Or one "
+        "results.json of scripts/serve_bench."
+    ),
 ]
 Level = Annotated[float, typer.Option(help="Chance of any false verdict in the table, where arms do not differ.")]
 
@@ -30,15 +38,20 @@ def compare(arms: Arms, level: Level = 0.05, as_json: Json = False) -> None:
     """Compare results of `vllm bench serve` or `sglang.bench_serving`: medians, spread, and what may be ranked.
 
     Settings must be equal. An arm is better or worse than the first if an exact rank-sum test over the runs says so,
-    corrected for all comparisons of the table (Holm); else the two are not told apart.
+    corrected for all comparisons of the table (Holm); else the two are not told apart. Arms that scripts/serve_bench
+    has measured in paired rounds are compared round by round instead.
     """
     from ..observe.comparison import compare as compare_arms
+    from ..observe.paired_file import is_paired
 
+    if len(arms) == 1 and is_paired(arms[0]):
+        compared_rounds.show(arms[0], level, as_json)
+        return
     made = compare_arms(read_arms(arms), level)
     if as_json:
         typer.echo(json.dumps(asdict(made), indent=2))
     else:
-        _print(made)
+        show(made)
 
 
 def read_arms(words: list[str]) -> dict[str, list[Run]]:
@@ -55,16 +68,20 @@ def read_arms(words: list[str]) -> dict[str, list[Run]]:
     return arms
 
 
-def _print(made: Comparison) -> None:
+def show(made: Comparison, column: tuple[str, Mapping[str, str]] | None = None) -> None:
+    """Print the table and what may be read from it. column: one more, a heading and what stands there for each arm."""
     by_row: dict[tuple[int | None, str], dict[str, Cell]] = {}
     for cell in made.cells:
         by_row.setdefault((cell.concurrency, cell.arm), {})[cell.figure] = cell
     title = "median (least – most) and change against the first arm"
-    table = Table("limit", "arm", "runs", *HEADINGS.values(), title=title, show_lines=True)
+    heading, texts = column or ("", {})
+    more = [heading] if column else []
+    table = Table("limit", "arm", "runs", *HEADINGS.values(), *more, title=title, show_lines=True)
     for (concurrency, arm), row in by_row.items():
         label = "none" if concurrency is None else str(concurrency)
         runs = next(iter(row.values())).runs
-        table.add_row(label, arm, str(runs), *(_cell_text(row[figure]) for figure in HEADINGS))
+        added = [texts.get(arm, "–")] if column else []
+        table.add_row(label, arm, str(runs), *(_cell_text(row[figure]) for figure in HEADINGS), *added)
     Console().print(table)
     told = sum(cell.verdict in ("better", "worse") for cell in made.cells)
     typer.echo(

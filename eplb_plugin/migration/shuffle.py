@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import NoReturn
 
 import numpy as np
@@ -22,11 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import PluginError, mismatch
 from ..topology import Topology
+from .background import Background
 from .budget import Budget, batches
+from .group_wires import GroupWires
 from .layout import ExpertRows
 from .migration import Migration
+from .nixl_wires import Nixl, NixlWires
 from .schedule import Schedule, schedule
-from .transfer import StagedLayer, Transfer, Wires
+from .transfer import StagedLayer, Transfer
 from .votes import PLANNING, Vote, Votes
 
 logger = logging.getLogger("eplb_plugin")
@@ -39,13 +42,13 @@ Planned = ArrayLike | Callable[[], ArrayLike]
 class Shuffler:
     """Moves the experts of one model on one rank.
 
-    layers: [L] the layer's tensors; topology: of the EP group, whose rank order `data` and `votes` have. data: the
-    group that rows travel on; votes: a CPU group. During a migration nothing else may use `data`, nor `votes` from
-    another thread. switch(layers, phy2log [n, P]): puts the maps of these layers in force, called on the same step on
-    every rank, after their weights are in place; once for every layer, those without a change last.
+    layers: [L] the layer's tensors; topology: of the EP group, whose rank order `data` and `votes` have. data: what
+    rows travel on, a group (GroupWires) or NIXL (NixlWires); votes: a CPU group. During a migration nothing else may
+    use the group of `data`, nor `votes` from another thread. switch(layers, phy2log [n, P]): puts the maps of these
+    layers in force, called on the same step on every rank, after their weights are in place; once for every layer,
+    those without a change last.
 
-    Over gloo, rows travel in a background thread and are staged in host memory. Over another backend (NCCL) they
-    travel inside `step`, on its stream: beside kernels that communicate themselves, a second stream can deadlock.
+    Over gloo and NIXL, rows travel in a background thread, otherwise inside `step`.
 
     refusal: why the last migration was refused, or empty. Raises PluginError if the tensors do not fit the topology.
     """
@@ -55,22 +58,24 @@ class Shuffler:
         layers: Sequence[ExpertRows],
         topology: Topology,
         *,
-        data: dist.ProcessGroup,
+        data: dist.ProcessGroup | Nixl,
         votes: dist.ProcessGroup,
         switch: Switch,
         budget: Budget | None = None,
     ) -> None:
         self.layers, self.topology, self.budget, self._switch = layers, topology, budget or Budget(), switch
+        group = data.group if isinstance(data, Nixl) else data
         for found, expected, what in (
             ({layer.num_slots for layer in layers}, {topology.slots_per_rank}, "slots of the expert tensors"),
-            ({dist.get_world_size(data), dist.get_world_size(votes)}, {topology.num_ranks}, "ranks of the groups"),
+            ({dist.get_world_size(group), dist.get_world_size(votes)}, {topology.num_ranks}, "ranks of the groups"),
         ):
             if found != expected:
                 raise mismatch(what, found=found, expected=expected, fix="pass the EP group's topology")
-        self._background = dist.get_backend(data) == "gloo"
-        self._thread = ThreadPoolExecutor(1, "eplb-migration")
-        self._ahead = 2 if self._background else 1  # batches under way at once
-        self.wires = Wires(data, layers, self._ahead, self.budget.message_bytes, self.budget.transfer_seconds)
+        self._thread = Background(layers[0].matrices[0].device)
+        self.wires = (
+            NixlWires(data, layers, self.budget) if isinstance(data, Nixl) else GroupWires(data, layers, self.budget)
+        )
+        self._ahead = self.wires.halves  # batches under way at once
         self._votes = Votes(votes, self.budget.vote_seconds)
         self._signature = hashlib.sha256(repr([[one.signature for one in layers], self.budget]).encode()).digest()
         self._serial = 0
@@ -80,8 +85,8 @@ class Shuffler:
         schedule(slots, np.roll(slots, 1), topology)  # compiled here, so that no migration waits for it
         if self.wires.rank == 0:
             logger.info(
-                "migration: %.1f MiB of staging memory on %s, at most %d layers and %.1f MiB a step",
-                self.wires.nbytes / 2**20, self.wires.staging.device, self.budget.layers_per_step,
+                "migration over %s: %.1f MiB of staging memory on %s, at most %d layers and %.1f MiB a step",
+                self.wires.name, self.wires.nbytes / 2**20, self.wires.staging.device, self.budget.layers_per_step,
                 min(self.budget.bytes_per_step or self.wires.half_bytes, self.wires.half_bytes) / 2**20,
             )  # fmt: skip
 
@@ -227,7 +232,7 @@ class Shuffler:
         for number in range(len(migration.staged), len(ahead)):
             migration.progress = time.monotonic()
             half = number % self._ahead
-            if self._background:
+            if self.wires.background:
                 migration.staged.append(self._thread.submit(migration.transfer.stage, ahead[number], half))
             else:
                 future: Future[list[StagedLayer]] = Future()

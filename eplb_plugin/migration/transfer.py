@@ -8,59 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from ..errors import PluginError
 from ..jit import Array
-from .layout import ALIGNMENT, ExpertRows
+from .layout import ExpertRows
 from .routes import LOCAL
 from .schedule import Schedule
 from .verify import broken, seal
-
-
-class Wires:
-    """The process group that rows travel on, and the memory they pass through: one for the life of a model.
-
-    halves: 2 where a batch is staged while the one before is committed, else 1. Each half holds a whole layer of this
-    rank. message_bytes: size of each of the two send buffers (at least one expert, at
-    most a layer).
-    """
-
-    def __init__(
-        self, group: dist.ProcessGroup, layers: Sequence[ExpertRows], halves: int, message_bytes: int, seconds: float
-    ) -> None:
-        self.group, self.rank = group, dist.get_rank(group)
-        self.deadline = timedelta(seconds=seconds)
-        self.widest = max(layer.row_bytes for layer in layers)
-        self.half_bytes = self.widest * layers[0].num_slots
-        aligned = -(-message_bytes // ALIGNMENT) * ALIGNMENT
-        self.message_bytes = min(max(aligned, self.widest), self.half_bytes)
-        device = layers[0].matrices[0].device
-        if dist.get_backend(group) == "gloo":
-            device = torch.device("cpu")
-        self.staging = torch.zeros(halves, self.half_bytes, dtype=torch.uint8, device=device)
-        self.outgoing = torch.zeros(2, self.message_bytes, dtype=torch.uint8, device=device)
-        self.intact = True
-
-    @property
-    def nbytes(self) -> int:
-        return self.staging.numel() + self.outgoing.numel()
-
-    def start(self, peer: int, sent: torch.Tensor, received: torch.Tensor) -> list[dist.Work]:
-        """Begin to exchange one message with a peer; either may be empty."""
-        sides = ((dist.isend, sent), (dist.irecv, received))
-        ops = [dist.P2POp(how, rows, group=self.group, group_peer=peer) for how, rows in sides if len(rows)]
-        return dist.batch_isend_irecv(ops)
-
-    def wait(self, flight: list[dist.Work]) -> None:
-        """Raises RuntimeError if it does not arrive before the deadline."""
-        for work in flight:
-            work.wait(self.deadline)
+from .wires import Pending, Wires
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +77,7 @@ class Transfer:
         own = received[plan.round[received] == LOCAL]
         if len(own):
             self._attempt("reading", self.layers[layer].read, torch.from_numpy(plan.slot[own]).long(), rows[: len(own)])
-        flight: list[dist.Work] = []
+        flight: Sequence[Pending] = []
         for turn, exchange in enumerate(self._exchanges(layer)):
             if not self.wires.intact:
                 return
@@ -195,7 +154,7 @@ class Transfer:
         except Exception as error:
             self._note(what, error)
 
-    def _on_wires(self, action: Callable[..., list[dist.Work] | None], *args: Any) -> list[dist.Work]:
+    def _on_wires(self, action: Callable[..., Sequence[Pending] | None], *args: Any) -> Sequence[Pending]:
         try:
             return (self.wires.intact and action(*args)) or []
         except Exception as error:

@@ -8,12 +8,12 @@ for 5 runs, so that few runs and many comparisons can decide nothing, and `runs_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import comb
 from statistics import median
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ..errors import mismatch
 from .bench_results import FIGURES, Run
@@ -23,6 +23,7 @@ TOKEN_TOLERANCE = 0.01  # of tokens per request between runs: other prompts of t
 LARGER_IS_BETTER = {"qps"}
 
 Verdict = Literal["better", "worse", "not told apart", "reference", "not reported"]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class Comparison:
     runs_needed: int
 
 
-def compare(arms: Mapping[str, Sequence[Run]], level: float = 0.05) -> Comparison:
-    """Compare every arm with the first. Raises PluginError if settings differ, or an arm has fewer than three runs."""
+def compare(arms: Mapping[str, Sequence[Run]], level: float = 0.05, least_runs: int = LEAST_RUNS) -> Comparison:
+    """Compare every arm with the first. Raises PluginError if settings differ, or an arm has fewer than `least_runs`;
+    with less than three nothing can be told apart at any usual level."""
     if len(arms) < 2:
         raise mismatch("compare", found=f"{len(arms)} arm", expected="two or more", fix="pass one path per arm")
     if not 0.0 < level < 1.0:
@@ -72,14 +74,14 @@ def compare(arms: Mapping[str, Sequence[Run]], level: float = 0.05) -> Compariso
     _refuse_copies(arms)
     points = sorted({run.concurrency for runs in arms.values() for run in runs}, key=lambda one: one or float("inf"))
     for point in points:
-        _refuse_unequal(arms, point)
+        _refuse_unequal(arms, point, least_runs)
     raw = {}
     reference, *others = arms
     for point, figure, arm in product(points, FIGURES, others):
         values = [_values(arms, name, point, figure) for name in (reference, arm)]
         if values[0] is not None and values[1] is not None:
             raw[point, figure, arm] = rank_sum_p(values[0], values[1])
-    adjusted = _holm(raw)
+    adjusted = holm(raw)
     cells = [_cell(arms, arm, point, figure, adjusted, level) for point, figure, arm in product(points, FIGURES, arms)]
     return Comparison(cells, level, len(raw), runs_needed(level, max(len(raw), 1)))
 
@@ -106,6 +108,15 @@ def rank_sum_p(first: Sequence[float], second: Sequence[float]) -> float:
     found = abs(sum(ranks[value] for value in first) - middle)
     extreme = sum(ways for total, ways in splits[-1].items() if abs(total - middle) >= found)
     return extreme / comb(len(pooled), len(first))
+
+
+def holm(raw: Mapping[Key, float]) -> dict[Key, float]:
+    """p of every comparison, corrected for all of them (Holm 1979)."""
+    adjusted, largest = {}, 0.0
+    for position, key in enumerate(sorted(raw, key=lambda one: raw[one])):
+        largest = max(largest, min(raw[key] * (len(raw) - position), 1.0))
+        adjusted[key] = largest
+    return adjusted
 
 
 def _cell(
@@ -135,14 +146,6 @@ def _values(arms: Mapping[str, Sequence[Run]], arm: str, point: int | None, figu
     return [run.figures[figure] for run in runs] if all(figure in run.figures for run in runs) else None
 
 
-def _holm(raw: Mapping[tuple[int | None, str, str], float]) -> dict[tuple[int | None, str, str], float]:
-    adjusted, largest = {}, 0.0
-    for position, key in enumerate(sorted(raw, key=lambda one: raw[one])):
-        largest = max(largest, min(raw[key] * (len(raw) - position), 1.0))
-        adjusted[key] = largest
-    return adjusted
-
-
 def _refuse_copies(arms: Mapping[str, Sequence[Run]]) -> None:
     seen: dict[str, str] = {}
     for runs in arms.values():
@@ -153,11 +156,11 @@ def _refuse_copies(arms: Mapping[str, Sequence[Run]]) -> None:
             seen[run.digest] = run.file
 
 
-def _refuse_unequal(arms: Mapping[str, Sequence[Run]], point: int | None) -> None:
+def _refuse_unequal(arms: Mapping[str, Sequence[Run]], point: int | None, least_runs: int) -> None:
     where = "without a bound on concurrency" if point is None else f"at concurrency {point}"
     for arm, runs in arms.items():
-        if len(_at(runs, point)) < LEAST_RUNS:
-            found, expected = f"{len(_at(runs, point))} runs {where}", f"at least {LEAST_RUNS} in every arm"
+        if len(_at(runs, point)) < least_runs:
+            found, expected = f"{len(_at(runs, point))} runs {where}", f"at least {least_runs} in every arm"
             raise mismatch(f"arm {arm}", found=found, expected=expected, fix="run it again, arms in turn")
     (first, *others) = [run for runs in arms.values() for run in _at(runs, point)]
     for run in others:

@@ -60,7 +60,7 @@ def _value_token(rows: Array, token: int, own: int, masks: Array, shared: Array,
                 for node in range(nodes):
                     if (spared >> node) & 1:
                         saved[expert, node] += sign
-    fixed |= np.int64(1) << own
+    held = np.int64(1) << own | fixed
     for place in range(count):
         expert = shared[place]
         mask = masks[expert]
@@ -71,7 +71,7 @@ def _value_token(rows: Array, token: int, own: int, masks: Array, shared: Array,
             for node in range(nodes):
                 if (reached >> node) & 1:
                     lost[expert, node] += sign
-        if reached & fixed:
+        if reached & held:
             continue
         value, spared = sign * (1.0 if reached == 0 else OPENED_FOR_MANY), needed & ~mask
         for node in range(nodes):

@@ -36,7 +36,7 @@ def list_shared(rows: Array, token: int, masks: Array, shared: Array) -> tuple[i
             else:
                 shared[count] = rows[token, k]
                 count += 1
-    return count, fixed
+    return count, int(fixed)
 
 
 @kernel
@@ -93,9 +93,9 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
         return Choices(expert, allowed, share)
     keys = np.sort(keys[:filled])
     first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    count = np.diff(np.append(first, filled))
+    times = np.diff(np.append(first, filled))
     expert = keys[first] % experts
-    return Choices(expert, keys[first] // experts, count / selected[expert])
+    return Choices(expert, keys[first] // experts, times / selected[expert])
 
 
 @kernel

@@ -221,7 +221,8 @@ class Job:
             return repaired, False
         tokens, pairs = self._tokens(layer, self._search.rows)
         fresh = self._solve_layer(load, tokens, pairs)
-        relabelled = relabel(fresh, old, self.cluster, len(load))
+        # labelled before it is known to pay: whatever may run is compiled when a server starts
+        relabelled = keep_slots(relabel(fresh, old, self.cluster, len(load)), old, self.cluster.slots_per_rank)
         if not self._is_worth_it(load, tokens, repaired, fresh):
             return repaired, False
         # under `nearest` it depends on a node's number whom it serves, so that new labels may need a repair

@@ -201,8 +201,8 @@ def _sweep(load: Array, movable: Array, visits: Visits, node_load: Array, limits
     """Up to `sweeps` looks at every expert, each swapped with its best partner, in place."""
     nodes, barred = node_load.shape[0], ~movable
     offers, reach, tried = np.empty((nodes, nodes)), np.empty(nodes), np.empty(TRIES, np.int64)
+    _find_offers(visits, movable, offers)
     for _ in range(sweeps):
-        _find_offers(visits, movable, offers)  # not after every swap: it takes as long as one, and they change little
         swapped = False
         for mine in range(load.shape[0]):
             if not movable[mine]:
@@ -213,6 +213,7 @@ def _sweep(load: Array, movable: Array, visits: Visits, node_load: Array, limits
                 if other < 0:
                     break
                 if _try_swap(mine, other, visits, load, node_load, limits):
+                    _find_offers(visits, movable, offers)
                     swapped = True
                     break
                 barred[other], tried[tries] = True, other

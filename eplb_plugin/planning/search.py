@@ -30,6 +30,6 @@ SEARCHES: dict[Effort, Search] = {
         rows=8192, repair_rows=4096, guides=4096, starts=4, turns=2, sweeps=12, rounds=4, exchanges=12, tries=4
     ),
     "fast": Search(
-        rows=2048, repair_rows=2048, guides=1024, starts=1, turns=1, sweeps=2, rounds=2, exchanges=0, tries=1
+        rows=2048, repair_rows=2048, guides=1024, starts=1, turns=1, sweeps=1, rounds=2, exchanges=0, tries=1
     ),
 }

@@ -39,19 +39,29 @@ class Traffic(NamedTuple):
 
 
 def made_up(layers: int, quick: bool) -> Iterator[Traffic]:
-    """Windows of a clustered router: few and many experts, and routing that is limited to groups as in DeepSeek-V3."""
+    """Windows of clustered routers: few and many experts, more nodes, routing limited to groups as in DeepSeek-V3."""
+    four, eight = Topology(4, 8, 5), Topology(8, 8, 5)
     kinds = (
-        ("128 experts, top-8", 5, ClusteredRouter(layers, 128, 8, num_topics=32, strength=2.5, skew=0.8), 1),
-        ("256 experts, top-8", 9, ClusteredRouter(layers, 256, 8, num_topics=48, strength=2.0, skew=0.6), 1),
+        ("128 experts, top-8", four, ClusteredRouter(layers, 128, 8, num_topics=32, strength=2.5, skew=0.8)),
+        (
+            "256 experts, top-8",
+            Topology(4, 8, 9),
+            ClusteredRouter(layers, 256, 8, num_topics=48, strength=2.0, skew=0.6),
+        ),
+        ("256 experts, top-8", eight, ClusteredRouter(layers, 256, 8, num_topics=48, strength=2.0, skew=0.6)),
+        (
+            "512 experts, top-10",
+            Topology(4, 8, 18),
+            ClusteredRouter(layers, 512, 10, num_topics=64, strength=2.0, skew=0.6),
+        ),
         (
             "256 experts in 8 groups, top-8 of 4 groups",
-            9,
+            Topology(4, 8, 9),
             ClusteredRouter(layers, 256, 8, num_topics=48, strength=2.0, skew=0.3, num_groups=8, top_groups=4),
-            8,
         ),
     )
-    for name, slots, router, groups in kinds[:1] if quick else kinds:
-        yield Traffic(name, router.window(2 * TOKENS), router.num_experts, Topology(4, 8, slots), groups)
+    for name, topology, router in kinds[:1] if quick else kinds:
+        yield Traffic(name, router.window(2 * TOKENS), router.num_experts, topology, router.num_groups)
 
 
 def recorded(files: list[Path], topology: Topology, groups: int) -> Iterator[Traffic]:
@@ -135,7 +145,9 @@ def main() -> None:
     for traffic in all_traffic if options.traces else made_up(options.layers, options.quick):
         rows = compare(traffic, options.quick, options.draws)
         show(traffic, rows, console)
-        results.append({"traffic": traffic.name, "layers": len(traffic.topk_ids), "rows": rows})
+        ranks, nodes = traffic.topology.num_ranks, traffic.topology.num_nodes
+        name = f"{traffic.name}, {ranks} ranks on {nodes} nodes"
+        results.append({"traffic": name, "layers": len(traffic.topk_ids), "rows": rows})
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(results, indent=1) + "\n")
     console.print(f"Written: {options.json}", highlight=False)

@@ -10,7 +10,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE, TARGET = ROOT / "out" / "bench_affinity.json", ROOT / "docs" / "tradeoff.svg"
 COLOURS = {"hash": "#1c7ed6", "nearest": "#2f9e44", "weighted": "#e8590c", "cover": "#9c36b5"}
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP = 330, 300, 60, 60, 60, 40
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP, COLUMNS = 330, 300, 60, 60, 60, 40, 3
 Row = dict[str, Any]
 
 
@@ -19,11 +19,13 @@ def main() -> None:
     traffics = json.loads(source.read_text())
     for traffic in traffics:
         print(f"\n{traffic['traffic']}, {traffic['layers']} layers\n\n{table(traffic['rows'])}")
+    across, down = WIDTH + LEFT + GAP, TOP + HEIGHT + BOTTOM
     panels = "".join(
-        panel(LEFT + number * (WIDTH + LEFT + GAP), traffic["traffic"], traffic["rows"])
+        f'<g transform="translate({number % COLUMNS * across} {number // COLUMNS * down})">'
+        f"{panel(LEFT, traffic['traffic'], traffic['rows'])}</g>"
         for number, traffic in enumerate(traffics)
     )
-    width, height = len(traffics) * (WIDTH + LEFT + GAP), TOP + HEIGHT + BOTTOM
+    width, height = min(len(traffics), COLUMNS) * across, -(-len(traffics) // COLUMNS) * down
     TARGET.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
         f'<rect width="{width}" height="{height}" fill="white"/>{panels}</svg>\n'
@@ -67,7 +69,7 @@ def panel(left: int, title: str, rows: list[Row]) -> str:
         return left + across, TOP + HEIGHT * (1.0 - row["cross_node_copies"] / most)
 
     parts = [
-        f'<text x="{left}" y="30" font-size="15">{title}</text>',
+        f'<text x="{left}" y="30" font-size="12">{title}</text>',
         f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#999"/>',
         f'<text x="{left}" y="{TOP + HEIGHT + 38}" font-size="12" fill="#555">balancedness on the next window: '
         f"{low:.3f} to {low + span:.3f}</text>",

@@ -7,17 +7,22 @@ send is not counted as traffic between nodes. Needs root, iproute2 and the kerne
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 _BURST = 3200  # bytes; a larger one lets a decode step's messages pass unlimited
 _QUEUE = "8mb"  # long enough to drop nothing: a lost packet would be measured instead of the rate
 _PREFIX = "eplb"
+_LOCK = Path("/run/eplb-plugin-network.lock")  # two networks at once would give the outside link's addresses twice
 _OUTSIDE, _HEAD = "169.254.77.1", "169.254.77.2"  # link-local: no route of the machine uses them
 
 
@@ -46,11 +51,13 @@ class Network:
         self._switch = f"{_PREFIX}-{os.getpid()}-switch"
         self._names = [f"{_PREFIX}-{os.getpid()}-{node}" for node in range(nodes)]
         self._outside = f"{_PREFIX}{os.getpid()}"
+        self._lock: IO[str] | None = None
 
     def __enter__(self) -> Network:
         require_namespaces()
-        remove_abandoned()
+        self._lock = _locked()
         try:
+            remove_abandoned()
             self._make()
         except BaseException:
             self._remove()
@@ -96,7 +103,9 @@ class Network:
             device, numbers = line.split(":")
             counters[device.strip()] = [int(number) for number in numbers.split()]
         # what the switch receives from a port, the node has sent
-        return [Traffic(sent=counters[f"port{node}"][0], received=counters[f"port{node}"][8]) for node in range(self.nodes)]
+        return [
+            Traffic(sent=counters[f"port{node}"][0], received=counters[f"port{node}"][8]) for node in range(self.nodes)
+        ]
 
     def _make(self) -> None:
         _run("ip", "netns", "add", self._switch)
@@ -119,6 +128,8 @@ class Network:
         _run("ip", "link", "delete", self._outside, may_fail=True)
         for name in (*self._names, self._switch):
             _run("ip", "netns", "delete", name, may_fail=True)
+        if self._lock is not None:
+            self._lock.close()
 
 
 def require_namespaces() -> None:
@@ -130,13 +141,33 @@ def require_namespaces() -> None:
 
 
 def remove_abandoned() -> None:
-    """Remove the namespaces of runs that were killed."""
-    for line in _run("ip", "netns", "list").splitlines():
-        name = line.split()[0]
-        prefix, _, rest = name.partition("-")
-        pid = rest.partition("-")[0]
-        if prefix == _PREFIX and pid.isdigit() and not Path("/proc", pid).exists():
-            _run("ip", "netns", "delete", name, may_fail=True)
+    """End what still runs on the nodes of runs that were killed, and remove their namespaces."""
+    for name in abandoned(_run("ip", "netns", "list")):
+        for pid in _run("ip", "netns", "pids", name, may_fail=True).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        _run("ip", "netns", "delete", name, may_fail=True)
+
+
+def abandoned(listing: str) -> list[str]:
+    """Names, in what `ip netns list` prints, of namespaces whose run no longer exists."""
+    names = [line.split()[0] for line in listing.splitlines() if line.strip()]
+    parts = [(name, name.split("-")) for name in names]
+    return [
+        name
+        for name, words in parts
+        if len(words) == 3 and words[0] == _PREFIX and words[1].isdigit() and not Path("/proc", words[1]).exists()
+    ]
+
+
+def _locked() -> IO[str]:
+    lock = _LOCK.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise NetworkError("found another run with nodes on this machine, expected none: wait for it to end") from None
+    return lock
 
 
 def _run(*command: str, may_fail: bool = False) -> str:

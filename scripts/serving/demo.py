@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,15 +22,12 @@ from rich.table import Table
 from .aftermath import leave_advice
 from .bench import run_bench
 from .engine import METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
+from .engines import ENGINES, LAYOUTS
 from .greedy import PROMPTS, complete_all, largest_difference
+from .progress import Progress
 from .server import Server, ServerError
-from .sglang import SGLANG
-from .vllm import VLLM
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINES = {engine.name: engine for engine in (VLLM, SGLANG)}
-# SGLang has no all-to-all on a CPU: both ranks route every token, and each counts as the owner of half of them
-LAYOUTS = {"vllm": Layout(data_parallel=2), "sglang": Layout(tensor_parallel=2)}
 EPLB = Eplb(redundant_experts=4, window_size=48, step_interval=96)
 MODEL = ["--arch", "qwen3_moe", "--layers", "4", "--experts", "32", "--top-k", "4"]
 # two declared nodes of one rank each: on one machine the links between them are not slow, so what the placement saves
@@ -50,29 +46,6 @@ class Outcome:
     slots_moved: int = 0
     rebalances: int = 0
     largest_logprob_difference: float = 0.0
-
-
-class Progress:
-    """One line that changes while something runs, and one that stays when it is done."""
-
-    def __init__(self) -> None:
-        self.console = Console(width=None if sys.stdout.isatty() else 120)
-        self.began = time.monotonic()
-
-    def say(self, text: str) -> None:
-        self.console.print(f"[dim]{time.monotonic() - self.began:4.0f} s[/]  {text}", highlight=False)
-
-    def running(self, what: str) -> Callable[[str], None]:
-        """A callback for work that reports now and then; speaks every ten seconds, so that a log stays short."""
-        last = time.monotonic()
-
-        def report(text: str) -> None:
-            nonlocal last
-            if time.monotonic() - last >= 10:
-                last = time.monotonic()
-                self.say(f"[dim]{what}: {text}[/]")
-
-        return report
 
 
 @dataclass(frozen=True)
@@ -167,7 +140,7 @@ def show(run: Run, outcomes: list[Outcome], console: Console) -> None:
     table.add_section()
     for metric in METRICS:
         names = [f"{metric}_p{share}" for share in PERCENTILES]
-        label = f"{metric.upper()} P50 / P90 / P99, ms"
+        label = f"{metric.upper()} {' / '.join(f'P{share}' for share in PERCENTILES)}, ms"
         row(label, lambda one, names=names: " / ".join(f"{one.figures[name]:.0f}" for name in names))
     plain = next((one.figures["itl_p99"] for one in outcomes if one.arm == "none"), None)
     if plain is not None:

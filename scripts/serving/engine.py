@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 # What every server on CPU needs: loopback only, nothing fetched, no telemetry.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "DO_NOT_TRACK": "1"}
 
-PERCENTILES = (50, 90, 99)
+PERCENTILES = (50, 90, 95, 99)
 METRICS = ("ttft", "tpot", "itl")
 
 
@@ -29,23 +29,26 @@ class Layout:
 
 @dataclass(frozen=True)
 class Eplb:
-    """The engine's own EPLB settings, the same in every arm that has EPLB."""
+    """The engine's own EPLB settings, the same in every arm that has EPLB. None: what the engine takes by itself."""
 
     redundant_experts: int
-    window_size: int
-    step_interval: int
+    window_size: int | None = None
+    step_interval: int | None = None
     use_async: bool = True  # where the engine knows both
 
 
 @dataclass(frozen=True)
 class Load:
-    """Random prompts in a closed loop."""
+    """Prompts in a closed loop: random ones of the given lengths, or those of `dataset`, a file in ShareGPT's format,
+    with the lengths of its own answers.
+    """
 
     requests: int
     concurrency: int
     input_tokens: int = 64
     output_tokens: int = 32
     seed: int = 1
+    dataset: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,12 @@ class Engine(ABC):
         """What a server of every arm is given, without the plugin's part."""
 
     @abstractmethod
-    def plugin_arguments(self, config: Path) -> list[str]: ...
+    def eplb_arguments(self, eplb: Eplb) -> list[str]:
+        """The engine's own EPLB."""
+
+    @abstractmethod
+    def plugin_arguments(self, config: Path) -> list[str]:
+        """What the plugin needs beside the engine's own EPLB."""
 
     def arm_arguments(self, arm: str, layout: Layout, eplb: Eplb, config: Path) -> list[str]:
         """A server's arguments in one of `arms`."""

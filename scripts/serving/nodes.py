@@ -13,7 +13,7 @@ from typing import Any
 from network.namespaces import Network
 
 from .server import Server
-from .vllm import VLLM
+from .vllm import VLLM, Vllm
 
 
 class NodesServer(Server):
@@ -30,6 +30,7 @@ class NodesServer(Server):
         log: Path,
         *,
         ranks_per_node: int = 1,
+        engine: Vllm = VLLM,
         environment: Mapping[str, str] | None = None,
         **keywords: Any,
     ) -> None:
@@ -39,23 +40,22 @@ class NodesServer(Server):
             "GLOO_SOCKET_IFNAME": "uplink",
             **(environment or {}),
         }
-        super().__init__(VLLM, model, arguments, log, ranks=1, environment=environment, **keywords)
+        super().__init__(engine, model, arguments, log, ranks=1, environment=environment, **keywords)
         self.network, self.ranks_per_node = network, ranks_per_node
         self.url = f"http://{network.head}:{self.port}"
 
     def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         jobs = [self._job(node) for node in range(self.network.nodes)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving.together", json.dumps(jobs)],
-            env=self.environment, start_new_session=True,
-        )  # fmt: skip
+        self.log.touch()
+        together = [sys.executable, str(Path(__file__).with_name("together.py")), json.dumps(jobs)]
+        self.process = subprocess.Popen(together, env=self.environment, start_new_session=True)
 
     def node_log(self, node: int) -> Path:
         return self.log if node == 0 else self.log.with_name(f"{self.log.stem}.node{node}.log")
 
     def _job(self, node: int) -> dict[str, Any]:
-        """What `serving.together` starts on a node."""
+        """What together.py starts on a node."""
         own, ranks = self.ranks_per_node, self.network.nodes * self.ranks_per_node
         words = VLLM.serve_part(self.model, self.port, self.network.address(0), node * own, own, ranks)
         cores = os.cpu_count() or 1

@@ -23,7 +23,11 @@ class ServerError(RuntimeError):
 
 
 class Server:
-    """Context manager around an engine's server; on leaving, no process of its group is left."""
+    """Context manager around an engine's server; on leaving, no process of its group is left.
+
+    ranks: bound to a core each, and the environment is that of the test bed on CPU; None: nothing of that, for a server
+    on GPUs.
+    """
 
     def __init__(
         self,
@@ -32,7 +36,7 @@ class Server:
         arguments: list[str],
         log: Path,
         *,
-        ranks: int,
+        ranks: int | None,
         environment: Mapping[str, str] | None = None,
         start_seconds: float = 400,
         progress: Callable[[str], None] = lambda text: None,
@@ -42,8 +46,8 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         cores = os.cpu_count() or 1
-        bind = "|".join(str(rank % cores) for rank in range(ranks))
-        self.environment = {**os.environ, **engine.environment(bind), **(environment or {})}
+        on_cpu = {} if ranks is None else engine.environment("|".join(str(rank % cores) for rank in range(ranks)))
+        self.environment = {**os.environ, **on_cpu, **(environment or {})}
         self.progress = progress
         self.process: subprocess.Popen[bytes] | None = None
 

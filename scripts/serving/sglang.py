@@ -46,10 +46,13 @@ class Sglang(Engine):
             raise ValueError(f"found data_parallel={layout.data_parallel}, expected 1: not tried on CPUs")
         if layout.ranks > 1:
             words += ["--tp-size", str(layout.ranks), "--ep-size", str(layout.ranks)]
-        if eplb is not None:
-            words += ["--enable-eplb"]
-            words += ["--ep-num-redundant-experts", str(eplb.redundant_experts)]
+        return words + (self.eplb_arguments(eplb) if eplb else [])
+
+    def eplb_arguments(self, eplb: Eplb) -> list[str]:
+        words = ["--enable-eplb", "--ep-num-redundant-experts", str(eplb.redundant_experts)]
+        if eplb.window_size is not None:
             words += ["--expert-distribution-recorder-buffer-size", str(eplb.window_size)]
+        if eplb.step_interval is not None:
             words += ["--eplb-rebalance-num-iterations", str(eplb.step_interval)]
         return words
 
@@ -65,10 +68,13 @@ class Sglang(Engine):
         return Completion(tuple(token for _, token, _ in chosen), tuple(logprob for logprob, _, _ in chosen))
 
     def bench(self, model: Path, url: str, load: Load, result: Path) -> list[str]:
+        prompts = ["--dataset-name", "sharegpt", "--dataset-path", str(load.dataset)]
+        if load.dataset is None:
+            prompts = ["--dataset-name", "random-ids", "--random-range-ratio", "1"]
+            prompts += ["--random-input-len", str(load.input_tokens), "--random-output-len", str(load.output_tokens)]
         return [
             sys.executable, "-m", "sglang.bench_serving", "--backend", "sglang", "--base-url", url,
-            "--model", str(model), "--dataset-name", "random-ids", "--random-range-ratio", "1",
-            "--random-input-len", str(load.input_tokens), "--random-output-len", str(load.output_tokens),
+            "--model", str(model), *prompts,
             "--num-prompts", str(load.requests), "--max-concurrency", str(load.concurrency),
             "--seed", str(load.seed), "--disable-tqdm", "--output-file", str(result),
         ]  # fmt: skip

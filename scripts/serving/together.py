@@ -1,4 +1,4 @@
-"""Run several commands in this process's group until the first of them ends: `python -m serving.together JOBS`.
+"""Run several commands in this process's group until the first of them ends: `python together.py JOBS`.
 
 JOBS is a JSON list of {command, environment, log}. Who started this ends the group, as it would for a single server.
 """

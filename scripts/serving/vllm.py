@@ -54,21 +54,19 @@ class Vllm(Engine):
             words += ["--tensor-parallel-size", str(layout.tensor_parallel)]
             words += ["--data-parallel-size", str(layout.data_parallel)]
             words += ["--enable-expert-parallel", "--api-server-count", "1"]
-        return words + self.eplb_arguments(eplb)
+        return words + (self.eplb_arguments(eplb) if eplb else [])
 
     def node_arguments(self, eplb: Eplb | None = None) -> list[str]:
         """The same for `serve_part`, whose ranks are data-parallel."""
-        return [*_COMMON, "--enable-expert-parallel", *self.eplb_arguments(eplb)]
+        return [*_COMMON, "--enable-expert-parallel", *(self.eplb_arguments(eplb) if eplb else [])]
 
-    def eplb_arguments(self, eplb: Eplb | None) -> list[str]:
-        words: list[str] = []
-        if eplb is not None:
-            words += ["--enable-eplb"]
-            words += ["--eplb-config.num_redundant_experts", str(eplb.redundant_experts)]
+    def eplb_arguments(self, eplb: Eplb) -> list[str]:
+        words = ["--enable-eplb", "--eplb-config.num_redundant_experts", str(eplb.redundant_experts)]
+        if eplb.window_size is not None:
             words += ["--eplb-config.window_size", str(eplb.window_size)]
+        if eplb.step_interval is not None:
             words += ["--eplb-config.step_interval", str(eplb.step_interval)]
-            words += ["--eplb-config.use_async", str(eplb.use_async).lower()]
-        return words
+        return [*words, "--eplb-config.use_async", str(eplb.use_async).lower()]
 
     def plugin_arguments(self, config: Path) -> list[str]:
         return ["--eplb-plugin-config", str(config)]
@@ -89,10 +87,12 @@ class Vllm(Engine):
         return Completion(tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]))
 
     def bench(self, model: Path, url: str, load: Load, result: Path) -> list[str]:
+        prompts = ["--dataset-name", "sharegpt", "--dataset-path", str(load.dataset)]
+        if load.dataset is None:
+            prompts = ["--dataset-name", "random", "--random-input-len", str(load.input_tokens)]
+            prompts += ["--random-output-len", str(load.output_tokens)]
         return [
-            _program(), "bench", "serve", "--backend", "vllm", "--base-url", url, "--model", str(model),
-            "--dataset-name", "random",
-            "--random-input-len", str(load.input_tokens), "--random-output-len", str(load.output_tokens),
+            _program(), "bench", "serve", "--backend", "vllm", "--base-url", url, "--model", str(model), *prompts,
             "--num-prompts", str(load.requests), "--max-concurrency", str(load.concurrency),
             "--ignore-eos", "--seed", str(load.seed), "--disable-tqdm",
             "--percentile-metrics", ",".join(METRICS), "--metric-percentiles", ",".join(map(str, PERCENTILES)),

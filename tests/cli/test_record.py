@@ -96,6 +96,7 @@ class Handler(BaseHTTPRequestHandler):
     info: ClassVar[dict[str, Any] | None] = None
     folder: ClassVar[Path]
     asked: ClassVar[list[str]] = []
+    empty: ClassVar[int] = 0  # recordings without tokens that come first
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
@@ -106,8 +107,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(json.dumps(self.info).encode())
         if self.path == "/dump_expert_distribution_record":
             counts = torch.zeros(3, 2, 4, dtype=torch.int32)
-            counts[:, 1] = 2  # counted by both ranks; layer 0 is dense
-            torch.save({"rank": 0, "logical_count": counts}, self.folder / "expert_distribution_recorder_1.5.pt")
+            dumps = self.asked.count(self.path)
+            if dumps > self.empty:
+                counts[:, 1] = 2  # counted by both ranks; layer 0 is dense
+            record = {"rank": 0, "logical_count": counts}
+            torch.save(record, self.folder / f"expert_distribution_recorder_{time.time()}.pt")
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -115,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def sglang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    Handler.folder, Handler.asked, Handler.info = tmp_path, [], None
+    Handler.folder, Handler.asked, Handler.info, Handler.empty = tmp_path, [], None, 0
     monkeypatch.setattr(http_recorder, "ARRIVAL_SECONDS", 0.6)
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -141,6 +145,30 @@ def test_the_recorder_is_started_and_dumped(tmp_path: Path, call: Call, sglang: 
     assert json.loads(printed)["phase"] == "prefill"
     names = ["server_info", *([] if eplb else ["start_expert_distribution_record"]), "dump_expert_distribution_record"]
     assert Handler.asked == [f"/{name}" for name in [*names, *([] if eplb else ["stop_expert_distribution_record"])]]
+
+
+def record_after(empty: int, eplb: bool, folder: Path, call: Call, url: str) -> tuple[int, str]:
+    mode = None if eplb else "stat"
+    Handler.info = {"expert_distribution_recorder_mode": mode, "enable_eplb": eplb}
+    Handler.asked.clear()
+    Handler.empty = empty
+    code, _, problem = call("record", folder / "out.safetensors", "--url", url, "--dumps", folder, "--seconds", "0.1")
+    return code, problem
+
+
+def test_a_recording_that_a_rebalance_has_just_begun_is_asked_for_again(
+    tmp_path: Path, call: Call, sglang: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With EPLB on, each rebalance empties it. Without, no token in all of the window means no traffic."""
+    code, problem = record_after(1, True, tmp_path, call, sglang)
+    assert code == 0, problem
+    assert Handler.asked.count("/dump_expert_distribution_record") == 2
+    for eplb in (True, False):
+        monkeypatch.setattr(http_recorder, "TRAFFIC_SECONDS", 0.0)
+        code, problem = record_after(9, eplb, tmp_path, call, sglang)
+        assert code == 2
+        assert "found no token, expected traffic while it was made" in problem
+        assert Handler.asked.count("/dump_expert_distribution_record") == 1
 
 
 def test_servers_that_cannot_be_recorded_are_refused(tmp_path: Path, call: Call, sglang: str) -> None:

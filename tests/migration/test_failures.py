@@ -19,27 +19,33 @@ import torch.distributed as dist
 from eplb_plugin import PluginError, Topology
 from eplb_plugin.migration import shuffle, transfer
 from eplb_plugin.migration.budget import Budget
+from eplb_plugin.migration.group_wires import GroupWires
 from eplb_plugin.migration.layout import ExpertRows
+from eplb_plugin.migration.nixl_wires import NixlWires
 from eplb_plugin.migration.votes import Votes
-from expert_models import Model, groups
+from eplb_plugin.migration.wires import Wires
+from expert_models import NO_NIXL, WIRES, Model, groups
 from processes import Ranks
 
 TOPOLOGY = Topology(2, 2, 4)
 LAYERS = 6
 # where a fault strikes: what is called there, in the process that fails
-POINTS: dict[str, tuple[Any, str]] = {
+EVERYWHERE: dict[str, tuple[Any, str]] = {
     "planning": (shuffle, "schedule"),
     "reading": (ExpertRows, "read"),
     "sealing": (transfer, "seal"),
-    "sending": (transfer.Wires, "start"),
-    "receiving": (transfer.Wires, "wait"),
+    "receiving": (Wires, "wait"),
     "checking": (transfer, "broken"),
     "voting": (Votes, "send"),
     "committing": (transfer.StagedLayer, "write"),
     "switching": (Model, "switch"),
 }
+POINTS = {
+    "gloo": EVERYWHERE | {"sending": (GroupWires, "start")},
+    # between what it told its peer and what the peer tells: on the way
+    "nixl": EVERYWHERE | {"sending": (NixlWires, "start"), "fetching": (NixlWires, "_read")},
+}
 BEFORE_THE_VOTE = ("planning", "reading", "sealing", "checking")
-ON_THE_WIRES = ("sending", "receiving")
 FATAL = ("voting", "committing", "switching")
 
 
@@ -57,9 +63,9 @@ class Fault:
 class Strike:
     """Installs a fault in this process for as long as it is entered."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: Fault, wires: str) -> None:
         self.fault, self.calls = fault, 0
-        self.owner, self.name = POINTS[fault.point]
+        self.owner, self.name = POINTS[wires][fault.point]
         self.original = getattr(self.owner, self.name)
 
     def __enter__(self) -> Strike:
@@ -88,7 +94,7 @@ class Strike:
         return result
 
 
-def live_through(fault: Fault, seed: int, deadlines: tuple[float, float], folder: str) -> tuple[str, Any]:
+def live_through(fault: Fault, wires: str, seed: int, deadlines: tuple[float, float], folder: str) -> tuple[str, Any]:
     """-> ("done", "refused", or "refused for good", and placements); weights and maps are compared after every step."""
     handler = logging.FileHandler(f"{folder}/{dist.get_rank()}.log")
     logging.getLogger("eplb_plugin").addHandler(handler)
@@ -96,9 +102,9 @@ def live_through(fault: Fault, seed: int, deadlines: tuple[float, float], folder
     old, new, third = (rng.permuted(np.tile(np.arange(16) % 11, (LAYERS, 1)), axis=1) for _ in range(3))
     model = Model(old, TOPOLOGY.slots_per_rank)
     budget = Budget(layers_per_step=2, transfer_seconds=deadlines[0], vote_seconds=deadlines[1])
-    shuffler = model.shuffler(TOPOLOGY, *groups(fresh=True), budget)
+    shuffler = model.shuffler(TOPOLOGY, *groups(wires, fresh=True), budget)
     try:
-        with Strike(fault):
+        with Strike(fault, wires):
             shuffler.begin(old, new)
             while shuffler.step():
                 model.check()
@@ -124,8 +130,8 @@ def live_through(fault: Fault, seed: int, deadlines: tuple[float, float], folder
 class Arena:
     """Processes that are struck again and again, and started anew when some of them died."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, wires: str, folder: Path) -> None:
+        self.wires, self.folder = wires, folder
         self.ranks: Ranks | None = None
 
     def strike(self, fault: Fault, seed: int = 0, deadlines: tuple[float, float] = (2.0, 6.0)) -> list[Any]:
@@ -135,7 +141,7 @@ class Arena:
         size = TOPOLOGY.num_ranks
         for rank in range(size):
             (self.folder / f"{rank}.log").write_text("")
-        self.ranks.start(live_through, fault, seed, deadlines, str(self.folder))
+        self.ranks.start(live_through, fault, self.wires, seed, deadlines, str(self.folder))
         stays_stopped = fault.kind == "stop" and self._stopped(fault) and not self._resumed(fault)
         answers = self.ranks.answers(set(range(size)) - ({fault.rank} if stays_stopped else set()))
         if stays_stopped:
@@ -185,9 +191,9 @@ class Arena:
             self.ranks = None
 
 
-@pytest.fixture(scope="module")
-def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
-    made = Arena(tmp_path_factory.mktemp("logs"))
+@pytest.fixture(scope="module", params=WIRES)
+def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    made = Arena(request.param, tmp_path_factory.mktemp("logs"))
     yield made
     made.close()
 
@@ -203,7 +209,7 @@ def test_an_exception_before_the_vote_is_refused_by_all(arena: Arena, point: str
     assert arena.strike(Fault("raise", point, 2, 1), deadlines=(20.0, 30.0)) == ALL_REFUSE
 
 
-@pytest.mark.parametrize("point", ON_THE_WIRES)
+@pytest.mark.parametrize("point", ["sending", "receiving"])
 def test_broken_wires_are_refused_by_all(arena: Arena, point: str) -> None:
     """The old placement serves on everywhere, and no other migration is begun."""
     assert arena.strike(Fault("raise", point, 2, 1), deadlines=(1.0, 20.0)) == ALL_REFUSE_FOR_GOOD
@@ -254,9 +260,18 @@ def test_a_rank_stopped_for_a_while(arena: Arena) -> None:
     assert arena.strike(Fault("stop", "sending", 0, 1, resume=2.0), deadlines=(0.5, 30.0)) == ALL_REFUSE_FOR_GOOD
 
 
-def random_fault(source: random.Random) -> Fault:
+@pytest.mark.parametrize("arena", [pytest.param("nixl", marks=NO_NIXL)], indirect=True)
+@pytest.mark.parametrize(("kind", "resume"), [("raise", None), ("stop", 2.0), ("kill", None)])
+def test_a_rank_struck_before_it_fetches(arena: Arena, kind: str, resume: float | None) -> None:
+    """It has told its peer where a message lies, so its memory is being read, but does not read itself (in time)."""
+    ended = [shuffle.EXIT_CODE, -signal.SIGKILL, shuffle.EXIT_CODE, shuffle.EXIT_CODE]
+    found = arena.strike(Fault(kind, "fetching", 1, 2, resume), deadlines=(0.7, 8.0))
+    assert found == (ended if kind == "kill" else ALL_REFUSE_FOR_GOOD)
+
+
+def random_fault(source: random.Random, points: list[str]) -> Fault:
     kind = source.choice(["raise", "corrupt", "slow", "stop", "stop for a while", "kill"])
-    point = "sealing" if kind == "corrupt" else source.choice(list(POINTS))
+    point = "sealing" if kind == "corrupt" else source.choice(points)
     call = 1 if point == "planning" else source.randint(1, 8)
     resume = source.choice([0.1, 1.0]) if kind == "stop for a while" else None
     return Fault(kind.split()[0], point, source.randrange(TOPOLOGY.num_ranks), call, resume)
@@ -277,6 +292,6 @@ def expected(fault: Fault) -> set[Any]:
 @pytest.mark.parametrize("seed", range(240))
 def test_random_faults(arena: Arena, seed: int) -> None:
     """Any fault at any point, on any rank: nothing but what the table of docs/migration.md says."""
-    fault = random_fault(random.Random(seed))
+    fault = random_fault(random.Random(seed), list(POINTS[arena.wires]))
     ended = arena.strike(fault, seed, deadlines=(3.0 if fault.kind == "slow" else 0.7, 10.0))
     assert set(ended[: fault.rank] + ended[fault.rank + 1 :]) <= expected(fault), (fault, ended)

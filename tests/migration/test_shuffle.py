@@ -1,4 +1,4 @@
-"""Weights that moved between real processes, over gloo."""
+"""Weights that moved between real processes, over gloo and NIXL."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, Topology
 from eplb_plugin.migration.budget import Budget
-from expert_models import Log, Model, groups
+from expert_models import NO_NIXL, WIRES, Log, Model, groups
 from processes import Ranks
 from strategies import QUICK, migrations
 
 SIZES = (2, 3, 4, 8)
+SOME = [*((size, "gloo") for size in SIZES), *(pytest.param(size, "nixl", marks=NO_NIXL) for size in (3, 8))]
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +44,15 @@ def pool(pools: dict[int, Ranks], size: int) -> Ranks:
 
 
 def migrate(
-    old: Any, new: Any, topology: Topology, budget: Budget, stepwise: bool, long_rows: bool, planned: bool = False
-) -> int:
+    wires: str, old: Any, new: Any, topology: Topology, budget: Budget,
+    stepwise: bool, long_rows: bool, planned: bool = False,
+) -> int:  # fmt: skip
     """-> steps; the weights, the maps and the addresses are checked here, after every step.
 
     planned: the new placement is not known before some steps, later on some ranks.
     """
     model = Model(old, topology.slots_per_rank, long_rows)
-    shuffler = model.shuffler(topology, *groups(), budget)
+    shuffler = model.shuffler(topology, *groups(wires), budget)
     steps = 0
     shuffler.begin(old, (lambda: (time.sleep(0.01 * model.rank), new)[1]) if planned else new)
     if stepwise:
@@ -69,10 +71,10 @@ def migrate(
     return steps
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "wires"), SOME)
 @given(data=st.data())
 @settings(QUICK, max_examples=20)
-def test_any_placement_becomes_any_other(pools: dict[int, Ranks], size: int, data: st.DataObject) -> None:
+def test_any_placement_becomes_any_other(pools: dict[int, Ranks], size: int, wires: str, data: st.DataObject) -> None:
     """Every row of every kind of tensor is right, bit for bit, after every step, and no tensor has a new address."""
     old, new, topology = data.draw(migrations(size))
     budget = Budget(
@@ -81,18 +83,23 @@ def test_any_placement_becomes_any_other(pools: dict[int, Ranks], size: int, dat
         message_bytes=data.draw(st.sampled_from([1, 1500, 1 << 20])),
     )
     flags = [data.draw(st.booleans()) for _ in ("stepwise", "long_rows", "planned")]
-    pool(pools, size).run(migrate, old, new, topology, budget, *flags)
+    pool(pools, size).run(migrate, wires, old, new, topology, budget, *flags)
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("wires", WIRES)
 @pytest.mark.parametrize("size", SIZES)
 @given(data=st.data())
 @settings(QUICK, max_examples=400)
-def test_any_placement_becomes_any_other_at_length(pools: dict[int, Ranks], size: int, data: st.DataObject) -> None:
+def test_any_placement_becomes_any_other_at_length(
+    pools: dict[int, Ranks], size: int, wires: str, data: st.DataObject
+) -> None:
     """The same, for longer."""
     old, new, topology = data.draw(migrations(size, max_layers=6))
     budget = Budget(data.draw(st.integers(1, 4)), None, data.draw(st.sampled_from([1, 1500, 1 << 20])))
-    pool(pools, size).run(migrate, old, new, topology, budget, data.draw(st.booleans()), data.draw(st.booleans()))
+    pool(pools, size).run(
+        migrate, wires, old, new, topology, budget, data.draw(st.booleans()), data.draw(st.booleans())
+    )
 
 
 def rotated(layers: int, topology: Topology, by: int) -> np.ndarray[Any, Any]:
@@ -103,17 +110,17 @@ def rotated(layers: int, topology: Topology, by: int) -> np.ndarray[Any, Any]:
 def test_one_layer_a_step(pools: dict[int, Ranks]) -> None:
     """A layer is switched on each step once the first is staged; begin and vote take a few steps more."""
     topology = Topology(2, 1, 4)
-    args = (rotated(12, topology, 0), rotated(12, topology, 1), topology, Budget(), True, False)
+    args = ("gloo", rotated(12, topology, 0), rotated(12, topology, 1), topology, Budget(), True, False)
     steps = pool(pools, 2).run(migrate, *args)
     assert len(set(steps)) == 1
     assert steps[0] >= 12
 
 
-def many(rounds: int, topology: Topology) -> None:
+def many(wires: str, rounds: int, topology: Topology) -> None:
     rng = np.random.default_rng(0)
     old = rotated(4, topology, 0)
     model = Model(old, topology.slots_per_rank)
-    shuffler = model.shuffler(topology, *groups())
+    shuffler = model.shuffler(topology, *groups(wires))
     for _ in range(rounds):
         new = rng.permuted(model.phy2log, axis=1)
         shuffler.begin(model.phy2log.copy(), new)
@@ -123,9 +130,10 @@ def many(rounds: int, topology: Topology) -> None:
         model.check()
 
 
-def test_many_migrations_one_after_the_other(pools: dict[int, Ranks]) -> None:
+@pytest.mark.parametrize("wires", WIRES)
+def test_many_migrations_one_after_the_other(pools: dict[int, Ranks], wires: str) -> None:
     """Fifty in a row by one Shuffler: nothing of one is left over for the next."""
-    pool(pools, 4).run(many, 50, Topology(2, 2, 3))
+    pool(pools, 4).run(many, wires, 50, Topology(2, 2, 3))
 
 
 def nothing_to_do(topology: Topology) -> list[str]:
@@ -200,7 +208,7 @@ def announced(topology: Topology) -> list[str]:
 def test_memory_and_traffic_are_stated_first(pools: dict[int, Ranks]) -> None:
     """Staging memory when it is made, bytes between ranks and nodes before any moves."""
     lines = pool(pools, 2).run(announced, Topology(2, 1, 3))[0]
-    assert lines[0].startswith("migration: 0.0 MiB of staging memory on cpu, at most 1 layers")
+    assert lines[0].startswith("migration over gloo: 0.0 MiB of staging memory on cpu, at most 1 layers")
     assert "2 of 2 layers" in lines[1]
     assert "between nodes" in lines[1]
 
@@ -246,7 +254,7 @@ def without_thread(topology: Topology) -> int:
     threads = threading.active_count()
     backend, dist.get_backend = dist.get_backend, lambda group: "nccl"
     try:
-        steps = migrate(rotated(5, topology, 0), rotated(5, topology, 1), topology, Budget(), True, False)
+        steps = migrate("gloo", rotated(5, topology, 0), rotated(5, topology, 1), topology, Budget(), True, False)
     finally:
         dist.get_backend = backend
     assert threading.active_count() == threads

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from eplb_cpu_engines.meter import read_meter
 
@@ -65,9 +64,10 @@ def test_output_is_unchanged_over_many_rebalances(
     assert counted["rebalances"] > 40, "the meter does not see the plugin's rebalances; its last window may be missing"
     slots, moved = 4 * (32 + REDUNDANT), counted["slots_moved"]
     assert moved > slots, f"only {moved} moves were seen in the server's maps: the test would not notice a wrong one"
-    # both ranks see every token, and the statistics must not count it twice
-    recorded = np.array([int(count) for count in re.findall(r" from (\d+) tokens", server.text())])
-    assert 0.6 < recorded[recorded > 0].mean() / counted["tokens"].mean() < 1.6
+    # both ranks see every token, and the statistics must not count it twice: the fullest window, since which steps are
+    # recorded depends on how long moves take
+    recorded = max(int(count) for count in re.findall(r" from (\d+) tokens", server.text()))
+    assert 0.3 < recorded / counted["tokens"].max() < 1.4
 
 
 def test_failures_leave_output_and_placement(

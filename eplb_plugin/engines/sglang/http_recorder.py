@@ -20,6 +20,7 @@ from .dumps import read_dump
 FOLDER = "/tmp"  # SGLang's default
 PATTERN = "expert_distribution_recorder_*.pt"
 ARRIVAL_SECONDS = 30.0  # for the files of a recording to be written
+TRAFFIC_SECONDS = 10.0  # for tokens to be recorded after a rebalance
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,20 @@ class Recorder:
         if mode not in ("stat", "per_token") and not (eplb and mode in (None, "stat_approx")):
             fix = "start the server with --expert-distribution-recorder-mode stat, or per_token for co-activation"
             raise mismatch(f"{self.url}: recorder mode", found=mode, expected="stat or per_token", fix=fix)
-        known = set(self.folder.glob(PATTERN))
         if not eplb:  # EPLB records always, and a start would begin its window afresh
             ask(self.url, "/start_expert_distribution_record", self.api_key)
         sleep(seconds)
+        deadline = time.monotonic() + TRAFFIC_SECONDS
+        while True:
+            try:
+                return self._dumped(mode, eplb)
+            except PluginError as error:
+                # a rebalance begins the recording afresh: right after one there is nothing in it
+                if not (eplb and _is_empty(error)) or time.monotonic() > deadline:
+                    raise
+
+    def _dumped(self, mode: str | None, eplb: bool) -> RoutingStatistics:
+        known = set(self.folder.glob(PATTERN))
         ask(self.url, "/dump_expert_distribution_record", self.api_key)
         if not eplb:
             ask(self.url, "/stop_expert_distribution_record", self.api_key)
@@ -87,7 +98,7 @@ def read_dumps(files: list[Path], owner_group_size: int) -> RoutingStatistics:
         try:
             windows.append(read_dump(path, owner_group_size))
         except PluginError as error:
-            if "found no token" not in str(error):
+            if not _is_empty(error):
                 raise
             problems.append(error)
     if not windows:
@@ -96,6 +107,10 @@ def read_dumps(files: list[Path], owner_group_size: int) -> RoutingStatistics:
     for other in windows[1:]:
         window = window.merge(other)
     return window
+
+
+def _is_empty(error: PluginError) -> bool:
+    return "found no token" in str(error)
 
 
 def _rank(path: Path) -> tuple[int, str]:

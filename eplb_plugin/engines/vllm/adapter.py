@@ -21,6 +21,7 @@ from ...recording.recorder import Recorder
 from ...resplitting import Resplitting
 from ..agreement import agree, own_group
 from ..tables import owners_of, refuse_unequal
+from .communicator import row_carrier
 from .entrance import DISPATCH
 from .layers import inspect_layers, movable
 from .mapping import MappedLayer, hook_by_name, register
@@ -31,8 +32,8 @@ from .tables import Tables
 class Adapter:
     """One per EplbState: feeds its Rebalancer, and lends it the weights and the groups to move experts with.
 
-    Rows travel on vLLM's EPLB group, and so does planning, by turns: vLLM keeps it for a background thread. Votes are
-    the main thread's, on the EP CPU group, where vLLM asks every step whether all ranks have transferred a layer.
+    Planning uses vLLM's EPLB group, which vLLM keeps for a background thread, and so do rows, by turns, or NIXL. Votes
+    are the main thread's, on the EP CPU group, where vLLM asks every step whether all ranks have transferred a layer.
     """
 
     def __init__(self) -> None:
@@ -84,8 +85,8 @@ class Adapter:
         key = compute_hash_cached(model_config)
         self.rebalancer.add(key, entry, planning_rank=group.rank_in_group == 0)
         self.resumes |= self.rebalancer.resume(key, get_eplb_group().cpu_group)
-        data, votes = get_eplb_group().device_group, group.cpu_group
-        self.cycle.add(key, weights, plan, data=data, votes=votes, switch=tables.switch)
+        data = row_carrier(self.vllm_config.parallel_config.eplb_config.communicator, get_eplb_group())
+        self.cycle.add(key, weights, plan, data=data, votes=group.cpu_group, switch=tables.switch)
         refuse_unequal(tables, get_eplb_group().cpu_group)
         if self.rebalancer.renews(entry):
             self._resplitting[key] = Resplitting(self.rebalancer, key, own_group(get_eplb_group().ranks), tables.stage)

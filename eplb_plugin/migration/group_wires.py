@@ -1,0 +1,31 @@
+"""Rows sent and received over a process group of torch.distributed: gloo, NCCL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from .budget import Budget
+from .layout import ExpertRows
+from .wires import Pending, Wires
+
+
+class GroupWires(Wires):
+    """Over gloo through host memory, in the background. Over another backend (NCCL) on the layers' device and the
+    engine's stream: beside kernels that communicate themselves, a second stream can deadlock.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, layers: Sequence[ExpertRows], budget: Budget) -> None:
+        backend = dist.get_backend(group)
+        gloo = backend == "gloo"
+        device = torch.device("cpu") if gloo else layers[0].matrices[0].device
+        super().__init__(group, layers, budget, name=backend, background=gloo, device=device)
+        self._group = group
+
+    def start(self, peer: int, sent: torch.Tensor, received: torch.Tensor) -> Sequence[Pending]:
+        sides = ((dist.isend, sent), (dist.irecv, received))
+        ops = [dist.P2POp(how, rows, group=self._group, group_peer=peer) for how, rows in sides if len(rows)]
+        works: list[dist.Work] = dist.batch_isend_irecv(ops)
+        return works

@@ -1,0 +1,139 @@
+"""What is compared: arms planned on one window of tokens and timed on the next, at several sizes and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb_plugin import RoutingStatistics, Topology, plan, route
+from eplb_plugin.errors import mismatch
+from eplb_plugin.observe.judging import judge_draws
+from eplb_plugin.peo.cost import Traffic
+from eplb_plugin.plan_types import Plan
+
+from .clusters import Cluster, Shape, redundant_experts
+from .exchange import Kernels, counted, mean_field
+from .step import LayerTime, layer_time
+
+SAMPLE = 8192  # tokens of the first window whose experts are known together, as in a server
+ARMS: dict[str, tuple[Any, Any]] = {  # policy, dispatch rule; the first is the reference
+    "vanilla": ("deepseek", "hash"),
+    "affinity, hash": ("affinity", "hash"),
+    "affinity, weighted": ("affinity", "weighted"),
+    "affinity, cover": ("affinity", "cover"),
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens: of every rank in a step."""
+
+    name: str
+    tokens: int
+    kernels: Kernels
+
+
+BATCHES = (
+    Batch("decode, low latency", 128, "per selection"),
+    Batch("decode, once per node", 128, "per node"),
+    Batch("prefill", 4096, "per node"),
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the model is given of an arm: figures of the unseen window, as in `eplb-plugin replay`."""
+
+    copies: float
+    balancedness: float
+    ingress: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """times: by arm, mean over the judged layers."""
+
+    ranks: int
+    batch: Batch
+    inputs: dict[str, Inputs]
+    times: dict[str, LayerTime]
+
+
+def of_traffic(
+    topk_ids: NDArray[Any], shape: Shape, cluster: Cluster, ranks: int, ranks_per_node: int
+) -> Iterator[Row]:
+    """topk_ids: [L, T, k]: arms are planned on the first half of the tokens, and judged on the second."""
+    topology = topology_of(shape, ranks, ranks_per_node)
+    middle = topk_ids.shape[1] // 2
+    known, unseen = topk_ids[:, :middle], topk_ids[:, middle:]
+    window = _window(known, shape.model.num_experts)
+    sources = np.random.default_rng(0).permutation(np.arange(unseen.shape[1]) % ranks)
+    plans = {
+        name: plan(window, topology, policy=policy, dispatch=rule, num_groups=shape.groups)
+        for name, (policy, rule) in ARMS.items()
+    }
+    judged = {name: judge_draws(unseen, made, 1, 0).mean() for name, made in plans.items()}
+    inputs = {
+        name: Inputs(one.cross_node_copies, one.balancedness, one.busiest_ingress) for name, one in judged.items()
+    }
+    routed = {
+        name: [route(rows, sources, made, layer) for layer, rows in enumerate(unseen)] for name, made in plans.items()
+    }
+    for batch in BATCHES:
+        times = {
+            name: _mean([_time(slots, sources, plans[name], shape, cluster, batch) for slots in routed[name]])
+            for name in plans
+        }
+        yield Row(ranks, batch, inputs, times)
+
+
+def of_figures(arms: dict[str, Inputs], shape: Shape, cluster: Cluster, ranks: int, ranks_per_node: int) -> list[Row]:
+    """From figures alone, by `mean_field`: kernels that send per selection are left out, they are not known."""
+    topology = topology_of(shape, ranks, ranks_per_node)
+    rows = []
+    for batch in BATCHES:
+        if batch.kernels == "per selection":
+            continue
+        times = {}
+        for name, one in arms.items():
+            exchange, shares = mean_field(
+                one.copies, one.balancedness, one.ingress, topology, batch.tokens, shape.model.top_k
+            )
+            local = np.repeat(shares[:, None] / topology.slots_per_rank, topology.slots_per_rank, axis=1)
+            times[name] = layer_time(exchange, Traffic(shape.model, local, batch.tokens), cluster)
+        rows.append(Row(ranks, batch, arms, times))
+    return rows
+
+
+def topology_of(shape: Shape, ranks: int, ranks_per_node: int) -> Topology:
+    if ranks_per_node < 1 or ranks % ranks_per_node:
+        raise mismatch("--ranks", found=ranks, expected=f"a multiple of {ranks_per_node} a node", fix="count again")
+    slots = (shape.model.num_experts + redundant_experts(shape, ranks)) // ranks
+    return Topology(ranks // ranks_per_node, ranks_per_node, slots)
+
+
+def _window(known: NDArray[Any], experts: int) -> RoutingStatistics:
+    """Load of all tokens, but whole rows of the newest few only."""
+    full = RoutingStatistics.from_topk(known, experts)
+    few = RoutingStatistics.from_topk(known[:, -SAMPLE:], experts)
+    return RoutingStatistics(full.load, full.coactivation, few.sample, full.num_tokens)
+
+
+def _time(
+    slots: NDArray[Any], sources: NDArray[Any], made: Plan, shape: Shape, cluster: Cluster, batch: Batch
+) -> LayerTime:
+    """Of one layer. Counts of the whole window are scaled to the batch: the noise of a single step is not in it."""
+    topology = made.topology
+    exchange = counted(slots, sources, topology, batch.kernels)
+    load = np.bincount(slots[slots >= 0], minlength=topology.num_slots).astype(np.float64)
+    traffic = Traffic(shape.model, (load / load.sum()).reshape(topology.num_ranks, -1), batch.tokens)
+    return layer_time(exchange.scaled(batch.tokens * topology.num_ranks / len(slots)), traffic, cluster)
+
+
+def _mean(times: list[LayerTime]) -> LayerTime:
+    parts = np.mean([(one.dispatch, one.gemm, one.combine) for one in times], axis=0)
+    return LayerTime(*(float(part) for part in parts), times[0].bound)

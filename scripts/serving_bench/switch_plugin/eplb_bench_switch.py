@@ -1,0 +1,111 @@
+"""In a server's workers: placements change when the benchmark says so, to what it says, and never else.
+
+All placements of one server are planned from one window, the one that was recorded when the first of them was asked
+for, and from scratch, so that none depends on the order in which the benchmark measures them. See `..placements`.
+
+The engine looks replicas up by weighted tables in every placement: where a rule is `hash`, the copies of an expert get
+equal shares of its table, which is what a hash over copies does.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("vllm.eplb_bench_switch")
+
+
+def register() -> None:
+    """vLLM's plugin entry point. The planner is imported by the worker only, after its device is set up: numba would
+    break it before."""
+    folder = os.environ.get("EPLB_BENCH_PLACEMENTS")
+    if folder is None:
+        return
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    original = WorkerWrapperBase.init_device
+
+    @functools.wraps(original)
+    def init_device(self: Any) -> None:
+        original(self)
+        _install(Path(folder))
+
+    WorkerWrapperBase.init_device = init_device
+
+
+def _install(folder: Path) -> None:
+    from eplb_plugin.controller import Rebalancer
+
+    switch = _Switch(folder)
+    Rebalancer._propose = lambda self, entry, in_force: switch.propose(self, entry, in_force)
+
+
+class _Switch:
+    """On the planning rank."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._done = 0  # number of the last order carried out
+        self._window: Any = None
+        self._first: Any = None  # the engine's own placement
+
+    def propose(self, rebalancer: Any, entry: Any, in_force: Any) -> tuple[Any, bytes]:
+        """In place of planning: the placement that was ordered, or the one in force."""
+        from eplb_plugin.outcome import Outcome
+        from eplb_plugin.plan_message import encode
+
+        if self._first is None:
+            self._first = in_force
+        order = self._order()
+        if order is None or (self._window is None and not entry.history.has_tokens):
+            return Outcome(entry.name, "skipped"), encode(in_force)
+        self._done = order["number"]
+        try:
+            made = self._made(rebalancer, entry, order["policy"], order["dispatch"])
+        except Exception as error:
+            logger.exception("placement %s failed", order)
+            self._answer({"number": self._done, "error": f"{type(error).__name__}: {error}"})
+            return Outcome(entry.name, "refused"), encode(in_force)
+        self._answer(self._facts(made, in_force))
+        return Outcome(entry.name, "accepted"), encode(made)
+
+    def _made(self, rebalancer: Any, entry: Any, policy: str, dispatch: str) -> Any:
+        from eplb_plugin.planning.plan import plan
+
+        if self._window is None:
+            self._window = entry.history.expected()
+        if policy == "engine":
+            return self._first
+        options = rebalancer.config.plan_options
+        made = plan(
+            self._window, entry.topology, policy=policy, dispatch=dispatch, num_groups=entry.num_groups, options=options
+        )
+        if dispatch == "hash":
+            made = replace(made, dispatch=entry.dispatch, source_weights=None)
+        return made
+
+    def _facts(self, made: Any, in_force: Any) -> dict[str, Any]:
+        from eplb_plugin.outcome import assess
+
+        moved = (made.placement.phy2log != in_force.placement.phy2log).sum()
+        planned = assess(self._window, in_force, made).balancedness[1]
+        return {"number": self._done, "digest": made.digest, "slots_changed": int(moved), "seconds": made.seconds,
+                "planned_balancedness": planned}  # fmt: skip
+
+    def _order(self) -> dict[str, Any] | None:
+        """The newest order, if it has not been carried out; it is written atomically."""
+        try:
+            order = json.loads((self._folder / "order.json").read_text())
+        except FileNotFoundError:
+            return None
+        return order if order["number"] > self._done else None
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        part = self._folder / "answer.part"
+        part.write_text(json.dumps(answer))
+        part.replace(self._folder / "answer.json")

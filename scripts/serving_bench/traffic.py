@@ -1,0 +1,50 @@
+"""What is sent in a round, and what the engine's own load generator reports of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.engine import METRICS, Load
+from serving.vllm import Vllm
+
+PERCENTILES = (50, 90, 95, 99, 100)
+
+
+@dataclass(frozen=True)
+class RoundLoad(Load):
+    """prompts: a ShareGPT-format file; None: random tokens of the given length."""
+
+    prompts: Path | None = None
+
+
+class RoundVllm(Vllm):
+    """The load generator with prompts from a file and sampling by seed: arms that are sent a round's requests decode
+    the same tokens, so that their routing differs by placement alone."""
+
+    def bench(self, model: Path, url: str, load: Load, result: Path) -> list[str]:
+        words = super().bench(model, url, load, result)
+        words += ["--metric-percentiles", ",".join(map(str, PERCENTILES))]
+        words += ["--temperature", "1", "--extra-body", f'{{"seed": {load.seed}}}']
+        if isinstance(load, RoundLoad) and load.prompts is not None:
+            words += ["--dataset-name", "sharegpt", "--dataset-path", str(load.prompts)]
+            words += ["--sharegpt-output-len", str(load.output_tokens)]
+        return words
+
+    def bench_figures(self, report: Mapping[str, Any]) -> dict[str, float]:
+        figures = {f"{name}_p{share}_ms": report[f"p{share}_{name}_ms"] for name in METRICS for share in PERCENTILES}
+        return {
+            **figures,
+            "itl_mean_ms": report["mean_itl_ms"],
+            "seconds": report["duration"],
+            "qps": report["request_throughput"],
+            "output_tokens_per_second": report["output_throughput"],
+            "input_tokens": report["total_input_tokens"],
+            "output_tokens": report["total_output_tokens"],
+            "completed": report["completed"],
+        }
+
+
+ROUND_VLLM = RoundVllm()

@@ -1,0 +1,39 @@
+"""What rows travel on, by vLLM's own choice of a communicator; no server shows it, for on a CPU vLLM refuses NIXL."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.config.parallel import EPLBConfig
+from vllm.distributed import nixl_utils
+
+from eplb_plugin.engines.vllm.communicator import row_carrier
+from eplb_plugin.migration.nixl_wires import Nixl
+
+GROUP: Any = SimpleNamespace(cpu_group="cpu", device_group="device")
+
+
+class Agent:
+    """Stands for NIXL's agent class."""
+
+
+@pytest.mark.parametrize(
+    ("communicator", "installed", "expected"),
+    [
+        ("nixl", Agent, Nixl(Agent, GROUP.cpu_group)),
+        ("nixl", None, GROUP.device_group),
+        ("torch_gloo", Agent, GROUP.device_group),
+        (None, Agent, GROUP.device_group),
+    ],
+)
+def test_nixl_where_vllm_would_use_it(
+    monkeypatch: pytest.MonkeyPatch, communicator: Any, installed: type | None, expected: object
+) -> None:
+    """And only where it can be imported; otherwise the group, as before."""
+    monkeypatch.setattr(nixl_utils, "NixlWrapper", installed, raising=False)
+    assert row_carrier(EPLBConfig(communicator=communicator).communicator, GROUP) == expected
