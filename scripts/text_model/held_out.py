@@ -1,0 +1,84 @@
+"""The tables of traces/README.md: what the windows are like, and what plans made on one of them hold on the others."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from eplb_plugin import Placement, Plan, RoutingStatistics, Topology, plan
+from eplb_plugin.observe.judging import judge_draws
+from eplb_plugin.placement import linear_placement
+from eplb_plugin.planning.score import LayerScores
+from eplb_plugin.workloads.trace import read_window
+
+from .statistics import lift, moved
+
+TOPOLOGY = Topology(num_nodes=4, ranks_per_node=1, slots_per_rank=9)  # 32 experts and 4 redundant ones
+ARMS = {
+    "vanilla EPLB": ("deepseek", "hash"),
+    "affinity, hash": ("affinity", "hash"),
+    "affinity, weighted": ("affinity", "weighted"),
+    "affinity, cover": ("affinity", "cover"),
+}
+KNOWN, LATER = "code-1", ("code-2", "prose")
+_BLOCK = re.compile(r"(<!-- scripts/sample_trace -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def read(folder: Path) -> dict[str, RoutingStatistics]:
+    return {name: read_window(folder / f"{name}.npz") for name in (KNOWN, *LATER)}
+
+
+def tables(windows: dict[str, RoutingStatistics]) -> str:
+    """Markdown."""
+    return "\n".join([*_windows(windows), "", *_plans(windows)])
+
+
+def write_tables(readme: Path, text: str) -> None:
+    readme.write_text(_BLOCK.sub(lambda found: f"{found[1]}{text}\n{found[2]}", readme.read_text()))
+
+
+def stated(readme: Path) -> str:
+    found = re.search(_BLOCK.pattern.replace(".*?", "(.*?)", 1), readme.read_text(), re.DOTALL)
+    assert found is not None
+    return found[2].rstrip("\n")
+
+
+def _windows(windows: dict[str, RoutingStatistics]) -> list[str]:
+    known = windows[KNOWN]
+    heads = (
+        "| window | max / mean load of experts, by layer | co-activation over what loads alone give | other load than "
+    )
+    lines = [f"{heads}{KNOWN} |", "|---|---|---|--:|"]
+    for name, window in windows.items():
+        load = ", ".join(f"{one:.2f}" for one in window.load.max(1) / window.load.mean(1))
+        pairs = ", ".join(f"{one:.2f}" for one in lift(window))
+        lines.append(f"| `{name}` | {load} | {pairs} | {moved(known, window).mean():.0%} |")
+    return lines
+
+
+def _plans(windows: dict[str, RoutingStatistics]) -> list[str]:
+    later = " | ".join(f"`{name}`: balancedness | copies" for name in LATER)
+    lines = [f"| planned on `{KNOWN}`, judged on | {later} |", "|---|" + "--:|--:|" * len(LATER)]
+    start = linear_placement(windows[KNOWN].num_layers, windows[KNOWN].num_experts, windows[KNOWN].num_experts)
+    lines.append(_row("no EPLB", _unplanned(start), windows))
+    for arm, (policy, rule) in ARMS.items():
+        lines.append(_row(arm, plan(windows[KNOWN], TOPOLOGY, policy=policy, dispatch=rule), windows))
+    return lines
+
+
+def _unplanned(start: Placement) -> Plan:
+    slots = start.phy2log.shape[1] // TOPOLOGY.num_ranks
+    topology = Topology(TOPOLOGY.num_nodes, TOPOLOGY.ranks_per_node, slots)
+    return Plan(start, topology, "hash", np.ones(start.phy2log.shape), seconds=0.0)
+
+
+def _row(arm: str, made: Plan, windows: dict[str, RoutingStatistics]) -> str:
+    def judged(name: str) -> LayerScores:
+        sample = windows[name].sample
+        assert sample is not None
+        return judge_draws(sample, made, draws=3, seed=0)
+
+    means = [judged(name).mean() for name in LATER]
+    return f"| {arm} | " + " | ".join(f"{one.balancedness:.3f} | {one.cross_node_copies:.3f}" for one in means) + " |"
