@@ -25,11 +25,12 @@ from serving.server import ServerError
 from .arms import ARMS, Arm, ServerKind
 from .conditions import Condition, rate_of
 from .figures import MeterMark, Shape, crossed, metered, round_figures
-from .options import Options, parse, prepared
+from .options import Options, parse
 from .placements import Placements, switching_environment
 from .rates import SHARE, corrected, rate_by_rule, rounded
 from .results import Results
 from .rounds import rotated
+from .subject import Subject, emptied, prepared
 from .traffic import ROUND_VLLM, RoundLoad
 
 IDLE_SECONDS = 5  # over which the traffic of a server without requests is counted
@@ -59,7 +60,7 @@ class Campaign:
     """One run of the benchmark. requests: of a round, by condition, the same for all arms and starts."""
 
     options: Options
-    model: Path
+    subject: Subject
     network: Network
     results: Results
     progress: Progress
@@ -90,7 +91,7 @@ class Campaign:
         self.progress.say(f"[bold]{kind.name}[/], start {start}: starting the server")
         began = time.monotonic()
         server = NodesServer(
-            self.network, self.model, kind.arguments(self._eplb, config), folder / "server.log",
+            self.network, self.subject.model, kind.arguments(self._eplb, config), folder / "server.log",
             ranks_per_node=layout.ranks_per_node, engine=ROUND_VLLM, environment=environment,
             progress=self.progress.running("server"),
         )  # fmt: skip
@@ -106,12 +107,12 @@ class Campaign:
     @property
     def _eplb(self) -> Eplb:
         options = self.options
-        redundant = options.layout.redundant_experts(self.model, options.redundancy)
+        redundant = options.layout.redundant_experts(self.subject.model, options.redundancy)
         return Eplb(redundant, options.window_size, options.step_interval)
 
     def _warm_up(self, running: _Running) -> None:
         """All kinds of prompts, without a limit, so that there is a window and placements have settled."""
-        for number, chosen in enumerate(self.options.prompts or [None]):
+        for number, chosen in enumerate(self.subject.prompts or [None]):
             load = replace(self._load(max(self.options.concurrency), 900_000 + number), prompts=chosen)
             run_bench(
                 running.server, load, running.folder / f"warmup{number}.json", self.progress.running("warming up")
@@ -172,7 +173,7 @@ class Campaign:
     def _round(self, running: _Running, arm: Arm, condition: Condition, number: int) -> None:
         self.network.limit(condition.rate)
         seed = 1000 * running.start + 10 * number + 1
-        prompts = self.options.prompts
+        prompts = self.subject.prompts
         chosen = prompts[number % len(prompts)] if prompts else None
         load = replace(self._load(condition.concurrency, seed), prompts=chosen)
         if condition not in self.requests:
@@ -184,7 +185,7 @@ class Campaign:
         load = replace(load, requests=self.requests[condition])
         mark = MeterMark.of(running.meter)
         bench, bytes_ = self._bench(running, load, f"{arm.name} {number} {condition.name}")
-        shape = _shape(self.model)
+        shape = _shape(self.subject.model)
         figures = round_figures(bench, bytes_, metered(running.meter, mark), shape)
         self.results.add(
             arm=arm.name, condition=condition.name, start=running.start, round=number, server=running.name,
@@ -234,8 +235,10 @@ def main() -> int:
     began = time.monotonic()
     try:
         with Network(options.layout.nodes) as network:
-            model = prepared(options.out, options.model)
-            Campaign(options, model, network, results, progress).run()
+            emptied(options.out)
+            subject = prepared(options.out, options.model, options.prompts, progress.say)
+            results.notes |= {"model": str(subject.model), "requests": [file.stem for file in subject.prompts]}
+            Campaign(options, subject, network, results, progress).run()
     except (NetworkError, ServerError, ValueError) as error:
         print(f"scripts/serve_bench: {error}", file=sys.stderr)
         return 1

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.server import ServerError
-
 from .arms import ARMS, Layout
 from .conditions import checked_rate
+from .subject import HELP, ROOT, checked_file, checked_model
 
-_OURS = "serve_bench.run"  # a file by which a folder of results is known
-ROOT = Path(__file__).resolve().parents[2]
-MODEL = ["--arch", "qwen3_moe", "--layers", "4", "--experts", "32", "--top-k", "4", "--hidden", "512"]
-MODEL += ["--intermediate", "128"]
 RATES = (
     "Mbit/s of every link, comma-separated: none (no limit), rule (a step without limits takes at most 1/3 of a "
     "limited one), rule*2, rule/2, or a number"
@@ -27,11 +19,11 @@ DEFAULT_ARMS = "placed-vanilla,placed-engine,placed-balanced,placed-affinity-has
 
 @dataclass(frozen=True)
 class Options:
-    """See `--help`. model: None = a synthetic one is made."""
+    """See `--help`. model: as `subject.prepared` takes it."""
 
     layout: Layout
     arms: list[str]
-    model: Path | None
+    model: str | None
     prompts: list[Path]
     rates: list[str]
     concurrency: list[int]
@@ -58,8 +50,8 @@ def parse(words: list[str] | None = None) -> Options:
     add = parser.add_argument
     add("--network", required=True, type=layout, metavar="NODESxRANKS", help="2x1, 4x1, 2x2 …")
     add("--arms", default=DEFAULT_ARMS, help="the first is what others are compared with (default: %(default)s)")
-    add("--model", type=Path, help="a checkpoint (default: a synthetic one is made, hidden 512, 32 experts, top-4)")
-    add("--prompts", type=Path, nargs="*", default=[], help="ShareGPT-format files, one kind of text each, in turn")
+    add("--model", type=checked_model, help=HELP)
+    add("--prompts", type=checked_file, nargs="*", default=[], help="ShareGPT-format files, a kind of text each")
     add("--rates", default="none,rule", help=f"{RATES} (default: %(default)s)")
     add("--concurrency", default="16", help="requests in flight, comma-separated (default: %(default)s)")
     add("--rounds", type=int, default=4, help="per server start (default: %(default)s)")
@@ -84,11 +76,8 @@ def parse(words: list[str] | None = None) -> Options:
     counts = [given.rounds, given.starts, given.output_tokens, given.input_tokens, given.step_interval, *concurrency]
     if min(counts) < 1 or given.seconds <= 0 or not 0 <= given.redundancy <= 4:
         parser.error("found a number that is not positive, expected >= 1 (and --redundancy 0..4)")
-    if missing := [str(path) for path in (*given.prompts, *filter(None, [given.model])) if not path.exists()]:
-        parser.error(f"found no {', '.join(missing)}, expected what it names to exist")
-    model = given.model.resolve() if given.model else None
     return Options(
-        given.network, arms, model, [path.resolve() for path in given.prompts], rates, concurrency, given.rounds,
+        given.network, arms, given.model, given.prompts, rates, concurrency, given.rounds,
         given.seconds, given.starts, given.redundancy, given.window_size, given.step_interval, given.input_tokens,
         given.output_tokens, given.out.resolve(),
     )  # fmt: skip
@@ -100,22 +89,3 @@ def layout(text: str) -> Layout:
         return Layout.of(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def prepared(out: Path, model: Path | None) -> Path:
-    """Empty the folder of results and return the model, which is made there where none is named.
-
-    Raises ServerError; only what looks like an earlier run's folder is emptied.
-    """
-    if out.exists() and any(out.iterdir()) and not (out / _OURS).exists():
-        raise ServerError(f"--out: found {out}, which is not empty and no earlier run's, expected a new folder")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / _OURS).touch()
-    if model is not None:
-        return model
-    command = [sys.executable, str(ROOT / "scripts" / "make_model"), str(out / "model"), *MODEL]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ServerError(f"making the model failed\n{done.stderr[-2000:]}")
-    return out / "model"

@@ -30,8 +30,9 @@ from serving.server import Server, ServerError
 from serving.vllm import VLLM
 
 from .arms import Layout
-from .options import ROOT, layout, prepared
+from .options import layout
 from .processes import grown, growth, of_session, ranks, stopped
+from .subject import HELP, ROOT, checked_file, checked_model, emptied, prepared
 
 SETTINGS = "policy: affinity\ndispatch: weighted\nforecast_windows: 1\n"
 EPLB_WINDOW, EPLB_STEPS = 32, 64  # a rebalance every few seconds
@@ -231,14 +232,16 @@ def main() -> int:
     add = parser.add_argument
     add("--soak", type=float, required=True, metavar="SECONDS")
     add("--network", type=layout, default=Layout(2, 1), metavar="NODESxRANKS", help="default: 2x1")
-    add("--model", type=Path, help="default: a synthetic one is made")
-    add("--prompts", type=Path, nargs="*", default=[], help="ShareGPT-format files, one kind of text each")
+    add("--model", type=checked_model, help=HELP)
+    add("--prompts", type=checked_file, nargs="*", default=[], help="ShareGPT-format files, one kind of text each")
     add("--rate", type=float, help="Mbit/s of every link (default: no limit)")
     add("--kind-seconds", type=float, default=180, help="until the next kind (default: %(default)s)")
     add("--pause-every", type=float, default=60, help="seconds between pauses of a rank (default: %(default)s)")
     add("--pause-seconds", type=float, default=5, help="(default: %(default)s)")
     add("--out", type=Path, default=ROOT / "out" / "soak", help="(default: %(default)s)")
     given = parser.parse_args()
+    if min(given.soak, given.kind_seconds, given.pause_every, given.pause_seconds, given.rate or 1.0) <= 0:
+        parser.error("found a number that is not positive, expected seconds and Mbit/s")
     out = given.out.resolve()
     schedule = Schedule(given.soak, given.kind_seconds, given.pause_every, given.pause_seconds)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -246,11 +249,14 @@ def main() -> int:
     progress = Progress()
     try:
         with Network(given.network.nodes) as network:
-            model = prepared(out, given.model.resolve() if given.model else None)
+            emptied(out)
+            subject = prepared(out, given.model, given.prompts, progress.say)
             progress.say("asking a single process for the reference")
-            reference = reference_of(model, out)
+            reference = reference_of(subject.model, out)
             network.limit(given.rate)
-            found = soak(network, given.network, model, reference, kinds_of(given.prompts), schedule, out, progress)
+            found = soak(
+                network, given.network, subject.model, reference, kinds_of(subject.prompts), schedule, out, progress
+            )
     except (NetworkError, ServerError) as error:
         print(f"scripts/serve_bench: {error}", file=sys.stderr)
         return 1
