@@ -23,6 +23,11 @@ ARMS = {
     "affinity, cover": ("affinity", "cover"),
 }
 KNOWN, LATER = "code-1", ("code-2", "prose")
+# what is judged: (planned on, judged on), of which the mean counts
+JUDGED = {
+    "other code": (("code-1", "code-2"), ("code-2", "code-1")),
+    "prose": (("code-1", "prose"), ("code-2", "prose")),
+}
 _BLOCK = re.compile(r"(<!-- scripts/sample_trace -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -59,12 +64,14 @@ def _windows(windows: dict[str, RoutingStatistics]) -> list[str]:
 
 
 def _plans(windows: dict[str, RoutingStatistics]) -> list[str]:
-    later = " | ".join(f"`{name}`: balancedness | copies" for name in LATER)
-    lines = [f"| planned on `{KNOWN}`, judged on | {later} |", "|---|" + "--:|--:|" * len(LATER)]
+    later = " | ".join(f"{name}: balancedness | copies" for name in JUDGED)
+    lines = [f"| planned on code, judged on | {later} |", "|---|" + "--:|--:|" * len(JUDGED)]
     start = linear_placement(windows[KNOWN].num_layers, windows[KNOWN].num_experts, windows[KNOWN].num_experts)
-    lines.append(_row("no EPLB", _unplanned(start), windows))
+    lines.append(_row("no EPLB", dict.fromkeys(windows, _unplanned(start)), windows))
     for arm, (policy, rule) in ARMS.items():
-        lines.append(_row(arm, plan(windows[KNOWN], TOPOLOGY, policy=policy, dispatch=rule), windows))
+        known = {planned for pairs in JUDGED.values() for planned, _ in pairs}
+        plans = {name: plan(windows[name], TOPOLOGY, policy=policy, dispatch=rule) for name in known}
+        lines.append(_row(arm, plans, windows))
     return lines
 
 
@@ -74,11 +81,17 @@ def _unplanned(start: Placement) -> Plan:
     return Plan(start, topology, "hash", np.ones(start.phy2log.shape), seconds=0.0)
 
 
-def _row(arm: str, made: Plan, windows: dict[str, RoutingStatistics]) -> str:
-    def judged(name: str) -> LayerScores:
-        sample = windows[name].sample
-        assert sample is not None
-        return judge_draws(sample, made, draws=3, seed=0)
+def _row(arm: str, plans: dict[str, Plan], windows: dict[str, RoutingStatistics]) -> str:
+    """plans: by the window that they are made of."""
 
-    means = [judged(name).mean() for name in LATER]
-    return f"| {arm} | " + " | ".join(f"{one.balancedness:.3f} | {one.cross_node_copies:.3f}" for one in means) + " |"
+    def judged(planned: str, on: str) -> LayerScores:
+        sample = windows[on].sample
+        assert sample is not None
+        return judge_draws(sample, plans[planned], draws=3, seed=0)
+
+    cells = []
+    for pairs in JUDGED.values():
+        means = [judged(*pair).mean() for pair in pairs]
+        cells += [f"{np.mean([one.balancedness for one in means]):.3f}"]
+        cells += [f"{np.mean([one.cross_node_copies for one in means]):.3f}"]
+    return f"| {arm} | " + " | ".join(cells) + " |"
