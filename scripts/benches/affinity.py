@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class Traffic(NamedTuple):
 def made_up(layers: int, quick: bool) -> Iterator[Traffic]:
     """Windows of clustered routers: few and many experts, more nodes, routing limited to groups as in DeepSeek-V3."""
     four, eight = Topology(4, 8, 5), Topology(8, 8, 5)
+    limited = ClusteredRouter(layers, 256, 8, strength=2.0, skew=0.5, num_groups=8, top_groups=4)
     kinds = (
         ("128 experts, top-8", four, ClusteredRouter(layers, 128, 8, num_topics=32, strength=2.5, skew=0.8)),
         (
@@ -54,11 +56,9 @@ def made_up(layers: int, quick: bool) -> Iterator[Traffic]:
             Topology(4, 8, 18),
             ClusteredRouter(layers, 512, 10, num_topics=64, strength=2.0, skew=0.6),
         ),
-        (
-            "256 experts in 8 groups, top-8 of 4 groups",
-            Topology(4, 8, 9),
-            ClusteredRouter(layers, 256, 8, num_topics=48, strength=2.0, skew=0.3, num_groups=8, top_groups=4),
-        ),
+        ("256 experts in 8 groups, 48 topics", Topology(4, 8, 9), replace(limited, num_topics=48, skew=0.3)),
+        ("256 experts in 8 groups, 24 topics", Topology(4, 8, 9), limited),
+        ("256 experts in 8 groups, 24 topics", Topology(18, 8, 2), limited),
     )
     for name, topology, router in kinds[:1] if quick else kinds:
         yield Traffic(name, router.window(2 * TOKENS), router.num_experts, topology, router.num_groups)
