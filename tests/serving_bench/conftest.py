@@ -1,0 +1,31 @@
+"""The benchmark's command in the tests' own process."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from serving_bench import plain
+
+Answer = tuple[int, str, str]
+
+
+@pytest.fixture
+def bench(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., Answer]]:
+    """`scripts/serve_bench` in this process; results go to tmp_path/out."""
+    handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def call(*words: object) -> Answer:
+        monkeypatch.setattr("sys.argv", ["serve_bench", "--out", str(tmp_path / "out"), *map(str, words)])
+        code = plain.main()
+        return code, *capsys.readouterr()
+
+    yield call
+    for sign, handler in handlers.items():
+        signal.signal(sign, handler)
