@@ -1,0 +1,95 @@
+"""docs/network.svg: how arms of `scripts/serve_bench --network` differ from the first, with intervals."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from eplb_plugin.errors import PluginError
+from eplb_plugin.observe.paired import PairedCell
+from eplb_plugin.observe.paired_file import read_paired
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE, TARGET = ROOT / "out" / "serve_bench" / "results.json", ROOT / "docs" / "network.svg"
+COLOURS = ("#e8590c", "#1c7ed6", "#2f9e44", "#9c36b5", "#868e96")
+FIGURES = {
+    "bytes_per_output_token": "bytes across nodes per output token",
+    "busiest_link_bytes_per_output_token": "of them on the busiest link",
+    "copies_per_token": "cross-node copies per token",
+    "output_tokens_per_second": "output tokens per second",
+    "ttft_p50_ms": "TTFT P50",
+    "tpot_p90_ms": "TPOT P90",
+    "itl_p95_ms": "ITL P95",
+    "itl_p99_ms": "ITL P99",
+}
+LABELS, WIDTH, LINE, TOP, FOOT = 240, 360, 14, 64, 30
+
+
+def main() -> None:
+    source = Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCE
+    try:
+        compared = read_paired(source).compare()
+    except PluginError as error:
+        sys.exit(f"scripts/draw_network: {error}")
+    TARGET.write_text(drawn(compared.cells, compared.reference))
+    print(f"wrote {TARGET}")
+
+
+def drawn(cells: list[PairedCell], reference: str) -> str:
+    """An SVG: a panel for every condition, in it a group of lines for every figure, a line for every arm."""
+    shown = [cell for cell in cells if cell.figure in FIGURES and cell.change is not None]
+    arms = list(dict.fromkeys(cell.arm for cell in shown))
+    conditions = list(dict.fromkeys(cell.condition for cell in shown))
+    bounds = [abs(bound) for cell in shown for bound in (cell.change, cell.low, cell.high) if bound is not None]
+    most = max(bounds, default=0.1)
+    group = LINE * len(arms) + 10
+    height = TOP + group * len(FIGURES) + FOOT
+    parts = [f'<text x="10" y="20" font-size="14">Change against {escape(reference)}, 95 % intervals</text>']
+    for number, arm in enumerate(arms):
+        parts.append(_text(10 + 220 * number, 40, f"● {arm}", COLOURS[number % len(COLOURS)]))
+    for place, condition in enumerate(conditions):
+        left = LABELS + place * (WIDTH + 70)
+        parts.append(_text(left, TOP - 6, condition, "#333"))
+        parts += _panel([cell for cell in shown if cell.condition == condition], arms, left, most, group)
+    parts += [_text(10, TOP + group * row + LINE + 2, label, "#333") for row, label in enumerate(FIGURES.values())]
+    width = LABELS + len(conditions) * (WIDTH + 70)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
+        f'<rect width="{width}" height="{height}" fill="white"/>{"".join(parts)}</svg>\n'
+    )
+
+
+def _panel(cells: list[PairedCell], arms: list[str], left: int, most: float, group: int) -> list[str]:
+    def across(change: float) -> float:
+        return left + WIDTH / 2 * (1 + change / most)
+
+    bottom = TOP + group * len(FIGURES)
+    parts = [
+        f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{bottom - TOP}" fill="none" stroke="#ccc"/>',
+        f'<line x1="{across(0)}" x2="{across(0)}" y1="{TOP}" y2="{bottom}" stroke="#999"/>',
+        _text(left, bottom + 16, f"{-most:+.0%}", "#555"),
+        _text(left + WIDTH - 30, bottom + 16, f"{most:+.0%}", "#555"),
+    ]
+    for cell in cells:
+        assert cell.change is not None
+        row, turn = list(FIGURES).index(cell.figure), arms.index(cell.arm)
+        colour, height = COLOURS[turn % len(COLOURS)], TOP + group * row + LINE * turn + LINE - 2
+        if cell.low is not None and cell.high is not None:
+            parts.append(
+                f'<line x1="{across(cell.low):.1f}" x2="{across(cell.high):.1f}" y1="{height}" y2="{height}" '
+                f'stroke="{colour}" stroke-width="2"/>'
+            )
+        decided = cell.verdict in ("better", "worse")  # filled: told apart from the reference
+        fill = colour if decided else "white"
+        parts.append(f'<circle cx="{across(cell.change):.1f}" cy="{height}" r="4" fill="{fill}" stroke="{colour}"/>')
+        parts.append(_text(left + WIDTH + 6, height + 4, f"{cell.change:+.1%}", colour))
+    return parts
+
+
+def _text(x: float, y: float, text: str, colour: str) -> str:
+    return f'<text x="{x}" y="{y}" font-size="12" fill="{colour}">{escape(text)}</text>'
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The picture of arms on nodes with limited links: every figure that was compared, of every arm, in every condition."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import numpy as np
+
+from eplb_plugin.observe.paired import Round, compare_paired
+from figures.network import FIGURES, drawn
+
+CONDITIONS = ("no limit, 16 in flight", "4 Mbit/s, 16 in flight")
+
+
+def test_every_difference_is_drawn() -> None:
+    """A dot and an interval each; a dot is filled where the difference is told apart from noise."""
+    noise = np.random.default_rng(0)
+    rounds = [
+        Round(arm, condition, 0, number, "one", {name: scale * noise.uniform(0.99, 1.01) for name in FIGURES})
+        for arm, scale in (("vanilla", 1.0), ("affinity", 0.7), ("same", 1.0))
+        for condition in CONDITIONS
+        for number in range(6)
+    ]
+    compared = compare_paired(rounds)
+    root = ElementTree.fromstring(drawn(compared.cells, compared.reference))
+    name = "{http://www.w3.org/2000/svg}"
+    dots = root.findall(f"{name}circle")
+    assert len(dots) == 2 * len(CONDITIONS) * len(FIGURES)
+    filled = [dot for dot in dots if dot.get("fill") != "white"]
+    decided = [cell for cell in compared.cells if cell.verdict in ("better", "worse")]
+    assert len(filled) == len(decided) >= len(CONDITIONS) * len(FIGURES)
+    lines = [line for line in root.findall(f"{name}line") if line.get("stroke-width") == "2"]
+    assert len(lines) == len(dots)
+    words = {text.text for text in root.findall(f"{name}text")}
+    assert {*FIGURES.values(), *CONDITIONS, "● affinity", "● same"} <= words
