@@ -71,7 +71,7 @@ class Shuffler:
         ):
             if found != expected:
                 raise mismatch(what, found=found, expected=expected, fix="pass the EP group's topology")
-        self._background = Background(layers[0].matrices[0].device)
+        self._thread = Background(layers[0].matrices[0].device)
         self.wires = (
             NixlWires(data, layers, self.budget) if isinstance(data, Nixl) else GroupWires(data, layers, self.budget)
         )
@@ -122,7 +122,7 @@ class Shuffler:
         self._serial += 1
         migration = self._now = Migration(time.monotonic())
         if callable(new):
-            migration.planned = self._background.plan(self._plan, migration, before, new)
+            migration.planned = self._thread.submit(self._plan, migration, before, new)
         else:
             self._plan(migration, before, lambda: new)
             migration.planned.set_result(None)
@@ -233,7 +233,7 @@ class Shuffler:
             migration.progress = time.monotonic()
             half = number % self._ahead
             if self.wires.background:
-                migration.staged.append(self._background.stage(migration.transfer.stage, ahead[number], half))
+                migration.staged.append(self._thread.submit(migration.transfer.stage, ahead[number], half))
             else:
                 future: Future[list[StagedLayer]] = Future()
                 future.set_result(migration.transfer.stage(ahead[number], half))

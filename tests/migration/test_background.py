@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -15,24 +13,10 @@ from eplb_plugin.migration.background import Background
 
 
 def test_on_a_cpu_there_is_nothing_to_order() -> None:
-    """Other threads, and no stream is asked for (there is none)."""
-    background = Background(torch.device("cpu"))
-    for submit, name in ((background.plan, "eplb-planning"), (background.stage, "eplb-migration")):
-        ran = submit(lambda one: (one, threading.current_thread().name), 5).result()
-        assert ran[0] == 5
-        assert ran[1].startswith(name)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="niceness is a process's elsewhere")
-def test_planning_gives_way_and_rows_do_not() -> None:
-    """The engine's own threads stay as they are."""
-
-    def niceness() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    background, before = Background(torch.device("cpu")), niceness()
-    planning, staging = background.plan(niceness).result(), background.stage(niceness).result()
-    assert (planning, staging, niceness()) == (min(before + 10, 19), before, before)
+    """Another thread, and no stream is asked for (there is none)."""
+    ran = Background(torch.device("cpu")).submit(lambda one: (one, threading.current_thread().name), 5).result()
+    assert ran[0] == 5
+    assert ran[1].startswith("eplb-migration")
 
 
 def test_work_begins_after_the_engines_and_is_done_with_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +46,7 @@ def test_work_begins_after_the_engines_and_is_done_with_the_future(monkeypatch: 
 
     monkeypatch.setattr(torch, "Stream", Stream)
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: SimpleNamespace(record_event=record_event))
-    Background(torch.device("cuda", 3)).stage(say, "act").result()
+    Background(torch.device("cuda", 3)).submit(say, "act").result()
     assert calls == [
         "mark here",
         "enter there",
