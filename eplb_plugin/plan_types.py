@@ -16,7 +16,7 @@ from .topology import Topology
 
 Policy = Literal["deepseek", "balanced", "affinity"]
 Dispatch = Literal["hash", "nearest", "weighted", "cover"]
-WEIGHED: tuple[Dispatch, ...] = ("weighted", "cover")  # copies have weights, which the planner solves
+WEIGHED: tuple[Dispatch, ...] = ("weighted", "cover")  # copies have weights; in engines, by our tables
 Effort = Literal["fast", "thorough"]
 PRICES = ("expert_bytes", "link_gbps", "token_bytes", "seconds_per_selection", "window_steps", "horizon_steps")
 

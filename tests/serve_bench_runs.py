@@ -12,6 +12,7 @@ from typing import Any
 from eplb_plugin.observe.bench_results import Run, read_runs
 
 ROOT = Path(__file__).resolve().parents[1]
+Answer = tuple[int, str, str]  # exit code, what was printed, and the errors
 
 
 def run_serve_bench(engine: str, out: Path, arms: list[str], *words: str) -> tuple[str, dict[str, list[Run]], Any]:
@@ -25,3 +26,9 @@ def run_serve_bench(engine: str, out: Path, arms: list[str], *words: str) -> tup
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(out) not in left  # of the servers, all of which have the model's folder in their arguments
     return done.stdout, {arm: read_runs(out / arm) for arm in arms}, json.loads((out / "settings.json").read_text())
+
+
+def config(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "given.yaml"
+    path.write_text(text)
+    return path

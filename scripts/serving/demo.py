@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from .bench import run_bench
 from .engine import METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
 from .engines import ENGINES, LAYOUTS
 from .greedy import PROMPTS, complete_all, largest_difference
+from .made_model import make_model
 from .progress import Progress
 from .server import Server, ServerError
 
@@ -221,10 +221,7 @@ def _prepare(run: Run, progress: Progress) -> None:
     run.out.mkdir(parents=True)
     (run.out / "affinity.yaml").write_text(f"{CONFIG}state_directory: {run.out / 'state'}\n")
     progress.say("making a small MoE model with skewed and clustered routing")
-    command = [sys.executable, str(ROOT / "scripts" / "make_model"), str(run.out / "model"), *MODEL]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ServerError(f"making the model failed\n{done.stderr[-2000:]}")
+    make_model(run.out / "model", MODEL)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from eplb_plugin.observe.bench_results import FIGURES, read_runs
 from eplb_plugin.observe.comparison import compare, runs_needed
 from serving.bench import run_bench
 from serving.engines import ENGINES, LAYOUTS
+from serving.made_model import make_model
 from serving.progress import Progress
 from serving.running import RunningServer
 from serving.server import Server, ServerError
@@ -33,7 +34,7 @@ from serving.server import Server, ServerError
 from .accuracy import Accuracy, measure
 from .rounds import rotated
 from .user_arms import Arm, arm_arguments
-from .user_options import ROOT, Options, parse
+from .user_options import Options, parse
 
 LEVEL = 0.05  # chance of any false verdict in the table
 SMALL_MODEL = ["--arch", "qwen3_moe", "--layers", "4", "--experts", "32", "--top-k", "4"]
@@ -108,11 +109,7 @@ class Benchmark:
     def _small_model(self) -> Path:
         folder = self.options.out / "model"
         self.progress.say("making a small MoE model")
-        command = [sys.executable, str(ROOT / "scripts" / "make_model"), str(folder), *SMALL_MODEL]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise ServerError(f"making the model failed\n{done.stderr[-2000:]}")
-        return folder
+        return make_model(folder, SMALL_MODEL)
 
     def _settings(self) -> dict[str, Any]:
         options = self.options

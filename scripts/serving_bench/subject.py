@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from eplb_plugin.errors import PluginError
+from serving.made_model import make_model
 from serving.server import ServerError
 
 _OURS = "serve_bench.run"  # a file by which a folder of results is known
@@ -63,7 +62,7 @@ def emptied(out: Path) -> None:
 def prepared(out: Path, model: str | None, prompts: Sequence[Path], report: Callable[[str], None]) -> Subject:
     """model: as `checked_model` returns it. What is made lies in `out`. Raises ServerError."""
     if model == SYNTHETIC:
-        return Subject(_synthetic(out / "model"), tuple(prompts))
+        return Subject(make_model(out / "model", MADE), tuple(prompts))
     if model is not None:
         return Subject(Path(model), tuple(prompts))
     from text_model.store import model_folder  # torch is imported where text is read, not to print a help text
@@ -71,14 +70,6 @@ def prepared(out: Path, model: str | None, prompts: Sequence[Path], report: Call
 
     folder = model_folder(Recipe(), report)
     return Subject(folder, tuple(prompts) or _held_out(folder, out / "prompts"))
-
-
-def _synthetic(folder: Path) -> Path:
-    command = [sys.executable, str(ROOT / "scripts" / "make_model"), str(folder), *MADE]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ServerError(f"making the model failed\n{done.stderr[-2000:]}")
-    return folder
 
 
 def _held_out(model: Path, folder: Path) -> tuple[Path, ...]:

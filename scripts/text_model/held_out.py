@@ -22,7 +22,8 @@ ARMS = {
     "affinity, weighted": ("affinity", "weighted"),
     "affinity, cover": ("affinity", "cover"),
 }
-KNOWN, LATER = "code-1", ("code-2", "prose")
+WINDOWS = ("code-1", "code-2", "prose")
+KNOWN = WINDOWS[0]
 # what is judged: (planned on, judged on), of which the mean counts
 JUDGED = {
     "other code": (("code-1", "code-2"), ("code-2", "code-1")),
@@ -32,7 +33,7 @@ _BLOCK = re.compile(r"(<!-- scripts/sample_trace -->\n).*?(<!-- end -->)", re.DO
 
 
 def read(folder: Path) -> dict[str, RoutingStatistics]:
-    return {name: read_window(folder / f"{name}.npz") for name in (KNOWN, *LATER)}
+    return {name: read_window(folder / f"{name}.npz") for name in WINDOWS}
 
 
 def tables(windows: dict[str, RoutingStatistics]) -> str:
@@ -68,8 +69,8 @@ def _plans(windows: dict[str, RoutingStatistics]) -> list[str]:
     lines = [f"| planned on code, judged on | {later} |", "|---|" + "--:|--:|" * len(JUDGED)]
     start = linear_placement(windows[KNOWN].num_layers, windows[KNOWN].num_experts, windows[KNOWN].num_experts)
     lines.append(_row("no EPLB", dict.fromkeys(windows, _unplanned(start)), windows))
+    known = {planned for pairs in JUDGED.values() for planned, _ in pairs}
     for arm, (policy, rule) in ARMS.items():
-        known = {planned for pairs in JUDGED.values() for planned, _ in pairs}
         plans = {name: plan(windows[name], TOPOLOGY, policy=policy, dispatch=rule) for name in known}
         lines.append(_row(arm, plans, windows))
     return lines

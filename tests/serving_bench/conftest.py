@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from serve_bench_runs import Answer
 from serving_bench import plain
-
-Answer = tuple[int, str, str]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from generators import vllm_result
+from serve_bench_runs import Answer
 from serving.engine import Load
 from serving.engines import ENGINES
 from serving.server import ServerError
@@ -20,7 +21,6 @@ from serving.vllm import Vllm
 from serving_bench import accuracy
 
 ROOT = Path(__file__).resolve().parents[2]
-Answer = tuple[int, str, str]
 
 
 STAND_IN = """

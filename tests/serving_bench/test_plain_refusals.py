@@ -9,14 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from serve_bench_runs import Answer, config
+
 ROOT = Path(__file__).resolve().parents[2]
-Answer = tuple[int, str, str]
-
-
-def config(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "given.yaml"
-    path.write_text(text)
-    return path
 
 
 @pytest.mark.parametrize(

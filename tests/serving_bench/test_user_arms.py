@@ -8,16 +8,11 @@ from pathlib import Path
 import pytest
 
 from eplb_plugin.config import load_config
+from serve_bench_runs import config
 from serving.engine import Load
 from serving.engines import ENGINES
 from serving_bench.user_arms import arm_arguments, arms_of
 from serving_bench.user_options import parse
-
-
-def config(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "given.yaml"
-    path.write_text(text)
-    return path
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -22,6 +22,7 @@ from ...errors import mismatch
 from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
+from ...plan_types import WEIGHED
 from ...recording.recorder import Recorder
 from ...resplitting import Resplitting
 from ...state import Earlier
@@ -30,7 +31,7 @@ from ...warm_start import earlier
 from ..agreement import own_group
 from ..tables import DispatchTables, owners_of, refuse_unequal
 from .layers import inspect_layers, refuse_immovable
-from .layout import TABLES, Layout
+from .layout import Layout
 from .mover import KEY, Mover
 from .recording import PassRecording
 
@@ -112,7 +113,7 @@ class Adapter:
         entry.owner_group_size = self.layout.owner_group_size
         entry.window_steps, entry.step_interval = self._window(), self._manager._rebalance_num_iterations
         world = get_world_group()
-        if entry.dispatch in TABLES:
+        if entry.dispatch in WEIGHED:
             self._tables = self._new_tables(entry)
             entry.table_bytes = self._tables.nbytes()
         self._mover = Mover(model, entry, self.rebalancer, self._tables)

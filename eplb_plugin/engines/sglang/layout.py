@@ -8,13 +8,12 @@ from typing import Any
 
 from ...config import PluginConfig
 from ...errors import mismatch
-from ...plan_types import Dispatch
+from ...plan_types import WEIGHED, Dispatch
 from ..settings import ENVIRONMENT, FLAG
 
 AFFINITY = "affinity"  # on SGLang's command line it means this plugin; the settings' policy decides what is planned
-TABLES: tuple[Dispatch, ...] = ("weighted", "cover")  # what our tables can do, best first
 _RULES: dict[str, Dispatch] = {"static": "nearest", "dynamic": "hash"}  # SGLang's --ep-dispatch-algorithm -> our rule
-DISPATCH = (*TABLES, *_RULES.values())
+DISPATCH = (*WEIGHED, *_RULES.values())
 _MEGA = ("megamoe", "flashinfer_megamoe")
 
 
@@ -80,7 +79,7 @@ class Layout:
     @property
     def rules(self) -> tuple[Dispatch, ...]:
         """What can choose a replica, best first: our tables, or SGLang itself by this rule of ours."""
-        return *TABLES, _RULES[self.dispatch or "dynamic"]
+        return *WEIGHED, _RULES[self.dispatch or "dynamic"]
 
     @property
     def owner_group_size(self) -> int:
