@@ -14,6 +14,8 @@ from serving.vllm import VLLM
 # changes nothing.
 _ORDER_STEPS = 48
 
+_NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # in config.json; transformers 5 writes the 2nd
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -42,7 +44,7 @@ class Layout:
     def redundant_experts(self, model: Path, share: float) -> int:
         """The fewest that are at least `share` of the model's experts and fill all ranks equally."""
         config = json.loads((model / "config.json").read_text())
-        experts = int(config.get("num_experts") or config["n_routed_experts"])
+        experts = int(next(config[name] for name in _NUM_EXPERTS if name in config))
         slots = -(-experts * (1 + share) // self.ranks)
         return int(slots) * self.ranks - experts
 

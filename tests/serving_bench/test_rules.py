@@ -69,8 +69,9 @@ def test_rates_in_words() -> None:
     assert Condition(None, 8).name == "no limit, 8 in flight"
 
 
-def test_layouts_and_their_slots(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"num_experts": 32}))
+@pytest.mark.parametrize("name", ["num_experts", "num_local_experts", "n_routed_experts"])
+def test_layouts_and_their_slots(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({name: 32}))
     assert Layout.of("2x2") == Layout(2, 2)
     for text in ("2", "x2", "0x1", "2x", "2x2x2", "-1x2"):
         with pytest.raises(ValueError, match="4x1"):
