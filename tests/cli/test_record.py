@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
     info: ClassVar[dict[str, Any] | None] = None
     folder: ClassVar[Path]
     asked: ClassVar[list[str]] = []
-    empty: ClassVar[int] = 0  # recordings without tokens that come first
+    counts: ClassVar[list[int]] = []  # of every expert and pass, in one recording after another; the last stays
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
@@ -107,9 +107,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(json.dumps(self.info).encode())
         if self.path == "/dump_expert_distribution_record":
             counts = torch.zeros(3, 2, 4, dtype=torch.int32)
-            dumps = self.asked.count(self.path)
-            if dumps > self.empty:
-                counts[:, 1] = 2  # counted by both ranks; layer 0 is dense
+            counts[:, 1] = self.counts.pop(0) if len(self.counts) > 1 else self.counts[0]  # layer 0 is dense
             record = {"rank": 0, "logical_count": counts}
             torch.save(record, self.folder / f"expert_distribution_recorder_{time.time()}.pt")
 
@@ -119,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def sglang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    Handler.folder, Handler.asked, Handler.info, Handler.empty = tmp_path, [], None, 0
+    Handler.folder, Handler.asked, Handler.info, Handler.counts = tmp_path, [], None, [24]
     monkeypatch.setattr(http_recorder, "ARRIVAL_SECONDS", 0.6)
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -140,32 +138,46 @@ def test_the_recorder_is_started_and_dumped(tmp_path: Path, call: Call, sglang: 
     out = tmp_path / "out.safetensors"
     code, printed, problem = call("record", out, "--url", sglang, "--dumps", tmp_path, "--seconds", "0.1", "--json")
     assert code == 0, problem
-    assert RoutingStatistics.load(out).load.tolist() == [[3, 3, 3, 3]]
+    assert RoutingStatistics.load(out).load.tolist() == [[36, 36, 36, 36]], "counted by both ranks"
     assert RoutingStatistics.load(out).layer_ids.tolist() == [1]
     assert json.loads(printed)["phase"] == "prefill"
     names = ["server_info", *([] if eplb else ["start_expert_distribution_record"]), "dump_expert_distribution_record"]
     assert Handler.asked == [f"/{name}" for name in [*names, *([] if eplb else ["stop_expert_distribution_record"])]]
 
 
-def record_after(empty: int, eplb: bool, folder: Path, call: Call, url: str) -> tuple[int, str]:
+def record_of(counts: list[int], eplb: bool, folder: Path, call: Call, url: str) -> tuple[int, str]:
     mode = None if eplb else "stat"
     Handler.info = {"expert_distribution_recorder_mode": mode, "enable_eplb": eplb}
     Handler.asked.clear()
-    Handler.empty = empty
+    Handler.counts = counts
     code, _, problem = call("record", folder / "out.safetensors", "--url", url, "--dumps", folder, "--seconds", "0.1")
     return code, problem
 
 
-def test_a_recording_that_a_rebalance_has_just_begun_is_asked_for_again(
+@pytest.mark.parametrize(
+    ("counts", "total"), [([12], 36), ([0, 12], 36), ([1, 0, 5, 5], 33)], ids=["enough", "empty", "thin"]
+)
+def test_recordings_that_a_rebalance_has_just_begun_are_added_up(
+    tmp_path: Path, call: Call, sglang: str, counts: list[int], total: int
+) -> None:
+    """With EPLB on, each rebalance begins the recording afresh."""
+    dumps = len(counts)
+    code, problem = record_of(counts, True, tmp_path, call, sglang)
+    assert code == 0, problem
+    assert Handler.asked.count("/dump_expert_distribution_record") == dumps
+    assert (RoutingStatistics.load(tmp_path / "out.safetensors").load == total).all()
+
+
+def test_what_there_is_when_the_time_is_over(
     tmp_path: Path, call: Call, sglang: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With EPLB on, each rebalance empties it. Without, no token in all of the window means no traffic."""
-    code, problem = record_after(1, True, tmp_path, call, sglang)
+    """A thin recording is better than none; without EPLB, no token in all of the window means no traffic."""
+    monkeypatch.setattr(http_recorder, "TRAFFIC_SECONDS", -1.0)
+    code, problem = record_of([1], True, tmp_path, call, sglang)
     assert code == 0, problem
-    assert Handler.asked.count("/dump_expert_distribution_record") == 2
+    assert (RoutingStatistics.load(tmp_path / "out.safetensors").load == 3).all()
     for eplb in (True, False):
-        monkeypatch.setattr(http_recorder, "TRAFFIC_SECONDS", 0.0)
-        code, problem = record_after(9, eplb, tmp_path, call, sglang)
+        code, problem = record_of([0], eplb, tmp_path, call, sglang)
         assert code == 2
         assert "found no token, expected traffic while it was made" in problem
         assert Handler.asked.count("/dump_expert_distribution_record") == 1

@@ -18,6 +18,10 @@ from ...statistics import RoutingStatistics
 _FIX = "pass a file written by --expert-distribution-recorder-mode stat or per_token"
 
 
+class EmptyRecording(PluginError):
+    """No token was routed while it was made."""
+
+
 def read_dump(path: str | os.PathLike[str], owner_group_size: int = 1) -> RoutingStatistics:
     """Statistics of one `.pt` file; dense decoder layers, which SGLang counts too, are dropped.
 
@@ -25,7 +29,8 @@ def read_dump(path: str | os.PathLike[str], owner_group_size: int = 1) -> Routin
     owner_group_size: ranks that routed the same token, which SGLang counts as often in mode `stat`: all ranks without
     an all-to-all backend (see the log line of the plugin), else 1.
 
-    Raises PluginError for a file that is missing, damaged, of another program or mode, or counted otherwise.
+    Raises EmptyRecording; PluginError for a file that is missing, damaged, of another program or mode, or counted
+    otherwise.
     """
     try:
         data = torch.load(path, weights_only=True, map_location="cpu")
@@ -37,7 +42,7 @@ def read_dump(path: str | os.PathLike[str], owner_group_size: int = 1) -> Routin
             return _from_counts(np.asarray(data["logical_count"]), owner_group_size)
         return _from_records(data["records"], np.asarray(data["last_physical_to_logical_map"]))
     except PluginError as error:
-        raise PluginError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         found = f"no recording of SGLang ({type(error).__name__}: {error})"
         raise mismatch(str(path), found=found, expected="logical_count, or records of tokens", fix=_FIX) from None
@@ -73,4 +78,4 @@ def _from_records(records: list[dict[str, Any]], phy2log: NDArray[Any]) -> Routi
 
 def _refuse_empty(layers: NDArray[Any]) -> None:
     if not len(layers):
-        raise mismatch("recording", found="no token", expected="traffic while it was made", fix="record it again")
+        raise EmptyRecording("recording: found no token, expected traffic while it was made; fix: record it again")

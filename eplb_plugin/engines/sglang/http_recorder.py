@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import PluginError, mismatch
+from ...errors import mismatch
 from ...observe.http import ask
 from ...statistics import RoutingStatistics
-from .dumps import read_dump
+from .dumps import EmptyRecording, read_dump
 
 FOLDER = "/tmp"  # SGLang's default
 PATTERN = "expert_distribution_recorder_*.pt"
 ARRIVAL_SECONDS = 30.0  # for the files of a recording to be written
-TRAFFIC_SECONDS = 10.0  # for tokens to be recorded after a rebalance
+# With EPLB on, every rebalance begins the recording afresh, and right after one it holds a pass or none: recordings are
+# added up until an expert was selected so often on average, or so long.
+SELECTIONS = 32
+TRAFFIC_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Recorder:
         }  # fmt: skip
 
     def record(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> RoutingStatistics:
-        """The window of the coming `seconds`: with EPLB on, of its newest passes since its last rebalance.
+        """The window of the coming `seconds`: with EPLB on, of its newest passes since a rebalance, and of
+        as many after that as it takes.
 
         Raises PluginError if the server records nothing, does not answer, writes elsewhere, or serves no traffic.
         """
@@ -56,14 +60,22 @@ class Recorder:
         if not eplb:  # EPLB records always, and a start would begin its window afresh
             ask(self.url, "/start_expert_distribution_record", self.api_key)
         sleep(seconds)
+        return self._gathered(mode) if eplb else self._dumped(mode, eplb)
+
+    def _gathered(self, mode: str | None) -> RoutingStatistics:
         deadline = time.monotonic() + TRAFFIC_SECONDS
+        window: RoutingStatistics | None = None
         while True:
+            late = time.monotonic() > deadline
             try:
-                return self._dumped(mode, eplb)
-            except PluginError as error:
-                # a rebalance begins the recording afresh: right after one there is nothing in it
-                if not (eplb and _is_empty(error)) or time.monotonic() > deadline:
+                newest = self._dumped(mode, eplb=True)
+            except EmptyRecording:
+                if late and window is None:
                     raise
+            else:
+                window = newest if window is None else window.merge(newest)
+            if window is not None and (late or window.load.mean() >= SELECTIONS):
+                return window
 
     def _dumped(self, mode: str | None, eplb: bool) -> RoutingStatistics:
         known = set(self.folder.glob(PATTERN))
@@ -93,13 +105,12 @@ def read_dumps(files: list[Path], owner_group_size: int) -> RoutingStatistics:
 
     Of ranks that route the same tokens the first file of each group counts. A rank without tokens adds nothing.
     """
-    windows, problems = [], []
+    windows: list[RoutingStatistics] = []
+    problems: list[EmptyRecording] = []
     for path in files if len(files) == 1 else sorted(files, key=_rank)[::owner_group_size]:
         try:
             windows.append(read_dump(path, owner_group_size))
-        except PluginError as error:
-            if not _is_empty(error):
-                raise
+        except EmptyRecording as error:
             problems.append(error)
     if not windows:
         raise problems[0] if problems else mismatch("recording", found="no file", expected="one", fix="name one")
@@ -107,10 +118,6 @@ def read_dumps(files: list[Path], owner_group_size: int) -> RoutingStatistics:
     for other in windows[1:]:
         window = window.merge(other)
     return window
-
-
-def _is_empty(error: PluginError) -> bool:
-    return "found no token" in str(error)
 
 
 def _rank(path: Path) -> tuple[int, str]:
