@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,24 +12,26 @@ from numpy.typing import NDArray
 
 from eplb_plugin import Plan, route
 from eplb_plugin.dispatch.kernels import Counters, CoverTables, LayerTables
+from eplb_plugin.engines.tables import DispatchTables
 from eplb_plugin.recording.recorder import Recorder
-from strategies import cover_plans
+from recorded import UNBOUNDED, Reference, counters
+from strategies import cover_plans, weighted_plans
 
 CPU, SAMPLE_ROWS, MAX_TOKENS = torch.device("cpu"), 7, 20
-LAYERS = 2  # of `cover_plans`
-UNBOUNDED = 2**31 - 1  # real tokens where nobody says how many
+LAYERS = 2  # of the plans drawn
 
-Kernel = Callable[[torch.Tensor, LayerTables, Counters], torch.Tensor]
+Kernel = Callable[[torch.Tensor, LayerTables | torch.Tensor, Counters], torch.Tensor]  # tables: of cover, or rows
 
 
 class Step(NamedTuple):
     """ids: [L, T, k] of this rank; real: tokens of the whole batch that are no padding, or UNBOUNDED; counted: in a
-    window.
+    window of the plugin; slots_counted: in one of the engine.
     """
 
     ids: NDArray[np.int64]
     real: int
     counted: bool
+    slots_counted: bool
     dummy: bool
 
 
@@ -47,7 +49,7 @@ class Run(NamedTuple):
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
     """Batches of 0 to 20 tokens with holes and padding, some dummy, some outside the window; up to 40 nodes."""
-    plan = draw(cover_plans(max_nodes=draw(st.sampled_from([1, 2, 4, 40]))))
+    plan = draw(st.one_of(weighted_plans(), *(cover_plans(max_nodes=nodes) for nodes in (1, 2, 4, 40))))
     experts, top_k = plan.placement.num_experts, draw(st.integers(1, 6))
     top_k, chunk = min(top_k, experts), draw(st.integers(0, 1))
     steps = []
@@ -58,39 +60,42 @@ def runs(draw: st.DrawFn) -> Run:
         ids[:, :, 1:][rng.random((LAYERS, tokens, top_k - 1)) < 0.15] = -1
         ids[:, rng.random(tokens) < 0.1] = -1
         real = draw(st.one_of(st.integers(0, 2 * tokens), st.just(UNBOUNDED)))
-        steps.append(Step(ids, real, draw(st.booleans()), draw(st.booleans())))
+        steps.append(Step(ids, real, *(draw(st.booleans()) for _ in range(3))))
     source = draw(st.integers(0, plan.topology.num_ranks - 1))
     return Run(plan, source, chunk, draw(st.sampled_from([torch.int32, torch.int64])), draw(st.integers(0, 2)), steps)
 
 
 def check_run(run: Run, kernel: Kernel) -> None:
-    """Slots are `route`'s; load, pairs, sample and slot load are those of the recorder that counts with torch."""
+    """Slots are `route`'s; load, pairs, sample and slot load are those of all real tokens counted one by one."""
     plan, top_k = run.plan, run.steps[0].ids.shape[2]
-    sizes = (LAYERS, plan.placement.num_experts, top_k, MAX_TOKENS, SAMPLE_ROWS, CPU)
-    by_kernel, by_torch = Recorder(*sizes, by_kernel=True), Recorder(*sizes)
-    tables = CoverTables(plan, [run.source], CPU)
-    slot_load, expected_load = (torch.zeros(LAYERS, plan.placement.num_slots, dtype=torch.int32) for _ in range(2))
-    enabled, real = torch.zeros((), dtype=torch.bool), torch.zeros((), dtype=torch.int32)
+    experts, num_slots = plan.placement.num_experts, plan.placement.num_slots
+    recorder = Recorder(LAYERS, experts, top_k, MAX_TOKENS, SAMPLE_ROWS, CPU)
+    reference = Reference(LAYERS, experts, top_k, SAMPLE_ROWS)
+    tables: Sequence[LayerTables | torch.Tensor]
+    if plan.dispatch == "cover":
+        held = CoverTables(plan, [run.source], CPU)
+        tables = [held.layer(layer) for layer in range(LAYERS)]
+    else:
+        tables = list(DispatchTables(plan, [run.source], CPU).rows)
+    slot_load, expected_load = (torch.zeros(LAYERS, num_slots, dtype=torch.int32) for _ in range(2))
     for step in run.steps:
-        enabled.fill_(step.counted)
-        real.fill_(step.real)
         own = max(0, min(step.ids.shape[1], step.real - run.chunk * step.ids.shape[1]))
-        for recorder in (by_kernel, by_torch):
-            recorder.expect([step.real])
+        recorder.expect([step.real])
         for layer in range(LAYERS):
-            wide = np.pad(step.ids[layer], ((0, 0), (0, run.shared)), constant_values=plan.placement.num_experts)
+            wide = np.pad(step.ids[layer], ((0, 0), (0, run.shared)), constant_values=experts)
             ids = torch.from_numpy(wide).to(run.dtype)[:, :top_k]
-            counters = Counters(*by_kernel.passing(layer), slot_load[layer], enabled, real, run.chunk)
-            slots = kernel(ids, tables.layer(layer), counters)
+            given = counters(recorder, layer, step.real, run.chunk, slot_load=slot_load[layer])
+            given.slots_enabled.fill_(step.slots_counted)
+            slots = kernel(ids, tables[layer], given)
             expected = route(step.ids[layer], run.source, plan, layer)
             assert slots.dtype == run.dtype
             np.testing.assert_array_equal(slots.numpy(), expected)
-            by_torch.stage_rows(layer, ids, real, run.chunk)
-            if step.counted:
+            if step.slots_counted:
                 taken = torch.from_numpy(expected[:own][expected[:own] >= 0]).long()
-                expected_load[layer] += torch.bincount(taken, minlength=slot_load.shape[1]).int()
-        for recorder in (by_kernel, by_torch):
-            recorder.drop() if step.dummy else recorder.fold(step.counted)
-    for name in ("load", "coactivation", "sample", "num_tokens", "stage"):
-        np.testing.assert_array_equal(getattr(by_kernel, name), getattr(by_torch, name), err_msg=name)
+                expected_load[layer] += torch.bincount(taken, minlength=num_slots).int()
+        recorder.drop() if step.dummy else recorder.fold(step.counted)
+        if step.counted and not step.dummy:
+            reference.rows += [row for row in step.ids[:, :own].transpose(1, 0, 2) if row[0, 0] >= 0]
+        assert (recorder.stage == -1).all()
+    reference.agrees_with(recorder)
     np.testing.assert_array_equal(slot_load, expected_load)

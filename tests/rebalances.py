@@ -16,6 +16,7 @@ from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_types import Policy
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.topology import Topology
+from recorded import route_layer
 
 LAYERS, EXPERTS, SLOTS, TOP_K, TOKENS = 2, 16, 24, 2, 96
 LAYER_IDS = [1, 2]
@@ -52,7 +53,7 @@ def record(entry: ModelEntry, tokens: int = TOKENS) -> None:
     assert entry.recorder is not None
     entry.recorder.expect([tokens])
     for layer, ids in enumerate(routed(dist.get_rank())):
-        entry.recorder.stage_rows(layer, torch.from_numpy(ids), torch.tensor(tokens, dtype=torch.int32))
+        route_layer(entry.recorder, layer, ids, tokens)
     entry.recorder.fold()
 
 

@@ -28,6 +28,7 @@ from eplb_plugin.resplitting import Resplitting
 from eplb_plugin.topology import Topology
 from eplb_plugin.workloads.routing import ClusteredRouter
 from processes import run_ranks
+from recorded import route_layer
 
 RANKS, LAYERS, EXPERTS, TOP_K, TOKENS = 2, 2, 32, 4, 400
 TOPOLOGY = Topology(2, 1, 24)
@@ -98,7 +99,7 @@ def live(
 def record(recorder: Recorder, router: ClusteredRouter, seed: int) -> None:
     recorder.expect([TOKENS])
     for layer, ids in enumerate(router.window(TOKENS, 100 * seed + dist.get_rank())):
-        recorder.stage_rows(layer, torch.from_numpy(ids), torch.tensor(TOKENS, dtype=torch.int32))
+        route_layer(recorder, layer, ids)
     recorder.fold()
 
 

@@ -19,6 +19,7 @@ from eplb_plugin.placement import Placement, linear_placement
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.topology import Topology
 from processes import run_ranks
+from recorded import route_layer
 
 EXPERTS, SLOTS, LAYER_IDS, TOKENS = 8, 12, [2, 5], 64
 OLD = linear_placement(2, EXPERTS, SLOTS).phy2log
@@ -43,7 +44,7 @@ def rebalance(rebalancer: Rebalancer, entry: ModelEntry, placed: np.ndarray) -> 
     entry.recorder.expect([TOKENS])
     for layer in range(2):
         ids = np.argsort(draw.exponential(size=(TOKENS, EXPERTS)) * np.arange(1, EXPERTS + 1), axis=1)[:, :2]
-        entry.recorder.stage_rows(layer, torch.from_numpy(ids.copy()), None)
+        route_layer(entry.recorder, layer, ids)
     entry.recorder.fold()
     rebalancer.observe("key", dist.group.WORLD)
     return rebalancer.decide("key", placed.copy(), dist.group.WORLD).placement.phy2log

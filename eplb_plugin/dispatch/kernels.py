@@ -1,4 +1,4 @@
-"""Mapping and recording of one MoE layer in one go: the rule `cover` where the forward pass runs.
+"""Mapping and recording of one MoE layer in one go, where the forward pass runs.
 
 On a GPU one Triton launch (`triton_kernels.py`), on a CPU one compiled loop. Either reads the ids once, writes the
 slots once, and equals `rules.route` bit for bit. Nothing waits for the device, and everything that changes from step to
@@ -16,6 +16,7 @@ import torch
 from ..jit import Array, kernel
 from ..plan_types import Plan
 from .cover import CoverMaps, cover_maps, cover_token, mixed
+from .rules import HASH_MASK, HASH_MULTIPLIER
 
 
 class LayerTables(NamedTuple):
@@ -38,8 +39,9 @@ class Counters(NamedTuple):
     """Where one layer's routing is counted in one pass.
 
     rows: [max_tokens, k] int16, the ids themselves; load: [E + 1] int32; pairs: [(E + 1)²] int32, smaller id first;
-    slot_load: [P] int32; enabled: scalar bool, count at all; real: scalar int32, tokens of the whole batch that are no
-    padding; chunk: under sequence parallelism this rank routes the chunk-th run of rows of that batch.
+    slot_load: [P] int32, the engine's own count, of what is mapped here; enabled, slots_enabled: scalar bool, count at
+    all, and slots; real: scalar int32, tokens of the whole batch that are no padding; chunk: under sequence parallelism
+    this rank routes the chunk-th run of rows of that batch.
     """
 
     rows: torch.Tensor
@@ -47,6 +49,7 @@ class Counters(NamedTuple):
     pairs: torch.Tensor
     slot_load: torch.Tensor
     enabled: torch.Tensor
+    slots_enabled: torch.Tensor
     real: torch.Tensor
     chunk: int
 
@@ -94,20 +97,45 @@ def cover(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.T
     if ids.device.type != "cpu":
         from .triton_kernels import launch
 
-        launch(ids, slots, tables, counters)
+        launch(ids, slots, counters, tables=tables)
     else:
         nodes, counts, copies = (part.numpy() for part in tables[:3])
         _cover_rows(ids.numpy(), tables.held, tables.source, tables.num_nodes, nodes, counts, copies, slots.numpy())
-        rows, load, pairs, slot_load, enabled, real = (part.numpy() for part in counters[:6])
-        _count_rows(ids.numpy(), slots.numpy(), rows, load, pairs, slot_load, enabled, real, counters.chunk)
+        _count(ids, counters, slots)
     return slots
 
 
-def record(ids: torch.Tensor, counters: Counters) -> None:
-    """Record alone, for rules whose mapping is the engine's, which also counts `slot_load`; on GPUs."""
-    from .triton_kernels import launch
+def look_up(ids: torch.Tensor, rows: torch.Tensor, counters: Counters) -> torch.Tensor:
+    """The same by tables of rule `weighted`: [E, entries] int32 slots."""
+    slots = torch.empty(ids.shape, dtype=ids.dtype, device=ids.device)
+    if ids.device.type != "cpu":
+        from .triton_kernels import launch
 
-    launch(ids, None, None, counters)
+        launch(ids, slots, counters, rows=rows)
+    else:
+        _look_up_rows(ids.numpy(), rows.numpy(), slots.numpy())
+        _count(ids, counters, slots)
+    return slots
+
+
+def record(ids: torch.Tensor, counters: Counters, phy2log: torch.Tensor | None = None) -> None:
+    """Record alone, where the engine maps, and counts slots, by itself. phy2log: [P] logical ids: `ids` are slots."""
+    if ids.device.type != "cpu":
+        from .triton_kernels import launch
+
+        launch(ids, None, counters, phy2log=phy2log)
+    else:
+        if phy2log is not None:
+            slots, ids = ids, torch.empty_like(ids)
+            _expert_rows(slots.numpy(), phy2log.numpy(), ids.numpy())
+        _count(ids, counters, None)
+
+
+def _count(ids: torch.Tensor, counters: Counters, slots: torch.Tensor | None) -> None:
+    rows, load, pairs, slot_load, enabled, slots_enabled, real = (part.numpy() for part in counters[:7])
+    _count_rows(ids.numpy(), rows, load, pairs, enabled, real, counters.chunk)
+    if slots is not None:
+        _count_slots(slots.numpy(), slot_load, slots_enabled, real, counters.chunk)
 
 
 @kernel
@@ -122,22 +150,43 @@ def _cover_rows(
 
 
 @kernel
-def _count_rows(
-    ids: Array, slots: Array, rows: Array, load: Array, pairs: Array, slot_load: Array, enabled: Array, real: Array,
-    chunk: int,
-) -> None:  # fmt: skip
+def _look_up_rows(ids: Array, rows: Array, slots: Array) -> None:
+    for token in range(ids.shape[0]):
+        entry = (token * HASH_MULTIPLIER & HASH_MASK) % rows.shape[1]
+        for k in range(ids.shape[1]):
+            slots[token, k] = rows[ids[token, k], entry] if 0 <= ids[token, k] < rows.shape[0] else -1
+
+
+@kernel
+def _expert_rows(slots: Array, phy2log: Array, ids: Array) -> None:
+    for token in range(slots.shape[0]):
+        for k in range(slots.shape[1]):
+            ids[token, k] = phy2log[slots[token, k]] if 0 <= slots[token, k] < phy2log.shape[0] else -1
+
+
+@kernel
+def _count_rows(ids: Array, rows: Array, load: Array, pairs: Array, enabled: Array, real: Array, chunk: int) -> None:
     if not enabled[()]:
         return
     experts = load.shape[0] - 1
-    for token in range(min(ids.shape[0], real[()] - chunk * ids.shape[0])):
+    for token in range(min(ids.shape[0], rows.shape[0], real[()] - chunk * ids.shape[0])):
         for k in range(ids.shape[1]):
             one = ids[token, k]
-            if token < rows.shape[0]:
-                rows[token, k] = one
             if not 0 <= one < experts:
+                rows[token, k] = -1
                 continue
+            rows[token, k] = one
             load[one] += 1
-            slot_load[slots[token, k]] += 1
             for other in ids[token, k:]:
                 if 0 <= other < experts:
                     pairs[min(one, other) * (experts + 1) + max(one, other)] += 1
+
+
+@kernel
+def _count_slots(slots: Array, slot_load: Array, enabled: Array, real: Array, chunk: int) -> None:
+    if not enabled[()]:
+        return
+    for token in range(min(slots.shape[0], real[()] - chunk * slots.shape[0])):
+        for slot in slots[token]:
+            if slot >= 0:
+                slot_load[slot] += 1

@@ -1,43 +1,80 @@
-"""`kernels.cover` as an operator of torch: what compiles a forward pass takes it as it is, whole.
+"""The kernels as operators of torch: what compiles a forward pass takes them as they are, whole.
 
-Traced through, its launch and its loop would be the compiler's to take apart. What it counts into is declared, so that
-nothing is moved across it or left out.
+Traced through, their launches and loops would be the compiler's to take apart. What they count into is declared, so
+that nothing is moved across it or left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..errors import mismatch
-from .kernels import Counters, LayerTables, cover
+from . import kernels
+from .kernels import Counters, LayerTables
 
 _LIBRARY = torch.library.Library("eplb_plugin", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "cover(Tensor ids, Tensor nodes, Tensor counts, Tensor copies, int held, int source, int num_nodes, "
-    "Tensor(a!) rows, Tensor(b!) load, Tensor(c!) pairs, Tensor(d!) slot_load, Tensor enabled, Tensor real, int chunk"
-    ") -> Tensor"
+_COUNTERS = (
+    "Tensor(a!) rows, Tensor(b!) load, Tensor(c!) pairs, Tensor(d!) slot_load, Tensor enabled, Tensor slots_enabled, "
+    "Tensor real, int chunk"
 )
+_TABLES = "Tensor nodes, Tensor counts, Tensor copies, int held, int source, int num_nodes"
 
 
-def cover_op(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.Tensor:
+def cover(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.Tensor:
     """`kernels.cover`; ids: [T, k] with the k of `counters.rows`."""
     slots: torch.Tensor = torch.ops.eplb_plugin.cover(ids, *tables, *counters)
     return slots
 
 
-def _run(ids: torch.Tensor, *parts: object) -> torch.Tensor:
-    tables = LayerTables(*parts[: len(LayerTables._fields)])  # type: ignore[arg-type]
-    counters = Counters(*parts[len(LayerTables._fields) :])  # type: ignore[arg-type]
+def look_up(ids: torch.Tensor, rows: torch.Tensor, counters: Counters) -> torch.Tensor:
+    """`kernels.look_up`, likewise."""
+    slots: torch.Tensor = torch.ops.eplb_plugin.look_up(ids, rows, *counters)
+    return slots
+
+
+def record(ids: torch.Tensor, phy2log: torch.Tensor, counters: Counters) -> None:
+    """`kernels.record` of slots, likewise."""
+    torch.ops.eplb_plugin.record(ids, phy2log, *counters)
+
+
+def _cover(ids: torch.Tensor, *parts: object) -> torch.Tensor:
+    count = len(LayerTables._fields)
+    return kernels.cover(ids, LayerTables(*parts[:count]), _counters(ids, parts[count:]))  # type: ignore[arg-type]
+
+
+def _look_up(ids: torch.Tensor, rows: torch.Tensor, *parts: object) -> torch.Tensor:
+    return kernels.look_up(ids, rows, _counters(ids, parts))
+
+
+def _record(ids: torch.Tensor, phy2log: torch.Tensor, *parts: object) -> None:
+    kernels.record(ids, _counters(ids, parts), phy2log)
+
+
+def _counters(ids: torch.Tensor, parts: tuple[object, ...]) -> Counters:
+    counters = Counters(*parts)  # type: ignore[arg-type]
     if ids.shape[1] != counters.rows.shape[1]:  # rows of another length would be counted beyond the buffer's end
-        found, expected, fix = ids.shape[1], counters.rows.shape[1], "dispatch: weighted, and report this model"
+        found, expected, fix = ids.shape[1], counters.rows.shape[1], "serve without the plugin, and report this model"
         raise mismatch("experts per token", found=found, expected=expected, fix=fix)
-    return cover(ids, tables, counters)
+    return counters
 
 
-def _shape(ids: torch.Tensor, *parts: object) -> torch.Tensor:
+def _slots(ids: torch.Tensor, *parts: object) -> torch.Tensor:
     return torch.empty(ids.shape, dtype=ids.dtype, device=ids.device)
 
 
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("cover", _run, _device)  # type: ignore[no-untyped-call]
-torch.library.register_fake("eplb_plugin::cover", _shape, lib=_LIBRARY)
+def _nothing(*parts: object) -> None:
+    """What a trace of an operator without a result needs."""
+
+
+def _define(name: str, parameters: str, result: str, run: Callable[..., object], fake: Callable[..., object]) -> None:
+    _LIBRARY.define(f"{name}({parameters}, {_COUNTERS}) -> {result}")  # type: ignore[no-untyped-call]
+    for device in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, run, device)  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"eplb_plugin::{name}", fake, lib=_LIBRARY)
+
+
+_define("cover", f"Tensor ids, {_TABLES}", "Tensor", _cover, _slots)
+_define("look_up", "Tensor ids, Tensor rows_of_slots", "Tensor", _look_up, _slots)
+_define("record", "Tensor ids, Tensor phy2log", "()", _record, _nothing)

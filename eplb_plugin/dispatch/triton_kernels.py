@@ -1,4 +1,4 @@
-"""The rule `cover` and the recorder as one Triton kernel; only imported where a GPU (or Triton's interpreter) is.
+"""Mapping and recording as one Triton kernel; only imported where a GPU (or Triton's interpreter) is.
 
 A program takes a few tokens with all their experts: [TOKENS, WIDTH] tiles, WIDTH = k rounded up to a power of two.
 Nodes that a token needs are bits of an int64. Counts are integer atomics: their order does not matter, so results are
@@ -14,12 +14,16 @@ import triton
 import triton.language as tl
 
 from .cover import MOST_WEIGHT, NODE_SHIFT, SLOT_SHIFT
+from .rules import HASH_MULTIPLIER
 
 if TYPE_CHECKING:
     from .kernels import Counters, LayerTables
 
 TILE = 1024  # elements of the largest tile, all pairs of every token
 WEIGHT, TO_NODE, TO_SLOT = tl.constexpr(MOST_WEIGHT), tl.constexpr(NODE_SHIFT), tl.constexpr(SLOT_SHIFT)
+HASH = tl.constexpr(HASH_MULTIPLIER)
+# what is done beside recording: nothing; ids are slots, whose experts are looked up; ids are mapped by a rule
+RECORD, TRANSLATE, LOOK_UP, COVER = (tl.constexpr(number) for number in range(4))
 
 
 @triton.jit
@@ -78,39 +82,50 @@ def _chosen(known, expert, nodes, needed, key, counts, copies, copies_width, NOD
     return slot
 
 
-_VARYING = ["id_row", "id_column", "num_rows", "copies_width", "source", "held", "chunk", "max_rows", "num_experts"]
+_VARYING = [
+    "id_row", "id_column", "num_rows", "entries", "copies_width", "source", "held", "chunk", "max_rows", "num_experts",
+]  # fmt: skip
 
 
 # one variant for all batches and layers: none is compiled while a graph is captured
-@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=["rows", "load", "pairs", "slot_load"])
-def cover_kernel(
+@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=["rows", "load", "pairs", "slot_load", "table"])
+def pass_kernel(
     ids, id_row, id_column, num_rows, slots,
-    nodes, counts, copies, copies_width, held, source,
-    rows, load, pairs, slot_load, enabled, real, chunk, max_rows, num_experts,
-    K: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, NODES: tl.constexpr, MAP: tl.constexpr,
+    table, entries, nodes, counts, copies, copies_width, held, source,
+    rows, load, pairs, slot_load, enabled, slots_enabled, real, chunk, max_rows, num_experts,
+    K: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, NODES: tl.constexpr, TASK: tl.constexpr,
 ):  # fmt: skip
-    """Shapes as in `kernels.LayerTables` and `kernels.Counters`; MAP false: record only."""
+    """Shapes as in `kernels.LayerTables` and `kernels.Counters`. table: rows [E, entries] of LOOK_UP, or the experts of
+    `entries` slots.
+    """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     column = tl.arange(0, WIDTH)
     there = (token[:, None] < num_rows) & (column[None, :] < K)
     place = token[:, None].to(tl.int64) * id_row + column[None, :] * id_column
     found = tl.load(ids + place, mask=there, other=-1).to(tl.int32)
+    if TASK == TRANSLATE:
+        routed = there & (found >= 0) & (found < entries)
+        found = tl.load(table + tl.where(routed, found, 0), mask=routed, other=-1).to(tl.int32)
     known = there & (found >= 0) & (found < num_experts)
     expert = tl.where(known, found, 0)
 
-    own = (tl.load(real) - chunk * num_rows) * tl.load(enabled).to(tl.int32)  # tokens of this rank to be counted
-    live = token[:, None] < own
-    counted = known & live
-    if MAP:
-        key = _mixed(token.to(tl.uint32), (token * 0 + source).to(tl.uint32))
-        lies = tl.load(nodes + expert, mask=known, other=0)
-        needed = _needed(known, lies, held, key, NODES)
-        slot = _chosen(known, expert, lies, needed, key, counts, copies, copies_width, NODES)
+    own = tl.load(real) - chunk * num_rows  # tokens of this rank that are no padding
+    if TASK == LOOK_UP or TASK == COVER:  # noqa: SIM109  # Triton knows no `in`
+        if TASK == LOOK_UP:
+            entry = ((token.to(tl.uint32) * HASH) % entries.to(tl.uint32)).to(tl.int32)
+            slot = tl.load(table + expert * entries + entry[:, None], mask=known, other=-1)
+        else:
+            key = _mixed(token.to(tl.uint32), (token * 0 + source).to(tl.uint32))
+            lies = tl.load(nodes + expert, mask=known, other=0)
+            needed = _needed(known, lies, held, key, NODES)
+            slot = _chosen(known, expert, lies, needed, key, counts, copies, copies_width, NODES)
         tl.store(slots + token[:, None] * K + column[None, :], slot.to(slots.dtype.element_ty), mask=there)
-        tl.atomic_add(slot_load + slot, 1, mask=counted, sem="relaxed")
+        taken = (slot >= 0) & (token[:, None] < own * tl.load(slots_enabled).to(tl.int32))
+        tl.atomic_add(slot_load + slot, 1, mask=taken, sem="relaxed")
 
-    kept = there & live & (token[:, None] < max_rows)
-    tl.store(rows + token[:, None] * K + column[None, :], found.to(tl.int16), mask=kept)
+    kept = there & (token[:, None] < tl.minimum(own, max_rows) * tl.load(enabled).to(tl.int32))
+    counted = known & kept
+    tl.store(rows + token[:, None] * K + column[None, :], tl.where(known, found, -1).to(tl.int16), mask=kept)
     tl.atomic_add(load + expert, 1, mask=counted, sem="relaxed")
     one, other = expert[:, :, None], expert[:, None, :]
     pair = tl.minimum(one, other) * (num_experts + 1) + tl.maximum(one, other)
@@ -118,8 +133,13 @@ def cover_kernel(
     tl.atomic_add(pairs + pair, 1, mask=both, sem="relaxed")
 
 
-def launch(ids: torch.Tensor, slots: torch.Tensor | None, tables: LayerTables | None, counters: Counters) -> None:
-    """One launch over ids: [T, k]; slots: [T, k], filled; without tables, record only."""
+def launch(
+    ids: torch.Tensor, slots: torch.Tensor | None, counters: Counters, *, tables: LayerTables | None = None,
+    rows: torch.Tensor | None = None, phy2log: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """One launch over ids: [T, k]. slots: [T, k], filled by `tables` (cover) or `rows` (weighted); None: record only,
+    what `ids` are if they are slots told by phy2log.
+    """
     num_rows, top_k = ids.shape
     if num_rows == 0:
         return
@@ -127,9 +147,16 @@ def launch(ids: torch.Tensor, slots: torch.Tensor | None, tables: LayerTables | 
     tokens = max(1, TILE // width**2)
     nothing = counters.load  # never read
     nodes, counts, copies, held, source, num_nodes = tables or (nothing, nothing, nothing[None], 0, 0, 1)
-    cover_kernel[(triton.cdiv(num_rows, tokens),)](
+    task, table, entries = RECORD, nothing, 1
+    if tables is not None:
+        task = COVER
+    elif rows is not None:
+        task, table, entries = LOOK_UP, rows, rows.shape[1]
+    elif phy2log is not None:
+        task, table, entries = TRANSLATE, phy2log, phy2log.shape[0]
+    pass_kernel[(triton.cdiv(num_rows, tokens),)](
         ids, ids.stride(0), ids.stride(1), num_rows, ids if slots is None else slots,
-        nodes, counts, copies, copies.shape[1], held, source,
+        table, entries, nodes, counts, copies, copies.shape[1], held, source,
         *counters, counters.rows.shape[0], counters.load.shape[0] - 1,
-        K=top_k, WIDTH=width, TOKENS=tokens, NODES=num_nodes, MAP=tables is not None,
+        K=top_k, WIDTH=width, TOKENS=tokens, NODES=num_nodes, TASK=task.value,
     )  # fmt: skip

@@ -1,10 +1,9 @@
 """Fixed-address device buffers for the routing of one model.
 
-The forward pass stages the top-k ids: one masked copy per layer, static shapes, no host sync, safe inside a captured
-graph. After a real step the staged rows are counted for all layers at once, outside the graph, where the number of rows
-is known on the host; after a dummy or profile step they are dropped. So padding and dummy tokens never reach the
-counts, in which they would weigh quadratically (co-activation). A kernel (`dispatch/kernels.py`) stages and counts ids
-in one go, into counts of the pass, which are then added or dropped likewise.
+In the forward pass a kernel (`dispatch/kernels.py`) stages the top-k ids of a layer and counts them, in one launch with
+static shapes, without a host sync, also inside a captured graph. After a real step the counts of the pass are added to
+the window's for all layers at once, outside the graph; after a dummy or profile step they are dropped. So padding and
+dummy tokens never reach the counts, in which they would weigh quadratically (co-activation).
 
 Pairs are kept once: smaller expert first.
 """
@@ -17,7 +16,7 @@ import torch
 
 
 class Pass(NamedTuple):
-    """Where a kernel puts what one layer routes in one pass: rows [max_tokens, K], load [E + 1], pairs [(E + 1)²]."""
+    """Where the kernel puts what one layer routes in one pass: rows [max_tokens, K], load [E + 1], pairs [(E + 1)²]."""
 
     rows: torch.Tensor
     load: torch.Tensor
@@ -30,7 +29,7 @@ class Recorder:
     stage: [ubatches, L, max_tokens, K] int16, -1 = not a real token.
     load: [L, E] int32; coactivation: [L, E, E] int32 (diagonal = load); sample: [L, S, K] int16 ring of whole rows;
     num_tokens: scalar int64, real tokens since the last reset, also the ring's cursor.
-    by_kernel: a kernel counts in the pass, into the buffers of `passing`, and nobody calls `stage_rows`.
+    Tokens of a pass above max_tokens are lost.
     """
 
     def __init__(
@@ -42,7 +41,6 @@ class Recorder:
         sample_rows: int,
         device: torch.device,
         num_ubatches: int = 1,
-        by_kernel: bool = False,
     ) -> None:
         self.num_experts = num_experts
         self.stage = torch.full((num_ubatches, num_layers, max_tokens, top_k), -1, dtype=torch.int16, device=device)
@@ -51,9 +49,8 @@ class Recorder:
         self._pairs = torch.zeros(num_layers, (num_experts + 1) ** 2, dtype=torch.int32, device=device)
         self._sample = torch.full((num_layers, sample_rows + 1, top_k), -1, dtype=torch.int16, device=device)
         self.num_tokens = torch.zeros((), dtype=torch.int64, device=device)
-        self._rows = torch.arange(max_tokens, device=device)
-        self._first, self._second = torch.triu_indices(top_k, top_k, device=device)
-        self._passed = (torch.zeros_like(self._load), torch.zeros_like(self._pairs)) if by_kernel else None
+        self._passed = torch.zeros_like(self._load), torch.zeros_like(self._pairs)
+        self._passing = [[Pass(*parts) for parts in zip(rows, *self._passed, strict=True)] for rows in self.stage]
         self._staged = [0] * num_ubatches
 
     @property
@@ -78,28 +75,12 @@ class Recorder:
 
     def nbytes(self) -> int:
         """Bytes of device memory held."""
-        buffers = (self.stage, self._load, self._pairs, self._sample, self._rows, self._first, self._second)
-        return sum(buffer.numel() * buffer.element_size() for buffer in (*buffers, *(self._passed or ())))
+        buffers = self.stage, self._load, self._pairs, self._sample, *self._passed
+        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
 
     def passing(self, layer: int, ubatch: int = 0) -> Pass:
         """Views at fixed addresses."""
-        assert self._passed is not None, "not made for a kernel"
-        return Pass(self.stage[ubatch, layer], self._passed[0][layer], self._passed[1][layer])
-
-    def stage_rows(
-        self, layer: int, ids: torch.Tensor, real: torch.Tensor | None, chunk: int = 0, ubatch: int = 0
-    ) -> None:
-        """Keep ids: [T, K] logical ids of one layer, called inside the forward pass. Rows above max_tokens are lost.
-
-        real: scalar int32 tensor, real tokens of the whole batch; None: ids of others are -1 already. chunk: under
-        sequence parallelism this rank routes the chunk-th run of T rows of that batch.
-        """
-        rows = ids.shape[0]
-        kept = ids[: self.stage.shape[2]]
-        if real is not None:
-            live = self._rows[: len(kept)] + chunk * rows < real
-            kept = kept.masked_fill(~live.unsqueeze(1), -1)
-        self.stage[ubatch, layer, : len(kept)] = kept.to(torch.int16)
+        return self._passing[ubatch][layer]
 
     def expect(self, real_tokens: list[int]) -> None:
         """Tell the host how many real tokens each micro-batch of the coming forward pass has."""
@@ -107,25 +88,24 @@ class Recorder:
             self._staged[ubatch] = max(self._staged[ubatch], min(count, self.stage.shape[2]))
 
     def fold(self, count: bool = True) -> None:
-        """A real step is over: count its staged rows, or, outside the window, only forget them."""
+        """A real step is over: count it, or, outside the window, only forget it."""
         for ubatch, bound in enumerate(self._staged):
             if bound:
                 rows = self.stage[ubatch, :, :bound]
                 if count:
-                    self._count(rows)
+                    self._sample_rows(rows)
                 rows.fill_(-1)
                 self._staged[ubatch] = 0
-        if self._passed is not None:
-            for total, passed in zip((self._load, self._pairs), self._passed, strict=True):
-                if count:
-                    total += passed
-                passed.zero_()
+        for total, passed in zip((self._load, self._pairs), self._passed, strict=True):
+            if count:
+                total += passed
+            passed.zero_()
 
     def drop(self) -> None:
-        """Forget the staged rows of a dummy step: all, because engines announce no token count for those."""
+        """Forget a dummy step: all rows, because engines announce no token count for those."""
         self.stage.fill_(-1)
         self._staged = [0] * len(self._staged)
-        for passed in self._passed or ():
+        for passed in self._passed:
             passed.zero_()
 
     def reset(self) -> None:
@@ -135,20 +115,12 @@ class Recorder:
         self._sample.fill_(-1)
         self.num_tokens.zero_()
 
-    def _count(self, staged: torch.Tensor) -> None:
-        layers = len(staged)
-        ids = staged.long()
-        ids = torch.where((ids >= 0) & (ids < self.num_experts), ids, self.num_experts)
-        if self._passed is None:
-            flat = ids.reshape(layers, -1)
-            self._load.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.int32))
-            one, other = ids[:, :, self._first], ids[:, :, self._second]
-            pairs = (torch.minimum(one, other) * (self.num_experts + 1) + torch.maximum(one, other)).flatten(1)
-            self._pairs.scatter_add_(1, pairs, torch.ones_like(pairs, dtype=torch.int32))
+    def _sample_rows(self, staged: torch.Tensor) -> None:
+        """staged: [L, T, K]. Rows of real tokens go to the ring."""
         live = staged[0, :, 0] >= 0
         order = torch.cumsum(live, 0)
         size = self._sample.shape[1] - 1
         kept = live & (order > order[-1] - size)  # a step longer than the ring keeps its last rows
         slots = torch.where(kept, (self.num_tokens + order - 1) % size, size)
-        self._sample[:, slots] = torch.where(ids < self.num_experts, ids, -1).to(torch.int16)
+        self._sample[:, slots] = staged
         self.num_tokens += order[-1]

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from eplb_plugin import Plan, RoutingStatistics, Topology, plan
 from eplb_plugin.dispatch.cover import cover_maps
-from eplb_plugin.dispatch.kernels import Counters, CoverTables, cover
+from eplb_plugin.dispatch.kernels import Counters, CoverTables, cover, record
 from eplb_plugin.dispatch.tables import hashed_maps
 from eplb_plugin.observe.judging import judge_draws
 from eplb_plugin.recording.recorder import Recorder
@@ -75,30 +75,30 @@ def passes(made: Plan, ids: torch.Tensor) -> tuple[Callable[[], None], Callable[
     """A forward pass of PASSED layers, as a vLLM server on a CPU does it under a rule: mapping alone, and recorded."""
     from eplb_cpu_engines.vllm.routing import map_to_physical_and_record
 
-    by_kernel, layers = made.dispatch == "cover", range(PASSED)
+    covers, layers = made.dispatch == "cover", range(PASSED)
     enabled, off, real = torch.tensor(True), torch.tensor(False), torch.tensor(len(ids), dtype=torch.int32)
     load = torch.zeros(PASSED, TOPOLOGY.num_slots, dtype=torch.int32)
-    recorder = Recorder(PASSED, EXPERTS, TOP_K, len(ids), 256, torch.device("cpu"), by_kernel=by_kernel)
+    recorder = Recorder(PASSED, EXPERTS, TOP_K, len(ids), 256, torch.device("cpu"))
+    counters = [Counters(*recorder.passing(layer), load[layer], enabled, enabled, real, 0) for layer in layers]
     rows, counts = (torch.from_numpy(part) for part in hashed_maps(made, [0], layers))
-    if by_kernel:
+    if covers:
         held = CoverTables(made, [0], torch.device("cpu"))
         tables = [held.layer(layer) for layer in layers]
-        counters = [Counters(*recorder.passing(layer), load[layer], enabled, real, 0) for layer in layers]
 
     def mapped() -> None:
         for layer in layers:
-            if by_kernel:
-                cover(ids, tables[layer], counters[layer]._replace(enabled=off))
+            if covers:
+                cover(ids, tables[layer], counters[layer]._replace(enabled=off, slots_enabled=off))
             else:
                 map_to_physical_and_record(ids, load[layer], rows[layer], counts[layer], enabled, real)
 
     def recorded() -> None:
         recorder.expect([len(ids)])
         for layer in layers:
-            if by_kernel:
+            if covers:
                 cover(ids, tables[layer], counters[layer])
             else:
-                recorder.stage_rows(layer, ids, real)
+                record(ids, counters[layer])
                 map_to_physical_and_record(ids, load[layer], rows[layer], counts[layer], enabled, real)
         recorder.fold()
 
@@ -162,13 +162,14 @@ def instructions(capability: int = 90) -> Row | None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from eplb_plugin.dispatch.triton_kernels import cover_kernel
+    from eplb_plugin.dispatch.triton_kernels import COVER, pass_kernel
 
-    types = {"ids": "*i64", "slots": "*i64", "nodes": "*i64", "rows": "*i16", "enabled": "*i1"}
-    types |= {name: "*i32" for name in ("counts", "copies", "load", "pairs", "slot_load", "real")}
-    constants = {"K": TOP_K, "WIDTH": 8, "TOKENS": 16, "NODES": TOPOLOGY.num_nodes, "MAP": True}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in cover_kernel.arg_names}
-    made = triton.compile(ASTSource(cover_kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
+    types = {"ids": "*i64", "slots": "*i64", "nodes": "*i64", "rows": "*i16"}
+    types |= {"enabled": "*i1", "slots_enabled": "*i1"}
+    types |= {name: "*i32" for name in ("table", "counts", "copies", "load", "pairs", "slot_load", "real")}
+    constants = {"K": TOP_K, "WIDTH": 8, "TOKENS": 16, "NODES": TOPOLOGY.num_nodes, "TASK": COVER.value}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in pass_kernel.arg_names}
+    made = triton.compile(ASTSource(pass_kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
     lines = [line.split("//")[0].strip() for line in made.asm["ptx"].splitlines()]
     code = [line for line in lines if re.match(r"(@!?%\w+ )?[a-z][\w.]+ .*;$|ret;", line)]
     kinds = {"loads": r"ld\.global", "stores": r"st\.global", "atomics": r"(red|atom)\.global", "shared": r"\.shared"}

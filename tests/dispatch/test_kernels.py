@@ -10,8 +10,9 @@ from hypothesis import given
 from cover_passes import CPU, Run, check_run, runs
 from eplb_plugin import Placement, Plan, PluginError, Topology, route
 from eplb_plugin.dispatch.cover import MOST_WEIGHT, cover_maps
-from eplb_plugin.dispatch.kernels import Counters, CoverTables, cover
+from eplb_plugin.dispatch.kernels import Counters, CoverTables, LayerTables, cover, look_up, record
 from eplb_plugin.recording.recorder import Recorder
+from recorded import counters
 from strategies import QUICK
 
 TOPOLOGY = Topology(4, 1, 2)
@@ -23,16 +24,33 @@ def plan_with(weights: list[int], placement: Placement = PLACEMENT) -> Plan:
 
 
 def uncounted(top_k: int, experts: int = 6) -> Counters:
-    recorder = Recorder(1, experts, top_k, 64, 4, CPU, by_kernel=True)
-    nothing = torch.zeros(8, dtype=torch.int32)
-    return Counters(*recorder.passing(0), nothing, torch.tensor(False), torch.tensor(0, dtype=torch.int32), 0)
+    return counters(Recorder(1, experts, top_k, 64, 4, CPU), 0, enabled=False)
 
 
 @QUICK
 @given(runs())
-def test_the_compiled_loop_is_route_and_records_as_torch_does(run: Run) -> None:
-    """Over any steps: slots bit for bit, counts exactly; padding, dummy steps and holes are left out."""
-    check_run(run, cover)
+def test_the_compiled_loops_are_route_and_count_exactly(run: Run) -> None:
+    """Over any steps: slots bit for bit; padding, dummy steps and holes are left out."""
+    check_run(run, mapped)
+
+
+def mapped(ids: torch.Tensor, tables: LayerTables | torch.Tensor, counted: Counters) -> torch.Tensor:
+    return cover(ids, tables, counted) if isinstance(tables, LayerTables) else look_up(ids, tables, counted)
+
+
+@QUICK
+@given(runs())
+def test_slots_are_recorded_as_their_experts(run: Run) -> None:
+    """Where the engine maps: from its slots the same counts; what is no routed slot is nobody's."""
+
+    def by_slots(ids: torch.Tensor, tables: LayerTables | torch.Tensor, counted: Counters) -> torch.Tensor:
+        slots = mapped(ids, tables, counted._replace(enabled=torch.tensor(False)))
+        layer = int(counted.load.storage_offset() > 0)
+        wide = torch.where(slots < 0, run.plan.placement.num_slots + 1, slots) if run.shared else slots
+        record(wide, counted, torch.from_numpy(run.plan.placement.phy2log[layer]).long())
+        return slots
+
+    check_run(run, by_slots)
 
 
 def test_refilled_tables_keep_their_addresses() -> None:

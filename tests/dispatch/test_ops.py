@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -12,32 +13,41 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from cover_passes import CPU
 from eplb_plugin import Placement, Plan, PluginError, Topology, route
 from eplb_plugin.dispatch.kernels import Counters, CoverTables
-from eplb_plugin.dispatch.ops import cover_op
+from eplb_plugin.dispatch.ops import cover, look_up, record
+from eplb_plugin.dispatch.rules import replica_weights
+from eplb_plugin.engines.tables import DispatchTables
 from eplb_plugin.recording.recorder import Recorder
+from recorded import counters as passed
 
 EXPERTS, TOP_K, TOKENS, LAYERS = 6, 3, 8, 6
 ROWS = np.array([[3, 4, 0, 1, 0, 1, 2, 5], [0, 1, 2, 3, 4, 5, 0, 2]], np.int32)
 EVEN = np.full((LAYERS, 8), 3, np.int32)
 PLAN = Plan(Placement(np.tile(ROWS, (3, 1))), Topology(4, 1, 2), "cover", np.ones(EVEN.shape), 0.0, cover_weights=EVEN)
+SHARES = replica_weights(PLAN.placement, PLAN.topology, "weighted")
+WEIGHTED = replace(PLAN, dispatch="weighted", cover_weights=None, replica_weights=SHARES)
 
 
 def counters(recorder: Recorder, layer: int = 0) -> Counters:
-    bound = torch.tensor(TOKENS - 2, dtype=torch.int32)
-    return Counters(*recorder.passing(layer), torch.zeros(8, dtype=torch.int32), torch.tensor(True), bound, 0)
+    return passed(recorder, layer, TOKENS - 2, slot_load=torch.zeros(8, dtype=torch.int32))
 
 
 def recorder() -> Recorder:
-    return Recorder(LAYERS, EXPERTS, TOP_K, TOKENS, 4, CPU, by_kernel=True)
+    return Recorder(LAYERS, EXPERTS, TOP_K, TOKENS, 4, CPU)
 
 
 def ids(seed: int, tokens: int = TOKENS) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).random((tokens, EXPERTS)).argsort(1)[:, :TOP_K])
 
 
-def test_its_schema_tells_what_it_writes() -> None:
+@pytest.mark.parametrize("name", ["cover", "look_up", "record"])
+def test_its_schema_tells_what_it_writes(name: str) -> None:
     """torch's own check: nothing else is mutated, nothing returned is aliased, shapes are as announced."""
-    arguments = ids(0), *CoverTables(PLAN, [1], CPU).layer(0), *counters(recorder())
-    torch.library.opcheck(torch.ops.eplb_plugin.cover.default, arguments)
+    tables = {
+        "cover": CoverTables(PLAN, [1], CPU).layer(0),
+        "look_up": [DispatchTables(WEIGHTED, [1], CPU).rows[0]],
+        "record": [torch.from_numpy(ROWS[0])],
+    }
+    torch.library.opcheck(getattr(torch.ops.eplb_plugin, name).default, (ids(0), *tables[name], *counters(recorder())))
 
 
 def test_compiled_whole_it_maps_and_counts_as_ever() -> None:
@@ -45,13 +55,13 @@ def test_compiled_whole_it_maps_and_counts_as_ever() -> None:
     tables, plain, traced = CoverTables(PLAN, [1], CPU), recorder(), recorder()
     addresses = [part.data_ptr() for part in traced.passing(1)]
     counting = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(cover_op, backend=counting, fullgraph=True, dynamic=True)
+    compiled = torch.compile(cover, backend=counting, fullgraph=True, dynamic=True)
     with torch.inference_mode():
         for seed, (layer, tokens) in enumerate(product(range(LAYERS), (19, 11, 3))):
             rows = ids(seed, tokens)
             slots = compiled(rows, tables.layer(layer), counters(traced, layer))
             np.testing.assert_array_equal(slots, route(rows.numpy(), 1, PLAN, layer))
-            cover_op(rows, tables.layer(layer), counters(plain, layer))
+            cover(rows, tables.layer(layer), counters(plain, layer))
     assert counting.frame_count <= 3  # the first and the second layer lie at offsets that are sizes, too
     assert plain.passing(1).pairs.any()
     for layer in range(LAYERS):
@@ -61,5 +71,10 @@ def test_compiled_whole_it_maps_and_counts_as_ever() -> None:
 
 def test_rows_of_another_length_are_refused() -> None:
     """They would be counted beyond the end of the buffer."""
-    with pytest.raises(PluginError, match="experts per token: found 2, expected 3; fix: dispatch: weighted"):
-        cover_op(ids(0)[:, :2], CoverTables(PLAN, [1], CPU).layer(0), counters(recorder()))
+    narrow, refused = ids(0)[:, :2], "experts per token: found 2, expected 3; fix: serve without the plugin"
+    with pytest.raises(PluginError, match=refused):
+        cover(narrow, CoverTables(PLAN, [1], CPU).layer(0), counters(recorder()))
+    with pytest.raises(PluginError, match=refused):
+        look_up(narrow, DispatchTables(WEIGHTED, [1], CPU).rows[0], counters(recorder()))
+    with pytest.raises(PluginError, match=refused):
+        record(narrow, torch.from_numpy(ROWS[0]), counters(recorder()))

@@ -11,6 +11,7 @@ from eplb_plugin.errors import PluginError
 from eplb_plugin.recording.load import sum_load, take_load
 from eplb_plugin.recording.recorder import Recorder
 from processes import run_ranks
+from recorded import route_layer
 
 
 def rows(owner: int) -> torch.Tensor:
@@ -21,7 +22,7 @@ def summed(owners: int, unequal: bool) -> tuple[list, int, int] | str | None:
     recorder, rank = Recorder(2, 8, 2, 32, 64, torch.device("cpu")), dist.get_rank()
     recorder.expect([20])
     for layer in range(2):
-        recorder.stage_rows(layer, rows(rank if unequal else rank // owners), None)
+        route_layer(recorder, layer, rows(rank if unequal else rank // owners))
     recorder.fold()
     load = take_load(recorder)
     left = int(recorder.load.sum()) + int(recorder.coactivation.sum()) + int(recorder.num_tokens)

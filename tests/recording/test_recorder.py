@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eplb_plugin.recording.recorder import Recorder
+from recorded import Reference, route_layer
 
 CPU = torch.device("cpu")
 Rows = NDArray[np.int64]  # [T, L, K]
@@ -33,49 +34,8 @@ class Shape:
         sizes = (self.layers, self.experts, self.top_k, self.max_tokens, self.sample_rows)
         return Recorder(*sizes, CPU, self.ubatches)
 
-
-@dataclass
-class Reference:
-    """What the recorder should hold, counted token by token."""
-
-    shape: Shape
-    rows: list[Rows] = field(default_factory=list)  # [L, K] per token
-
-    @property
-    def load(self) -> Rows:
-        load = np.zeros((self.shape.layers, self.shape.experts), np.int64)
-        for row in self.rows:
-            for layer, ids in enumerate(row):
-                for one in ids[ids >= 0]:
-                    load[layer, one] += 1
-        return load
-
-    @property
-    def coactivation(self) -> Rows:
-        pairs = np.zeros((self.shape.layers, self.shape.experts, self.shape.experts), np.int64)
-        for row in self.rows:
-            for layer, ids in enumerate(row):
-                for one in ids[ids >= 0]:
-                    for other in ids[ids >= 0]:
-                        pairs[layer, one, other] += 1
-        return pairs
-
-    @property
-    def sample(self) -> Rows:
-        ring = np.full((self.shape.layers, self.shape.sample_rows, self.shape.top_k), -1)
-        for place, row in enumerate(self.rows):
-            ring[:, place % self.shape.sample_rows] = row
-        return ring
-
-    def agrees_with(self, recorder: Recorder) -> None:
-        np.testing.assert_array_equal(recorder.load.numpy(), self.load)
-        np.testing.assert_array_equal(recorder.coactivation.numpy(), self.coactivation)
-        np.testing.assert_array_equal(recorder.sample.numpy(), self.sample)
-        assert recorder.num_tokens.item() == len(self.rows)
-        newest = self.rows[-min(3, self.shape.sample_rows) :]
-        kept = recorder.newest(min(3, self.shape.sample_rows)).numpy()
-        for place, row in enumerate(reversed(newest)):
-            np.testing.assert_array_equal(kept[:, -1 - place], row)
+    def reference(self) -> Reference:
+        return Reference(self.layers, self.experts, self.top_k, self.sample_rows)
 
 
 def routed(random: np.random.Generator, shape: Shape, tokens: int) -> Rows:
@@ -93,8 +53,7 @@ def stage(recorder: Recorder, shape: Shape, ids: Rows, real: int, ubatch: int = 
     rows = len(ids) // shape.sequence_parallel
     own = ids[shape.chunk * rows : (shape.chunk + 1) * rows]
     for layer in range(shape.layers):
-        tensor = torch.from_numpy(own[:, layer]).to(torch.int32)
-        recorder.stage_rows(layer, tensor, torch.tensor(real, dtype=torch.int32), shape.chunk, ubatch)
+        route_layer(recorder, layer, own[:, layer].astype(np.int32), real, shape.chunk, ubatch)
 
 
 def counted(shape: Shape, ids: Rows, real: int) -> list[Rows]:
@@ -131,7 +90,7 @@ steps = st.lists(
 @given(shape=shapes(), steps=steps)
 def test_counts_what_was_routed(shape: Shape, steps: list[tuple[str, int]]) -> None:
     """Over any sequence of steps: padding, dummy steps and ids that are no expert are left out, all else is exact."""
-    recorder, reference = shape.recorder(), Reference(shape)
+    recorder, reference = shape.recorder(), shape.reference()
     reals = [0] * shape.ubatches
     for kind, seed in steps:
         random = np.random.default_rng(seed)
@@ -184,7 +143,7 @@ def test_dummy_step_without_announcement_leaves_nothing() -> None:
 def test_step_longer_than_the_ring_keeps_its_last_rows(tokens: int) -> None:
     """The ring holds the rows recorded last, also when one step has more of them than fit."""
     shape = Shape(1, 16, 1, 16, 4)
-    recorder, reference = shape.recorder(), Reference(shape)
+    recorder, reference = shape.recorder(), shape.reference()
     for first in (0, tokens):
         ids = (first + np.arange(tokens)).reshape(-1, 1, 1) % 16
         recorder.expect([tokens])
@@ -204,7 +163,7 @@ def test_many_windows_keep_the_addresses() -> None:
     buffers = ("stage", "load", "_pairs", "sample", "num_tokens")
     addresses = {name: getattr(recorder, name).data_ptr() for name in buffers}
     for window in range(20):
-        reference = Reference(shape)
+        reference = shape.reference()
         for _ in range(window % 4):
             batches = [routed(random, shape, 16) for _ in range(2)]
             recorder.expect([16, 7])
@@ -215,7 +174,7 @@ def test_many_windows_keep_the_addresses() -> None:
         reference.agrees_with(recorder)
         recorder.drop()
         recorder.reset()
-        Reference(shape).agrees_with(recorder)
+        shape.reference().agrees_with(recorder)
         assert {name: getattr(recorder, name).data_ptr() for name in buffers} == addresses
 
 
@@ -248,40 +207,19 @@ def test_expect_takes_the_larger_of_two_passes() -> None:
 
 
 def test_nothing_depends_on_data_but_values() -> None:
-    """Staging is captured into graphs and counting must not wait for the device: no shape or branch reads data.
-
-    Fake tensors have no data: an operation that needs any raises.
-    """
+    """Counting must not wait for the device: no shape or branch reads data. Fake tensors have none: reading raises."""
     with FakeTensorMode():
         recorder = Recorder(2, 8, 2, 16, 32, CPU, num_ubatches=2)
-        real = torch.zeros((), dtype=torch.int32)
         recorder.expect([10, 4])
-        for layer in range(2):
-            recorder.stage_rows(layer, torch.zeros(12, 2, dtype=torch.int32), real)
-            recorder.stage_rows(layer, torch.zeros(6, 2, dtype=torch.int64), real, chunk=1, ubatch=1)
         recorder.fold()
         recorder.drop()
         recorder.reset()
         assert recorder.newest(5).shape == (2, 5, 2)
 
 
-def test_staging_compiles_into_one_graph() -> None:
-    """torch.compile takes stage_rows without a break, and the compiled one stages the same."""
-    shape = Shape(1, 8, 2, 16, 8)
-    plain, compiled, random = shape.recorder(), shape.recorder(), np.random.default_rng(2)
-    staged = torch.compile(compiled.stage_rows, fullgraph=True, backend="eager")
-    for tokens, real in ((16, 16), (16, 3), (8, 5)):
-        ids = torch.from_numpy(routed(random, shape, tokens)[:, 0]).to(torch.int32)
-        count = torch.tensor(real, dtype=torch.int32)
-        plain.stage_rows(0, ids, count)
-        staged(0, ids, count)
-        assert torch.equal(plain.stage, compiled.stage)
-
-
-@pytest.mark.parametrize("by_kernel", [False, True])
-def test_nbytes_is_what_is_held(by_kernel: bool) -> None:
+def test_nbytes_is_what_is_held() -> None:
     """The size that the log reports is that of all tensors held."""
-    recorder = Recorder(2, 8, 2, 16, 32, CPU, by_kernel=by_kernel)
+    recorder = Recorder(2, 8, 2, 16, 32, CPU)
     values = [one for value in vars(recorder).values() for one in (value if isinstance(value, tuple) else (value,))]
     tensors = [value for value in values if isinstance(value, torch.Tensor) and value.dim()]
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}

@@ -14,6 +14,7 @@ from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.recording.snapshot import snapshot
 from eplb_plugin.statistics import RoutingStatistics
 from processes import run_ranks
+from recorded import route_layer
 
 LAYERS, EXPERTS, TOP_K, SAMPLE = 2, 8, 2, 16
 LAYER_IDS = [3, 7]
@@ -31,7 +32,7 @@ def record(recorder: Recorder, rows: np.ndarray) -> None:
     for step in np.array_split(rows, 3):
         recorder.expect([len(step)])
         for layer in range(LAYERS):
-            recorder.stage_rows(layer, torch.from_numpy(step[:, layer]), torch.tensor(len(step), dtype=torch.int32))
+            route_layer(recorder, layer, step[:, layer])
         recorder.fold()
 
 

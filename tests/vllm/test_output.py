@@ -74,7 +74,7 @@ def test_output_is_unchanged_over_many_rebalances(
     expert's bytes are right on every rank after each step that moved any."""
     expected = reference(model)
     weighted = rule == "weighted"  # windows end between rebalances as well, and weights are solved again
-    eplb = Eplb(redundant, window_size=4, step_interval=12 if weighted and use_async else 8, use_async=use_async)
+    eplb = Eplb(redundant, window_size=4, step_interval=16 if weighted and use_async else 8, use_async=use_async)
     settings = SETTINGS.format(policy="affinity", rule=rule, nodes=layout.ranks)
     metering = {"EPLB_METER_DIR": str(tmp_path / "meter"), "EPLB_METER_WINDOW": "4"}
     control, proofs = tmp_path / "faults", tmp_path / "proofs"

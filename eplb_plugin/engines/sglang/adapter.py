@@ -98,7 +98,6 @@ class Adapter:
         refuse_immovable(model)
         layers = inspect_layers(model, self.topology.num_slots)
         entry = self._entry(layers.layer_ids)
-        by_kernel = entry.dispatch == "cover"
         entry.recorder = Recorder(
             num_layers=len(layers.layer_ids),
             num_experts=self.num_experts,
@@ -107,9 +106,8 @@ class Adapter:
             sample_rows=self.config.sample_rows,
             device=get_global_expert_location_metadata().physical_to_logical_map.device,
             num_ubatches=2 if get_exec().overlap.enable_two_batch_overlap else 1,
-            by_kernel=by_kernel,
         )
-        self._recording = PassRecording(entry.recorder, layers.layer_ids, self.topology.num_slots, by_kernel)
+        self._recording = PassRecording(entry.recorder, layers.layer_ids, mapped=entry.dispatch in WEIGHED)
         entry.owner_group_size = self.layout.owner_group_size
         entry.window_steps, entry.step_interval = self._window(), self._manager._rebalance_num_iterations
         world = get_world_group()
@@ -132,18 +130,15 @@ class Adapter:
         refuse_unequal(tables, world.cpu_group)
         return tables
 
-    def rows_of(self, layer_id: int) -> torch.Tensor | None:
-        """[E, entries] of a decoder layer's tables for `weighted`; None where another rule chooses."""
+    def tables_of(self, layer_id: int) -> tuple[torch.Tensor | LayerTables, Counters] | None:
+        """Inside the forward pass: what maps the next ids of a decoder layer, rows [E, entries] under `weighted`, and
+        where they are counted; None where another rule chooses.
+        """
         row = None if self._recording is None else self._recording.row_of(layer_id)
-        return None if row is None or self._tables is None or self._tables.cover else self._tables.rows[row]
-
-    def cover_of(self, layer_id: int) -> tuple[LayerTables, Counters] | None:
-        """Inside the forward pass: what the next ids of a decoder layer are mapped by under `cover`, and counted in."""
-        row = None if self._recording is None else self._recording.row_of(layer_id)
-        if row is None or self._recording is None or self._tables is None or self._tables.cover is None:
+        if row is None or self._recording is None or self._tables is None:
             return None
-        counters = self._recording.counters(row, get_global_expert_distribution_recorder())
-        return self._tables.cover.layer(row), counters
+        tables = self._tables.rows[row] if self._tables.cover is None else self._tables.cover.layer(row)
+        return tables, self._recording.counters(row, get_global_expert_distribution_recorder())
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
         return ModelEntry(

@@ -16,7 +16,6 @@ from ...deployment import Phase
 from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement
-from ...plan_types import Dispatch
 from ...recording.recorder import Recorder
 from ...resplitting import Resplitting
 from ..agreement import agree, own_group
@@ -73,7 +72,7 @@ class Adapter:
             phase=_phase(self.vllm_config.kv_transfer_config),
         )
         if not draft:  # drafts run several passes a step and are planned by vLLM's own load counts
-            entry.recorder = self._recorder(model, layers.top_k, rule)
+            entry.recorder = self._recorder(model, layers.top_k)
         placed = Placement(model_state.physical_to_logical_map.cpu().numpy(), np.array(layers.layer_ids, np.int32))
         plan = entry.in_force(placed)
         tables = Tables(plan, owners_of(group.rank_in_group, layers.owner_group_size), model_state)
@@ -91,17 +90,15 @@ class Adapter:
         if self.rebalancer.renews(entry):
             self._resplitting[key] = Resplitting(self.rebalancer, key, own_group(get_eplb_group().ranks), tables.stage)
 
-    def _recorder(self, model: Any, top_k: int, rule: Dispatch) -> Recorder:
-        device = model.expert_weights[0][0].device
+    def _recorder(self, model: Any, top_k: int) -> Recorder:
         return Recorder(
             num_layers=model.num_moe_layers,
             num_experts=model.num_logical_experts,
             top_k=top_k,
             max_tokens=self.vllm_config.scheduler_config.max_num_batched_tokens,
             sample_rows=self.config.sample_rows,
-            device=device,
+            device=model.expert_weights[0][0].device,
             num_ubatches=max(1, self.vllm_config.parallel_config.num_ubatches),
-            by_kernel=rule == "cover" or device.type != "cpu",
         )
 
     def expect(self, model_config: Any, real_tokens: int, ubatch_slices: list[Any] | None) -> None:

@@ -20,6 +20,7 @@ pytest.importorskip("triton")
 from cover_passes import MAX_TOKENS, Run, check_run, runs
 from eplb_plugin.dispatch.kernels import Counters, LayerTables
 from eplb_plugin.recording.recorder import Recorder
+from recorded import Reference, counters
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
@@ -32,63 +33,70 @@ def test_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout
 
 
 @in_interpreter
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(runs())
-def test_the_kernel_is_route_and_records_as_torch_does(run: Run) -> None:
-    """Over any steps: slots bit for bit, counts exactly; padding, dummy steps and holes are left out."""
+def test_the_kernel_is_route_and_counts_exactly(run: Run) -> None:
+    """Over any steps: slots bit for bit; padding, dummy steps and holes are left out."""
     from eplb_plugin.dispatch.triton_kernels import launch
 
-    def kernel(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.Tensor:
-        slots = torch.empty_like(ids)
-        launch(ids, slots, tables, counters)
+    def kernel(ids: torch.Tensor, tables: LayerTables | torch.Tensor, counters: Counters) -> torch.Tensor:
+        slots = torch.empty(ids.shape, dtype=ids.dtype)
+        if isinstance(tables, LayerTables):
+            launch(ids, slots, counters, tables=tables)
+        else:
+            launch(ids, slots, counters, rows=tables)
         return slots
 
     check_run(run, kernel)
 
 
 @in_interpreter
-def test_it_records_alone() -> None:
-    """For the rules that the engine maps by itself: the same counts as torch's, strided ids, and no slot written."""
+@pytest.mark.parametrize("by_slots", [False, True])
+def test_it_records_alone(by_slots: bool) -> None:
+    """For rules that the engine maps by itself: strided ids or slots, and nothing else is written."""
     from eplb_plugin.dispatch.triton_kernels import launch
 
-    sizes = (1, 9, 3, MAX_TOKENS, 8, torch.device("cpu"))
-    by_kernel, by_torch = Recorder(*sizes, by_kernel=True), Recorder(*sizes)
-    ids = torch.rand(18, 9).argsort(1)[:, 1:7:2]
+    recorder, reference = Recorder(1, 9, 3, MAX_TOKENS, 8, torch.device("cpu")), Reference(1, 9, 3, 8)
+    phy2log, experts = torch.arange(12) % 9, torch.rand(18, 9).argsort(1)
+    slots = torch.where((experts < 3) & (torch.rand(18, 9) < 0.5), experts + 9, experts)
+    ids, chosen = (slots if by_slots else experts)[:, 1:7:2], experts[:, 1:7:2]
     before, slot_load = ids.clone(), torch.zeros(12, dtype=torch.int32)
-    real, enabled = torch.tensor(15, dtype=torch.int32), torch.tensor(True)
-    launch(ids, None, None, Counters(*by_kernel.passing(0), slot_load, enabled, real, 0))
-    by_torch.stage_rows(0, ids, real)
-    for recorder in (by_kernel, by_torch):
-        recorder.expect([15])
-        recorder.fold()
-    for name in ("load", "coactivation", "sample"):
-        assert torch.equal(getattr(by_kernel, name), getattr(by_torch, name)), name
+    recorder.expect([15])
+    launch(ids, None, counters(recorder, 0, 15, slot_load=slot_load), phy2log=phy2log if by_slots else None)
+    recorder.fold()
+    reference.rows += [row[None] for row in chosen[:15].numpy()]
+    reference.agrees_with(recorder)
     assert torch.equal(ids, before)
     assert not slot_load.any()
 
 
 @compiled
 @pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize(("map_too", "nodes"), [(True, 4), (True, 40), (False, 1)])
-def test_it_compiles_for_gpus(capability: int, map_too: bool, nodes: int) -> None:
+@pytest.mark.parametrize(
+    ("task", "nodes"), [("COVER", 4), ("COVER", 40), ("LOOK_UP", 1), ("TRANSLATE", 1), ("RECORD", 1)]
+)
+def test_it_compiles_for_gpus(capability: int, task: str, nodes: int) -> None:
     """Down to machine code, which the interpreter does not check: types, loops and atomics are ones that GPUs have."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from eplb_plugin.dispatch.triton_kernels import cover_kernel
+    from eplb_plugin.dispatch import triton_kernels
 
-    types = {"ids": "*i64", "slots": "*i64", "nodes": "*i64", "rows": "*i16", "enabled": "*i1", "held": "i64"}
+    types = {"ids": "*i64", "slots": "*i64", "nodes": "*i64", "rows": "*i16", "held": "i64"}
+    types |= {"enabled": "*i1", "slots_enabled": "*i1", "table": "*i64" if task == "TRANSLATE" else "*i32"}
     types |= {name: "*i32" for name in ("counts", "copies", "load", "pairs", "slot_load", "real")}
-    constants = {"K": 6, "WIDTH": 8, "TOKENS": 16, "NODES": nodes, "MAP": map_too}
-    names = cover_kernel.arg_names
+    constants = {"K": 6, "WIDTH": 8, "TOKENS": 16, "NODES": nodes, "TASK": getattr(triton_kernels, task).value}
+    names = triton_kernels.pass_kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # it warns where nobody says
-    made = triton.compile(ASTSource(cover_kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
+    made = triton.compile(
+        ASTSource(triton_kernels.pass_kernel, signature, constants), target=GPUTarget("cuda", capability, 32)
+    )
     assert len(made.asm["cubin"]) > 0
     counted = re.findall(r"(?:red|atom)\.global\S*\.add\.u32", made.asm["ptx"])
     assert counted  # integers, whose order does not matter

@@ -1,38 +1,58 @@
-"""From the physical ids that SGLang's recorder is given to the logical ones that ours keeps."""
+"""What SGLang's recorder is given, in the plugin's, where SGLang maps by itself."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
-from eplb_plugin.engines.sglang.recording import logical_ids
+from eplb_plugin.engines.sglang.recording import PassRecording
 from eplb_plugin.recording.recorder import Recorder
 
-PHY2LOG = torch.tensor([2, 0, 1, 2])
+CPU = torch.device("cpu")
+PHY2LOG = torch.tensor([[0, 1, 2, 1], [2, 0, 1, 2]])  # of decoder layers 4 and 5; the second is recorded
+IDS = torch.tensor([[0, 1], [3, 2], [-1, -1], [1, 4]], dtype=torch.int32)  # padding; slot 4 is a shared expert's
 
 
-def test_logical_ids() -> None:
+def engine_recorder(layer: int, disabled: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        _current_layer_idx=SimpleNamespace(value=layer),
+        _current_forward_pass_id=SimpleNamespace(value=7),
+        _disable_all=disabled,
+        _expert_location_metadata=SimpleNamespace(physical_to_logical_map={4: PHY2LOG[0], 5: PHY2LOG[1]}),
+    )
+
+
+def recorded(*passes: tuple[int, bool]) -> Recorder:
+    recorder = Recorder(1, 3, 2, 8, 16, CPU)
+    recording = PassRecording(recorder, [5], mapped=False)
+    recording.begin(4)
+    for layer, disabled in passes:
+        recording.stage(engine_recorder(layer, disabled), IDS)
+    recorder.fold()
+    return recorder
+
+
+def test_slots_are_counted_as_their_experts() -> None:
     """Every copy of an expert is that expert; padding and slots of shared experts are nobody."""
-    ids = torch.tensor([[0, 1], [3, 2], [-1, -1], [1, 4]], dtype=torch.int32)
-    assert logical_ids(ids, PHY2LOG).tolist() == [[2, 0], [2, 1], [-1, -1], [0, -1]]
+    found = recorded((5, False))
+    assert found.load.tolist() == [[2, 1, 2]]
+    np.testing.assert_array_equal(found.sample[0, :3], [[2, 0], [2, 1], [0, -1]])
 
 
-@pytest.mark.parametrize("rows", [1, 6, 9])
-def test_nothing_depends_on_the_ids_but_values(rows: int) -> None:
-    """What runs inside the forward pass can be traced as a whole: no shape and no branch follows from the ids.
+@pytest.mark.parametrize("passed", [(4, False), (5, True)])
+def test_what_is_not_recorded(passed: tuple[int, bool]) -> None:
+    """Layers that are none of the model's MoE layers, and what SGLang disables."""
+    assert not recorded(passed).load.any()
 
-    That is what a captured graph needs; there is none on a CPU.
-    """
 
-    def staged(recorder: Recorder, ids: torch.Tensor, real: torch.Tensor) -> None:
-        recorder.stage_rows(1, logical_ids(ids, PHY2LOG), real)
-
-    ids = torch.arange(2 * rows).reshape(rows, 2) % 5 - 1
-    plain, traced = (Recorder(2, 3, 2, 8, 16, torch.device("cpu")) for _ in range(2))
-    addresses = [traced.stage.data_ptr(), traced.load.data_ptr()]
-    real = torch.tensor(rows - 1, dtype=torch.int32)
-    staged(plain, ids, real)
-    torch.compile(staged, backend="eager", fullgraph=True)(traced, ids, real)
-    assert torch.equal(plain.stage, traced.stage)
-    assert [traced.stage.data_ptr(), traced.load.data_ptr()] == addresses
-    assert (plain.stage[0, 1, min(rows - 1, 8) :] == -1).all()  # padding; what is above the buffer is not kept
+def test_compiled_as_a_whole() -> None:
+    """No shape and no branch follows from the ids: what a captured graph needs; there is none on a CPU."""
+    recorder = Recorder(1, 3, 2, 8, 16, CPU)
+    recording = PassRecording(recorder, [5], mapped=False)
+    recording.begin(4)
+    torch.compile(recording.stage, backend="eager")(engine_recorder(5), IDS)
+    recorder.fold()
+    assert recorder.load.tolist() == [[2, 1, 2]]

@@ -73,7 +73,7 @@ class Model:
             expert_load_pass_buffer=self.load,
         )
         self.tables = Tables(self.plan, owners, held)
-        self.recorder = Recorder(2, EXPERTS, TOP_K, TOKENS, 64, torch.device("cpu"), by_kernel=rule == "cover")
+        self.recorder = Recorder(2, EXPERTS, TOP_K, TOKENS, 64, torch.device("cpu"))
         enabled, self.real = torch.tensor(True), torch.tensor(TOKENS, dtype=torch.int32)
         for index, state in enumerate(self.states):
             state.should_record_tensor, state.num_unpadded_tokens_tensors = enabled, [self.real]
@@ -100,6 +100,21 @@ def test_a_router_maps_by_the_rule_in_force(rule: str) -> None:
         _, slots = router.select_experts(torch.ones(TOKENS, 1), torch.ones(TOKENS, EXPERTS))
         np.testing.assert_array_equal(slots, route(ids.numpy(), RANK, model.plan, index))
     model.counted(ids, 25)
+
+
+@pytest.mark.parametrize("rule", ["weighted", "cover"])
+def test_windows_of_the_plugin_are_its_own(rule: str) -> None:
+    """Between vLLM's windows, which end with a rebalance, weights are solved again: from what is recorded there."""
+    model, ids = Model(rule, [RANK]), random_ids(0)
+    for state in model.states:
+        state.should_record_tensor.fill_(False)
+        router = Router(TOP_K, EXPERTS, state)
+        router.chosen = ids
+        router.select_experts(torch.ones(TOKENS, 1), torch.ones(TOKENS, EXPERTS))
+    model.recorder.expect([TOKENS])
+    model.recorder.fold()
+    assert model.recorder.load.sum(dim=1).tolist() == [TOKENS * TOP_K] * 2
+    assert not model.load.any()
 
 
 def test_a_model_that_is_not_recorded_is_left_to_vllm() -> None:

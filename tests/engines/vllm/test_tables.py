@@ -15,11 +15,12 @@ from eplb_cpu_engines.vllm.routing import map_to_physical_and_record
 from vllm.distributed.eplb.eplb_state import EplbLayerState
 
 from eplb_plugin import Placement, Plan, PluginError, Topology, plan, route
-from eplb_plugin.dispatch.kernels import Counters, cover
+from eplb_plugin.dispatch.kernels import cover
 from eplb_plugin.engines.vllm.tables import Tables
 from eplb_plugin.planning.job import plan_of
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.workloads.routing import ClusteredRouter
+from recorded import counters
 
 EXPERTS, TOPOLOGY = 16, Topology(2, 2, 6)
 ROUTER = ClusteredRouter(num_layers=2, num_experts=EXPERTS, top_k=3)
@@ -93,14 +94,12 @@ def test_under_cover_tokens_follow_every_switch(rank: int) -> None:
     tables = Tables(start, [rank], new_state(layers))
     assert tables.cover is not None
     held = [tables.cover.layer(0), tables.cover.layer(1)]
-    recorder = Recorder(2, EXPERTS, 3, 50, 8, torch.device("cpu"), by_kernel=True)
-    nothing, off, none = torch.zeros(24, dtype=torch.int32), torch.tensor(False), torch.tensor(0, dtype=torch.int32)
+    recorder = Recorder(2, EXPERTS, 3, 50, 8, torch.device("cpu"))
     rows = ROUTER.window(50, 9).astype(np.int64)
 
     def check(plans: list[Plan]) -> None:
         for index, one in enumerate(plans):
-            counters = Counters(*recorder.passing(index), nothing, off, none, 0)
-            slots = cover(torch.from_numpy(rows[index]), held[index], counters)
+            slots = cover(torch.from_numpy(rows[index]), held[index], counters(recorder, index))
             np.testing.assert_array_equal(slots, route(rows[index], rank, one, index))
             np.testing.assert_array_equal(one.placement.phy2log[index][slots], rows[index])
 
