@@ -37,6 +37,7 @@ from .subject import HELP, ROOT, checked_file, checked_model, emptied, prepared
 SETTINGS = "policy: affinity\ndispatch: weighted\nforecast_windows: 1\n"
 EPLB_WINDOW, EPLB_STEPS = 32, 64  # a rebalance every few seconds
 TOLERANCE = 1e-3  # of a log-probability against the reference
+CURVE = 60  # points of a process's memory that are told
 ANSWER_SECONDS = 90  # a request that takes longer, a rank's pause included, is a hang
 
 
@@ -71,9 +72,10 @@ class Findings:
     def report(self) -> dict[str, Any]:
         latencies = np.array(self.latencies or [0.0])
         memory = {
-            name: {"first": samples[0], "last": samples[-1], "most": max(samples), "growth": growth(samples)}
+            name: {"first": samples[0], "last": samples[-1], "most": max(samples), "growth": growth(samples),
+                   "curve": samples[:: -(-len(samples) // CURVE)]}
             for name, samples in self.memory.items()
-        }
+        }  # fmt: skip
         percentiles = {f"p{share}": float(np.percentile(latencies, share)) for share in (50, 99, 100)}
         report = {key: value for key, value in vars(self).items() if key not in ("latencies", "memory")}
         return {**report, "seconds_per_request": percentiles, "memory_bytes": memory}
