@@ -1,7 +1,7 @@
 """The kernels as operators of torch: what compiles a forward pass takes them as they are, whole.
 
 Traced through, their launches and loops would be the compiler's to take apart. What they count into is declared, so
-that nothing is moved across it or left out.
+that nothing is moved across them or left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def look_up(ids: torch.Tensor, rows: torch.Tensor, counters: Counters) -> torch.
     return slots
 
 
-def record(ids: torch.Tensor, phy2log: torch.Tensor, counters: Counters) -> None:
+def record(ids: torch.Tensor, counters: Counters, phy2log: torch.Tensor) -> None:
     """`kernels.record` of slots, likewise."""
     torch.ops.eplb_plugin.record(ids, phy2log, *counters)
 

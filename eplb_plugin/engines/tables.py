@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ..dispatch.cover import cover_maps
-from ..dispatch.kernels import CoverTables, upload
+from ..dispatch.kernels import CoverTables, LayerTables, upload
 from ..dispatch.tables import TABLE_WIDTH, hashed_maps
 from ..errors import mismatch
 from ..plan_types import Plan
@@ -35,6 +35,10 @@ class DispatchTables:
         self._made(plan, range(layers))()
         if plan.dispatch == "cover":
             self.cover = CoverTables(plan, owners, device)  # is made full
+
+    def layer(self, index: int) -> torch.Tensor | LayerTables:
+        """What maps one layer's ids: rows [E, entries], or the tables of `cover`."""
+        return self.rows[index] if self.cover is None else self.cover.layer(index)
 
     def nbytes(self) -> int:
         return int(self.rows.nbytes + self.counts.nbytes) + (self.cover.nbytes() if self.cover else 0)

@@ -29,6 +29,7 @@ class Recorder:
     stage: [ubatches, L, max_tokens, K] int16, -1 = not a real token.
     load: [L, E] int32; coactivation: [L, E, E] int32 (diagonal = load); sample: [L, S, K] int16 ring of whole rows;
     num_tokens: scalar int64, real tokens since the last reset, also the ring's cursor.
+    always, unbounded: for counters where nobody says whether, or how many tokens, to count.
     Tokens of a pass above max_tokens are lost.
     """
 
@@ -52,6 +53,8 @@ class Recorder:
         self._passed = torch.zeros_like(self._load), torch.zeros_like(self._pairs)
         self._passing = [[Pass(*parts) for parts in zip(rows, *self._passed, strict=True)] for rows in self.stage]
         self._staged = [0] * num_ubatches
+        self.always = torch.tensor(True, device=device)
+        self.unbounded = torch.tensor(2**31 - 1, dtype=torch.int32, device=device)
 
     @property
     def load(self) -> torch.Tensor:

@@ -77,4 +77,4 @@ def test_rows_of_another_length_are_refused() -> None:
     with pytest.raises(PluginError, match=refused):
         look_up(narrow, DispatchTables(WEIGHTED, [1], CPU).rows[0], counters(recorder()))
     with pytest.raises(PluginError, match=refused):
-        record(narrow, torch.from_numpy(ROWS[0]), counters(recorder()))
+        record(narrow, counters(recorder()), torch.from_numpy(ROWS[0]))

@@ -137,8 +137,7 @@ class Adapter:
         row = None if self._recording is None else self._recording.row_of(layer_id)
         if row is None or self._recording is None or self._tables is None:
             return None
-        tables = self._tables.rows[row] if self._tables.cover is None else self._tables.cover.layer(row)
-        return tables, self._recording.counters(row, get_global_expert_distribution_recorder())
+        return self._tables.layer(row), self._recording.counters(row, get_global_expert_distribution_recorder())
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
         return ModelEntry(

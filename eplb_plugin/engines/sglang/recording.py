@@ -29,8 +29,7 @@ class PassRecording:
         self._calls: dict[int, int] = {}  # per row, in this pass: micro-batches route one after the other
         self._stale = False  # rows were staged outside a pass, by a warm-up or while a graph was captured
         device = recorder.num_tokens.device
-        self._yes, self._no = (torch.tensor(one, device=device) for one in (True, False))
-        self._all = torch.tensor(2**31 - 1, dtype=torch.int32, device=device)
+        self._no = torch.tensor(False, device=device)
         self._slot_load = torch.zeros(1, dtype=torch.int32, device=device)  # SGLang counts slots by itself
 
     def row_of(self, layer_id: int) -> int | None:
@@ -52,7 +51,7 @@ class PassRecording:
         if row is None or self._mapped or engine_recorder._disable_all:
             return
         phy2log = engine_recorder._expert_location_metadata.physical_to_logical_map[layer]
-        record(topk_ids, phy2log, self.counters(row, engine_recorder))
+        record(topk_ids, self.counters(row, engine_recorder), phy2log)
 
     def counters(self, row: int, engine_recorder: Any) -> Counters:
         """Inside the forward pass, also while a graph is captured: where the next ids of this layer are counted."""
@@ -60,9 +59,9 @@ class PassRecording:
         return Counters(
             *self.recorder.passing(row, 0 if disabled else self._next_ubatch(row, engine_recorder)),
             slot_load=self._slot_load,
-            enabled=self._no if disabled else self._yes,
+            enabled=self._no if disabled else self.recorder.always,
             slots_enabled=self._no,
-            real=self._all if real is None else real,
+            real=self.recorder.unbounded if real is None else real,
             chunk=0,
         )
 

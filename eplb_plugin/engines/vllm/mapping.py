@@ -28,9 +28,6 @@ class MappedLayer:
 
     def __init__(self, index: int, recorder: Recorder, chunk: int, tables: LayerTables | None) -> None:
         self.index, self.recorder, self.chunk, self.tables = index, recorder, chunk, tables
-        device = recorder.num_tokens.device
-        self._always = torch.tensor(True, device=device)
-        self._all = torch.tensor(2**31 - 1, dtype=torch.int32, device=device)
 
     def __call__(
         self, original: Mapping, ids: torch.Tensor, load: torch.Tensor, maps: tuple[torch.Tensor, torch.Tensor],
@@ -38,10 +35,10 @@ class MappedLayer:
     ) -> torch.Tensor:  # fmt: skip
         passing, tokens = (
             self.recorder.passing(self.index, dbo_current_ubatch_id()),
-            self._all if real is None else real,
+            self.recorder.unbounded if real is None else real,
         )
         # vLLM counts in its own window alone; the plugin's, which has others too, is settled after the pass
-        counters = Counters(*passing, load, self._always, enabled, tokens, self.chunk)
+        counters = Counters(*passing, load, self.recorder.always, enabled, tokens, self.chunk)
         if self.tables is not None:
             return cover(ids, self.tables, counters)
         record(ids, counters)

@@ -53,6 +53,6 @@ def test_compiled_as_a_whole() -> None:
     recorder = Recorder(1, 3, 2, 8, 16, CPU)
     recording = PassRecording(recorder, [5], mapped=False)
     recording.begin(4)
-    torch.compile(recording.stage, backend="eager")(engine_recorder(5), IDS)
+    torch.compile(recording.stage, backend="eager", fullgraph=True)(engine_recorder(5), IDS)
     recorder.fold()
     assert recorder.load.tolist() == [[2, 1, 2]]

@@ -60,14 +60,17 @@ def test_inside_the_function_that_sglang_compiles(rule: Dispatch, monkeypatch: p
         for load in (WINDOW.load, WINDOW.load[:, ::-1])
     )
     tables, recorder = DispatchTables(first, [2], CPU), Recorder(2, EXPERTS, 3, 64, 8, CPU)
+    addresses = [part.data_ptr() for part in (tables.rows, *(tables.cover.tensors() if tables.cover else ()))]
+    assert first.digest != second.digest
     for layer, tokens, real, made in [(0, 9, 7, first), (1, 9, 9, first), (1, 30, 20, second), (0, 5, 4, second)]:
         tables.switch([0, 1], made)
         bound, ids = torch.tensor(real, dtype=torch.int32), torch.from_numpy(ROUTER.window(tokens, 1)[layer])
-        own = info(tables.cover.layer(layer) if tables.cover else tables.rows[layer], counters(recorder, layer, bound))
+        own = info(tables.layer(layer), counters(recorder, layer, bound))
         expected = route(ids.numpy(), 2, made, layer)
         expected[real:] = -1
         np.testing.assert_array_equal(compiled(ids, own, bound), expected)
     assert [int(recorder.passing(layer).load.sum()) for layer in range(2)] == [3 * 11, 3 * 29]
+    assert [part.data_ptr() for part in (tables.rows, *(tables.cover.tensors() if tables.cover else ()))] == addresses
 
 
 def test_sglang_chooses_where_there_are_no_tables() -> None:
