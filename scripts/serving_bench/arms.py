@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serving.engine import Eplb
 from serving.vllm import VLLM
@@ -37,9 +38,9 @@ class Layout:
         return self.nodes * self.ranks_per_node
 
     @property
-    def settings(self) -> str:
-        """The plugin's settings that say so, a line of YAML."""
-        return f"topology: {{nodes: {self.nodes}, ranks_per_node: {self.ranks_per_node}}}\n"
+    def settings(self) -> dict[str, Any]:
+        """The plugin's settings that say so."""
+        return {"topology": {"nodes": self.nodes, "ranks_per_node": self.ranks_per_node}}
 
     def redundant_experts(self, model: Path, share: float) -> int:
         """The fewest that are at least `share` of the model's experts and fill all ranks equally."""
@@ -57,7 +58,7 @@ class ServerKind:
     name: str
     eplb: bool = True
     use_async: bool = True
-    settings: str | None = None
+    settings: tuple[tuple[str, Any], ...] | None = None
     takes_orders: bool = False
 
     def arguments(self, eplb: Eplb, config: Path) -> list[str]:
@@ -81,14 +82,14 @@ class Arm:
     placement: tuple[str, str] | None = None
 
 
-_PLACED = ServerKind("placed", settings="dispatch: weighted\nresplit_windows: 0\n", takes_orders=True)
+_PLACED = ServerKind("placed", settings=(("dispatch", "weighted"), ("resplit_windows", 0)), takes_orders=True)
 
 
-def _plugin(name: str, settings: str) -> Arm:
-    return Arm(name, ServerKind(name, settings=settings))
+def _plugin(name: str, **settings: str) -> Arm:
+    return Arm(name, ServerKind(name, settings=tuple(settings.items())))
 
 
-# Arms named placed-* are placements on one running server, planned by that arm's planner from one window of earlier
+# Arms named placed-* are placements on one running server, planned by that arm's planner from the same earlier
 # traffic: what a placement is worth, without what differs between servers. The others are whole products that
 # rebalance while they serve, each on a server of its own: what moving costs is in their figures.
 ARMS: Mapping[str, Arm] = {
@@ -97,14 +98,15 @@ ARMS: Mapping[str, Arm] = {
         Arm("none", ServerKind("none", eplb=False)),
         Arm("vanilla", ServerKind("vanilla")),
         Arm("vanilla-sync", ServerKind("vanilla-sync", use_async=False)),
-        _plugin("balanced", "policy: balanced\n"),
-        _plugin("affinity-hash", "policy: affinity\ndispatch: hash\n"),
-        _plugin("affinity-weighted", "policy: affinity\ndispatch: weighted\n"),
-        _plugin("affinity-cover", "policy: affinity\ndispatch: cover\n"),
+        _plugin("balanced", policy="balanced"),
+        _plugin("affinity-hash", policy="affinity", dispatch="hash"),
+        _plugin("affinity-weighted", policy="affinity", dispatch="weighted"),
+        _plugin("affinity-cover", policy="affinity", dispatch="cover"),
         Arm("placed-engine", _PLACED, ("engine", "hash")),
         Arm("placed-vanilla", _PLACED, ("deepseek", "hash")),
         Arm("placed-balanced", _PLACED, ("balanced", "hash")),
         Arm("placed-affinity-hash", _PLACED, ("affinity", "hash")),
         Arm("placed-affinity-weighted", _PLACED, ("affinity", "weighted")),
+        Arm("placed-affinity-cover", _PLACED, ("affinity", "cover")),
     )
 }

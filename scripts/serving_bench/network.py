@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from network.namespaces import Network, NetworkError
 from serving.bench import run_bench
-from serving.engine import Eplb
+from serving.engine import Eplb, Load
 from serving.greedy import complete, prompts
 from serving.nodes import NodesServer
 from serving.progress import Progress
@@ -31,8 +33,9 @@ from .rates import SHARE, corrected, rate_by_rule, rounded
 from .results import Results
 from .rounds import rotated
 from .subject import Subject, emptied, prepared
-from .traffic import ROUND_VLLM, RoundLoad
+from .traffic import ROUND_VLLM
 
+PLANNED_WAVES = 6  # of requests of every kind, from which ordered placements are planned
 IDLE_SECONDS = 5  # over which the traffic of a server without requests is counted
 
 
@@ -81,7 +84,7 @@ class Campaign:
         folder = options.out / f"{kind.name}-{start}"
         folder.mkdir(parents=True)
         config = folder / "eplb.yaml"
-        config.write_text((kind.settings or "") + layout.settings)
+        config.write_text(yaml.safe_dump({**options.settings, **dict(kind.settings or ()), **layout.settings}))
         environment = {
             "EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": str(layout.nodes), "EPLB_METER_WINDOW": "8",
         }  # fmt: skip
@@ -111,9 +114,10 @@ class Campaign:
         return Eplb(redundant, options.window_size, options.step_interval)
 
     def _warm_up(self, running: _Running) -> None:
-        """All kinds of prompts, without a limit, so that there is a window and placements have settled."""
+        """All kinds of prompts, without a limit: placements settle, and those that are ordered are planned from it."""
+        waves = PLANNED_WAVES if running.kind.takes_orders else 2
         for number, chosen in enumerate(self.subject.prompts or [None]):
-            load = replace(self._load(max(self.options.concurrency), 900_000 + number), prompts=chosen)
+            load = replace(self._load(max(self.options.concurrency), 900_000 + number, waves), dataset=chosen)
             run_bench(
                 running.server, load, running.folder / f"warmup{number}.json", self.progress.running("warming up")
             )
@@ -123,9 +127,7 @@ class Campaign:
         self._note("idle_bytes_per_second", running.name, idle)
         if running.kind.takes_orders:
             running.placements = Placements(running.folder, running.server, lambda: self._drive(running))
-            first = running.placements.order(
-                "engine", "hash"
-            )  # freezes the window that all placements are planned from
+            first = running.placements.order("engine", "hash")  # ends the traffic that placements are planned from
             self._note("placements", running.name, {"engine hash": first})
 
     def _fix_conditions(self, running: _Running) -> None:
@@ -175,7 +177,7 @@ class Campaign:
         seed = 1000 * running.start + 10 * number + 1
         prompts = self.subject.prompts
         chosen = prompts[number % len(prompts)] if prompts else None
-        load = replace(self._load(condition.concurrency, seed), prompts=chosen)
+        load = replace(self._load(condition.concurrency, seed), dataset=chosen)
         if condition not in self.requests:
             rehearsal, _ = self._bench(running, load, "rehearsal")
             per_second = load.requests / rehearsal["seconds"]
@@ -196,16 +198,16 @@ class Campaign:
             f"{figures['output_tokens_per_second']:.1f} tok/s, {bench['seconds']:.0f} s"
         )
 
-    def _bench(self, running: _Running, load: RoundLoad, name: str) -> tuple[dict[str, float], dict[str, float]]:
+    def _bench(self, running: _Running, load: Load, name: str) -> tuple[dict[str, float], dict[str, float]]:
         before = self.network.traffic()
         result = running.folder / (re.sub(r"\W+", "-", name) + ".json")
         bench = run_bench(running.server, load, result, self.progress.running(name))
         return bench, crossed(before, self.network.traffic())
 
-    def _load(self, concurrency: int, seed: int) -> RoundLoad:
-        """Two waves of requests."""
+    def _load(self, concurrency: int, seed: int, waves: int = 2) -> Load:
+        """waves: of requests."""
         options = self.options
-        return RoundLoad(2 * concurrency, concurrency, options.input_tokens, options.output_tokens, seed)
+        return Load(waves * concurrency, concurrency, options.input_tokens, options.output_tokens, seed)
 
     def _drive(self, running: _Running) -> None:
         """A few requests outside of any measurement; returns when all are answered."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from eplb_plugin.config import load_config
+from eplb_plugin.errors import PluginError
 
 from .arms import ARMS, Layout
 from .conditions import checked_rate
@@ -19,7 +24,7 @@ DEFAULT_ARMS = "placed-vanilla,placed-engine,placed-balanced,placed-affinity-has
 
 @dataclass(frozen=True)
 class Options:
-    """See `--help`. model: as `subject.prepared` takes it."""
+    """See `--help`. model: as `subject.prepared` takes it. settings: the plugin's in all arms that have it."""
 
     layout: Layout
     arms: list[str]
@@ -35,6 +40,7 @@ class Options:
     step_interval: int
     input_tokens: int
     output_tokens: int
+    settings: Mapping[str, Any]
     out: Path
 
 
@@ -61,13 +67,15 @@ def parse(words: list[str] | None = None) -> Options:
     add("--window-size", type=int, default=256, help="of arms that rebalance, engine steps (default: %(default)s)")
     add("--step-interval", type=int, default=512, help="of arms that rebalance, engine steps (default: %(default)s)")
     add("--input-tokens", type=int, default=64, help="of random prompts (default: %(default)s)")
-    add("--output-tokens", type=int, default=32, help="of every request (default: %(default)s)")
+    add("--output-tokens", type=int, default=32, help="likewise (default: %(default)s)")
+    add("--config", type=Path, help="the plugin's settings, of which an arm replaces policy, dispatch and topology")
     add("--out", type=Path, default=ROOT / "out" / "serve_bench", help="emptied before (default: %(default)s)")
     given = parser.parse_args(words)
     try:
+        settings = {} if given.config is None else load_config(given.config).model_dump(mode="json", exclude_unset=True)
         arms, rates = given.arms.split(","), [checked_rate(word) for word in given.rates.split(",")]
         concurrency = [int(word) for word in given.concurrency.split(",")]
-    except ValueError as error:
+    except (PluginError, ValueError) as error:
         parser.error(str(error))
     if unknown := [name for name in arms if name not in ARMS]:
         parser.error(f"--arms: found {', '.join(unknown)}, expected some of {', '.join(ARMS)}")
@@ -79,7 +87,7 @@ def parse(words: list[str] | None = None) -> Options:
     return Options(
         given.network, arms, given.model, given.prompts, rates, concurrency, given.rounds,
         given.seconds, given.starts, given.redundancy, given.window_size, given.step_interval, given.input_tokens,
-        given.output_tokens, given.out.resolve(),
+        given.output_tokens, settings, given.out.resolve(),
     )  # fmt: skip
 
 

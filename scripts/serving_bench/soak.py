@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from eplb_cpu_engines.meter import read_meter
 
 from eplb_plugin.files import write_atomic
@@ -34,7 +35,7 @@ from .options import layout
 from .processes import grown, growth, of_session, ranks, stopped
 from .subject import HELP, ROOT, checked_file, checked_model, emptied, prepared
 
-SETTINGS = "policy: affinity\ndispatch: weighted\nforecast_windows: 1\n"
+SETTINGS = {"policy": "affinity", "dispatch": "weighted", "forecast_windows": 1}
 EPLB_WINDOW, EPLB_STEPS = 32, 64  # a rebalance every few seconds
 TOLERANCE = 1e-3  # of a log-probability against the reference
 CURVE = 60  # points of a process's memory that are told
@@ -211,7 +212,7 @@ def soak(
 ) -> Findings:  # fmt: skip
     """Start a server with the plugin, and run. Raises ServerError if it does not start."""
     config = out / "eplb.yaml"
-    config.write_text(SETTINGS + layout.settings)
+    config.write_text(yaml.safe_dump({**SETTINGS, **layout.settings}))
     eplb = Eplb(layout.redundant_experts(model, 0.25), EPLB_WINDOW, EPLB_STEPS)
     words = [*VLLM.node_arguments(eplb), *VLLM.plugin_arguments(config)]
     environment = {"EPLB_METER_DIR": str(out / "meter"), "EPLB_METER_NODES": str(layout.nodes)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,14 @@ from serving.vllm import Vllm
 PERCENTILES = (50, 90, 95, 99, 100)
 
 
-@dataclass(frozen=True)
-class RoundLoad(Load):
-    """prompts: a ShareGPT-format file; None: random tokens of the given length."""
-
-    prompts: Path | None = None
-
-
 class RoundVllm(Vllm):
-    """The load generator with prompts from a file and sampling by seed: arms that are sent a round's requests decode
-    the same tokens, so that their routing differs by placement alone."""
+    """The load generator with sampling by seed: arms that are sent a round's requests decode the same tokens, so that
+    their routing differs by placement alone."""
 
     def bench(self, model: Path, url: str, load: Load, result: Path) -> list[str]:
         words = super().bench(model, url, load, result)
         words += ["--metric-percentiles", ",".join(map(str, PERCENTILES))]
         words += ["--temperature", "1", "--extra-body", f'{{"seed": {load.seed}}}']
-        if isinstance(load, RoundLoad) and load.prompts is not None:
-            words += ["--dataset-name", "sharegpt", "--dataset-path", str(load.prompts)]
-            words += ["--sharegpt-output-len", str(load.output_tokens)]
         return words
 
     def bench_figures(self, report: Mapping[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Ordered placements: what was asked for, planned from one window, whatever the order; and none that was not."""
+"""Ordered placements: what was asked for, planned from the same traffic whatever the order; and none that was not."""
 
 from __future__ import annotations
 
@@ -89,8 +89,9 @@ def test_nothing_changes_without_an_order(module: ModuleType, tmp_path: Path) ->
 
 
 def test_placements_do_not_depend_on_their_order(module: ModuleType, tmp_path: Path) -> None:
-    """All are planned from the first window, whatever was recorded since and whatever lies there."""
-    orders = [("engine", "hash"), ("deepseek", "hash"), ("affinity", "weighted"), ("affinity", "hash")]
+    """All are planned from the windows until the first order, whatever was recorded since and whatever lies there."""
+    orders = [(policy, "hash") for policy in ("engine", "deepseek", "affinity")]
+    orders += [("affinity", "weighted"), ("affinity", "cover")]
     digests = []
     for turn, words in enumerate((orders, orders[::-1])):
         folder = tmp_path / str(turn)
@@ -101,7 +102,20 @@ def test_placements_do_not_depend_on_their_order(module: ModuleType, tmp_path: P
             made[order] = bench.placed(*order).digest
         digests.append(made)
     assert digests[0] == digests[1]
-    assert len(set(digests[0].values())) == 4
+    assert len(set(digests[0].values())) == 5
+
+
+def test_all_traffic_before_the_first_order_is_planned_from(module: ModuleType, tmp_path: Path) -> None:
+    bench = Bench(module, tmp_path)
+    for seed in range(3):
+        bench.entry.history.add(window(seed))
+        assert bench.rebalance()[0] == "skipped"
+    bench.entry.history.add(window(3))
+    made = bench.placed("affinity", "cover")
+    merged = window(0).merge(window(1)).merge(window(2)).merge(window(3))
+    expected = plan(merged, TOPOLOGY, policy="affinity", dispatch="cover")
+    np.testing.assert_array_equal(made.placement.phy2log, expected.placement.phy2log)
+    np.testing.assert_array_equal(made.cover_weights, expected.cover_weights)
 
 
 def test_placements_are_the_planners(module: ModuleType, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """In a server's workers: placements change when the benchmark says so, to what it says, and never else.
 
-All placements of one server are planned from one window, the one that was recorded when the first of them was asked
-for, and from scratch, so that none depends on the order in which the benchmark measures them. See `..placements`.
+All placements of one server are planned from all traffic until the first of them was asked for, and from scratch, so
+that none depends on the order in which the benchmark measures them. See `..placements`.
 
-The engine looks replicas up by weighted tables in every placement: where a rule is `hash`, the copies of an expert get
-equal shares of its table, which is what a hash over copies does.
+The engine looks replicas up by weighted tables, unless the placement is for `cover`, which maps by itself. Where a rule
+is `hash`, the copies of an expert get equal shares of its table, which is what a hash over copies does.
 """
 
 from __future__ import annotations
@@ -40,9 +40,27 @@ def register() -> None:
 
 def _install(folder: Path) -> None:
     from eplb_plugin.controller import Rebalancer
+    from eplb_plugin.engines.vllm.tables import Tables
 
     switch = _Switch(folder)
     Rebalancer._propose = lambda self, entry, in_force: switch.propose(self, entry, in_force)
+    filled = Tables.switch
+
+    def fill(self: Any, layers: Any, plan: Any) -> None:
+        filled(self, layers, plan)
+        _choose_rule(self, layers, plan)
+
+    Tables.switch = fill
+
+
+def _choose_rule(tables: Any, layers: Any, plan: Any) -> None:
+    """A product maps by one rule from its start to its end; here layers change it with their placement."""
+    from eplb_plugin.dispatch.kernels import CoverTables
+    from eplb_plugin.engines.vllm import mapping
+
+    cover = None if plan.cover_weights is None else CoverTables(plan, tables.owners, tables.rows.device)
+    for index in layers:
+        mapping._layers[tables.rows[index].data_ptr()].tables = None if cover is None else cover.layer(index)
 
 
 class _Switch:
@@ -51,7 +69,7 @@ class _Switch:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._done = 0  # number of the last order carried out
-        self._window: Any = None
+        self._window: Any = None  # what placements are planned from
         self._first: Any = None  # the engine's own placement
 
     def propose(self, rebalancer: Any, entry: Any, in_force: Any) -> tuple[Any, bytes]:
@@ -61,8 +79,11 @@ class _Switch:
 
         if self._first is None:
             self._first = in_force
+        if not self._done and entry.history.has_tokens:
+            newest = entry.history.newest
+            self._window = newest if self._window is None else self._window.merge(newest)
         order = self._order()
-        if order is None or (self._window is None and not entry.history.has_tokens):
+        if order is None or self._window is None:
             return Outcome(entry.name, "skipped"), encode(in_force)
         self._done = order["number"]
         try:
@@ -77,8 +98,6 @@ class _Switch:
     def _made(self, rebalancer: Any, entry: Any, policy: str, dispatch: str) -> Any:
         from eplb_plugin.planning.plan import plan
 
-        if self._window is None:
-            self._window = entry.history.expected()
         if policy == "engine":
             return self._first
         options = rebalancer.config.plan_options
@@ -86,8 +105,8 @@ class _Switch:
             self._window, entry.topology, policy=policy, dispatch=dispatch, num_groups=entry.num_groups, options=options
         )
         if dispatch == "hash":
-            made = replace(made, dispatch=entry.dispatch, source_weights=None)
-        return made
+            made = replace(made, source_weights=None)
+        return replace(made, dispatch=entry.dispatch)
 
     def _facts(self, made: Any, in_force: Any) -> dict[str, Any]:
         from eplb_plugin.outcome import assess
