@@ -23,7 +23,8 @@ FIGURES = {
     "itl_p95_ms": "ITL P95",
     "itl_p99_ms": "ITL P99",
 }
-LABELS, WIDTH, LINE, TOP, FOOT = 240, 360, 14, 64, 30
+LABELS, WIDTH, GAP, LINE, HEAD, TITLE, FOOT = 240, 300, 70, 14, 44, 24, 30
+COLUMNS = 2  # panels beside each other: more are too small to read where pages are narrow
 
 
 def main() -> None:
@@ -32,8 +33,9 @@ def main() -> None:
         compared = read_paired(source).compare()
     except PluginError as error:
         sys.exit(f"scripts/draw_network: {error}")
-    TARGET.write_text(drawn(compared.cells, compared.reference))
-    print(f"wrote {TARGET}")
+    target = Path(sys.argv[2]) if len(sys.argv) > 2 else TARGET
+    target.write_text(drawn(compared.cells, compared.reference))
+    print(f"wrote {target}")
 
 
 def drawn(cells: list[PairedCell], reference: str) -> str:
@@ -44,37 +46,40 @@ def drawn(cells: list[PairedCell], reference: str) -> str:
     bounds = [abs(bound) for cell in shown for bound in (cell.change, cell.low, cell.high) if bound is not None]
     most = max(bounds, default=0.1)
     group = LINE * len(arms) + 10
-    height = TOP + group * len(FIGURES) + FOOT
+    line = TITLE + group * len(FIGURES) + FOOT
     parts = [f'<text x="10" y="20" font-size="14">Change against {escape(reference)}, 95 % intervals</text>']
     for number, arm in enumerate(arms):
         parts.append(_text(10 + 220 * number, 40, f"● {arm}", COLOURS[number % len(COLOURS)]))
     for place, condition in enumerate(conditions):
-        left = LABELS + place * (WIDTH + 70)
-        parts.append(_text(left, TOP - 6, condition, "#333"))
-        parts += _panel([cell for cell in shown if cell.condition == condition], arms, left, most, group)
-    parts += [_text(10, TOP + group * row + LINE + 2, label, "#333") for row, label in enumerate(FIGURES.values())]
-    width = LABELS + len(conditions) * (WIDTH + 70)
+        top, left = HEAD + place // COLUMNS * line + TITLE, LABELS + place % COLUMNS * (WIDTH + GAP)
+        parts.append(_text(left, top - 6, condition, "#333"))
+        parts += _panel([cell for cell in shown if cell.condition == condition], arms, left, top, most, group)
+        if left == LABELS:
+            names = enumerate(FIGURES.values())
+            parts += [_text(10, top + group * row + LINE + 2, label, "#333") for row, label in names]
+    height = HEAD + -(-len(conditions) // COLUMNS) * line
+    width = LABELS + min(len(conditions), COLUMNS) * (WIDTH + GAP)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
         f'<rect width="{width}" height="{height}" fill="white"/>{"".join(parts)}</svg>\n'
     )
 
 
-def _panel(cells: list[PairedCell], arms: list[str], left: int, most: float, group: int) -> list[str]:
+def _panel(cells: list[PairedCell], arms: list[str], left: int, top: int, most: float, group: int) -> list[str]:
     def across(change: float) -> float:
         return left + WIDTH / 2 * (1 + change / most)
 
-    bottom = TOP + group * len(FIGURES)
+    bottom = top + group * len(FIGURES)
     parts = [
-        f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{bottom - TOP}" fill="none" stroke="#ccc"/>',
-        f'<line x1="{across(0)}" x2="{across(0)}" y1="{TOP}" y2="{bottom}" stroke="#999"/>',
+        f'<rect x="{left}" y="{top}" width="{WIDTH}" height="{bottom - top}" fill="none" stroke="#ccc"/>',
+        f'<line x1="{across(0)}" x2="{across(0)}" y1="{top}" y2="{bottom}" stroke="#999"/>',
         _text(left, bottom + 16, f"{-most:+.0%}", "#555"),
         _text(left + WIDTH - 30, bottom + 16, f"{most:+.0%}", "#555"),
     ]
     for cell in cells:
         assert cell.change is not None
         row, turn = list(FIGURES).index(cell.figure), arms.index(cell.arm)
-        colour, height = COLOURS[turn % len(COLOURS)], TOP + group * row + LINE * turn + LINE - 2
+        colour, height = COLOURS[turn % len(COLOURS)], top + group * row + LINE * turn + LINE - 2
         if cell.low is not None and cell.high is not None:
             parts.append(
                 f'<line x1="{across(cell.low):.1f}" x2="{across(cell.high):.1f}" y1="{height}" y2="{height}" '

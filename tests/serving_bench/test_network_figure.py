@@ -9,7 +9,7 @@ import numpy as np
 from eplb_plugin.observe.paired import Round, compare_paired
 from figures.network import FIGURES, drawn
 
-CONDITIONS = ("no limit, 16 in flight", "4 Mbit/s, 16 in flight")
+CONDITIONS = ("no limit, 16 in flight", "4 Mbit/s, 16 in flight", "8 Mbit/s, 16 in flight")
 
 
 def test_every_difference_is_drawn() -> None:
@@ -31,5 +31,7 @@ def test_every_difference_is_drawn() -> None:
     assert len(filled) == len(decided) >= len(CONDITIONS) * len(FIGURES)
     lines = [line for line in root.findall(f"{name}line") if line.get("stroke-width") == "2"]
     assert len(lines) == len(dots)
+    panels = [(one.get("x"), one.get("y")) for one in root.findall(f"{name}rect") if one.get("fill") == "none"]
+    assert len(set(panels)) == len(CONDITIONS)
     words = {text.text for text in root.findall(f"{name}text")}
     assert {*FIGURES.values(), *CONDITIONS, "● affinity", "● same"} <= words
