@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from eplb_plugin.config import parse_config
 from eplb_plugin.controller import Rebalancer
+from eplb_plugin.dispatch.kernels import CoverTables
+from eplb_plugin.engines.vllm import mapping
 from eplb_plugin.history import History
 from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.placement import Placement
@@ -20,11 +23,13 @@ from eplb_plugin.plan_message import accept
 from eplb_plugin.plan_types import Plan
 from eplb_plugin.planning.job import plan_of
 from eplb_plugin.planning.plan import plan
+from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.statistics import RoutingStatistics
 from eplb_plugin.topology import Topology
 from serving_bench.placements import PLUGIN
 
 TOPOLOGY = Topology(2, 1, 10)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,27 @@ def test_all_traffic_before_the_first_order_is_planned_from(module: ModuleType, 
     expected = plan(merged, TOPOLOGY, policy="affinity", dispatch="cover")
     np.testing.assert_array_equal(made.placement.phy2log, expected.placement.phy2log)
     np.testing.assert_array_equal(made.cover_weights, expected.cover_weights)
+
+
+def test_layers_take_up_the_rule_of_their_placement(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only those that switch."""
+    monkeypatch.setattr(mapping, "_layers", {})
+    tables = SimpleNamespace(owners=[1], rows=torch.zeros((2, 16, 32), dtype=torch.int32))
+    first, second = (mapping.MappedLayer(index, Recorder(1, 16, 4, 8, 4, CPU), 0, None) for index in range(2))
+    for layer in (first, second):
+        mapping.register(tables.rows[layer.index], layer)
+    for_tables, for_cover = (
+        plan(window(0), TOPOLOGY, policy="affinity", dispatch=rule) for rule in ("weighted", "cover")
+    )
+    module._choose_rule(tables, [0], for_cover)
+    assert first.tables is not None
+    expected = CoverTables(for_cover, [1], CPU).layer(0)
+    for part, wanted in zip(first.tables[:3], expected[:3], strict=True):
+        assert torch.equal(part, wanted)
+    assert first.tables[3:] == expected[3:]
+    assert second.tables is None
+    module._choose_rule(tables, [0], for_tables)
+    assert first.tables is None
 
 
 def test_placements_are_the_planners(module: ModuleType, tmp_path: Path) -> None:
