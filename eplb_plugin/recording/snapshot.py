@@ -27,14 +27,16 @@ def snapshot(
     contributes = rank % owner_group_size == 0
     layers, rows, top_k = recorder.sample.shape
     experts = recorder.num_experts
-    # Every owner fills its own part of the sample, shifted by one so that what is left empty sums to 0.
+    # Every owner fills its own part of the sample, shifted by one so that what is left empty sums to 0. Four 16-bit ids
+    # are summed as one number: every id comes from one rank, so that nothing is carried from one to the next.
     share = max(1, rows // (size // owner_group_size))
-    sample = torch.zeros(layers, rows, top_k, dtype=torch.int64, device=recorder.load.device)
+    ids = torch.zeros(-(-layers * rows * top_k // 4) * 4, dtype=torch.int16, device=recorder.load.device)
+    sample = ids[: layers * rows * top_k].view(layers, rows, top_k)
     first = rank // owner_group_size * share
     if first + share <= rows:
-        sample[:, first : first + share] = recorder.newest(share).long() + 1
+        sample[:, first : first + share] = recorder.newest(share) + 1
     counts = [part.to(torch.int64).reshape(-1) for part in (recorder.num_tokens, recorder.load, recorder.coactivation)]
-    packed = torch.cat([*counts, sample.reshape(-1)])
+    packed = torch.cat([*counts, ids.view(torch.int64)])
     if not contributes:
         packed.zero_()
     digests = torch.zeros(size, dtype=torch.int64, device=packed.device)
@@ -50,7 +52,7 @@ def snapshot(
     return RoutingStatistics(
         load=load.reshape(layers, experts),
         coactivation=pairs.reshape(layers, experts, experts),
-        sample=(kept.reshape(layers, rows, top_k) - 1).astype(np.int16),
+        sample=kept.view(np.int16)[: layers * rows * top_k].reshape(layers, rows, top_k) - 1,
         num_tokens=np.full(layers, tokens[0]),
         layer_ids=np.array(layer_ids, np.int32),
     )

@@ -16,7 +16,7 @@ from eplb_plugin.statistics import RoutingStatistics
 from processes import run_ranks
 from recorded import route_layer
 
-LAYERS, EXPERTS, TOP_K, SAMPLE = 2, 8, 2, 16
+LAYERS, EXPERTS, TOP_K, SAMPLE = 2, 8, 3, 17  # ids of two ranks meet in one 64-bit number, and the last is not full
 LAYER_IDS = [3, 7]
 WINDOWS = 3
 
