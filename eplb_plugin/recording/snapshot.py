@@ -25,13 +25,14 @@ def snapshot(
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     contributes = rank % owner_group_size == 0
-    layers, rows, top_k = recorder.sample.shape
+    shape = layers, rows, top_k = recorder.sample.shape
+    entries = layers * rows * top_k
     experts = recorder.num_experts
     # Every owner fills its own part of the sample, shifted by one so that what is left empty sums to 0. Four 16-bit ids
     # are summed as one number: every id comes from one rank, so that nothing is carried from one to the next.
     share = max(1, rows // (size // owner_group_size))
-    ids = torch.zeros(-(-layers * rows * top_k // 4) * 4, dtype=torch.int16, device=recorder.load.device)
-    sample = ids[: layers * rows * top_k].view(layers, rows, top_k)
+    ids = torch.zeros(entries + -entries % 4, dtype=torch.int16, device=recorder.load.device)
+    sample = ids[:entries].view(shape)
     first = rank // owner_group_size * share
     if first + share <= rows:
         sample[:, first : first + share] = recorder.newest(share) + 1
@@ -52,7 +53,7 @@ def snapshot(
     return RoutingStatistics(
         load=load.reshape(layers, experts),
         coactivation=pairs.reshape(layers, experts, experts),
-        sample=kept.view(np.int16)[: layers * rows * top_k].reshape(layers, rows, top_k) - 1,
+        sample=kept.view(np.int16)[:entries].reshape(shape) - 1,
         num_tokens=np.full(layers, tokens[0]),
         layer_ids=np.array(layer_ids, np.int32),
     )
