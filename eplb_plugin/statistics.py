@@ -14,6 +14,7 @@ from .errors import PluginError, mismatch
 from .files import load_arrays, save_arrays
 
 KIND = "statistics"
+MOST_PARTS = 64  # beyond, neighbours are added up: a recording of hours keeps what matters of its course
 
 
 def refuse_bad_counts(name: str, array: NDArray[Any]) -> None:
@@ -46,6 +47,8 @@ class RoutingStatistics:
     num_tokens: [L] int64 tokens routed per layer; default: derived from the load and the sample's k when both are
         known, else 0 (unknown).
     layer_ids: [L] int32 decoder-layer numbers; default 0 … L-1.
+    parts: [W, L, E] loads, in order of time, of the windows that these statistics were put together from, whose sum is
+        the load; or None. Ranks that are even in the sum may each be the busiest one for a while.
 
     Raises PluginError on wrong shapes, negative or non-finite counts, an asymmetric co-activation, ids out of range.
     """
@@ -56,6 +59,7 @@ class RoutingStatistics:
     # always arrays once made
     num_tokens: NDArray[np.int64] = None  # type: ignore[assignment]
     layer_ids: NDArray[np.int32] = None  # type: ignore[assignment]
+    parts: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         load = np.asarray(self.load)
@@ -85,6 +89,8 @@ class RoutingStatistics:
                 raise mismatch("sample", found=found, expected=f"-1..{experts - 1}", fix="check ids")
             put(self, "sample", sample.astype(np.int16))
         put(self, "num_tokens", self._checked_num_tokens(layers))
+        if self.parts is not None:
+            put(self, "parts", self._checked_parts(load))
 
     def _checked_num_tokens(self, layers: int) -> NDArray[np.int64]:
         given: ArrayLike | None = self.num_tokens
@@ -98,6 +104,16 @@ class RoutingStatistics:
             raise mismatch("num_tokens", found=f"shape {tokens.shape}", expected=f"[{layers}]", fix="one per layer")
         refuse_bad_counts("num_tokens", tokens)
         return tokens.astype(np.int64)
+
+    def _checked_parts(self, load: NDArray[Any]) -> NDArray[Any]:
+        parts = np.asarray(self.parts)
+        if parts.ndim != 3 or parts.shape[1:] != load.shape:
+            expected = f"[windows, {load.shape[0]}, {load.shape[1]}]"
+            raise mismatch("parts", found=f"shape {parts.shape}", expected=expected, fix="match the load")
+        refuse_bad_counts("parts", parts)
+        if not np.allclose(parts.sum(axis=0), load):
+            raise mismatch("parts", found="another sum", expected="the load", fix="pass the loads that it is made of")
+        return parts
 
     @property
     def num_layers(self) -> int:
@@ -133,7 +149,7 @@ class RoutingStatistics:
         return cls(load, pairs, ids.astype(np.int16), tokens, checked_layer_ids(layer_ids, layers))
 
     def merge(self, other: RoutingStatistics) -> RoutingStatistics:
-        """Sum of two windows of the same model; the samples are concatenated."""
+        """Sum of two windows of the same model; the samples are concatenated, and so are the parts."""
         if self.load.shape != other.load.shape or not np.array_equal(self.layer_ids, other.layer_ids):
             raise mismatch(
                 "merge",
@@ -153,6 +169,7 @@ class RoutingStatistics:
             sample,
             self.num_tokens + other.num_tokens,
             self.layer_ids,
+            _fewer(np.concatenate([_parts_of(self), _parts_of(other)])),
         )
 
     def decay(self, factor: float) -> RoutingStatistics:
@@ -161,7 +178,8 @@ class RoutingStatistics:
             raise mismatch("decay factor", found=factor, expected="0.0..1.0", fix="pass a share")
         pairs = None if self.coactivation is None else self.coactivation * factor
         tokens = np.rint(self.num_tokens * factor).astype(np.int64)
-        return replace(self, load=self.load * factor, coactivation=pairs, num_tokens=tokens)
+        parts = None if self.parts is None else self.parts * factor
+        return replace(self, load=self.load * factor, coactivation=pairs, num_tokens=tokens, parts=parts)
 
     def save(self, path: str | os.PathLike[str], header: Mapping[str, Any] | None = None) -> None:
         """Write a safetensors file atomically; `header` adds model, engine, phase … for the reader."""
@@ -170,7 +188,17 @@ class RoutingStatistics:
             arrays["coactivation"] = self.coactivation
         if self.sample is not None:
             arrays["sample"] = self.sample
+        if self.parts is not None:
+            arrays["parts"] = self.parts
         save_arrays(path, KIND, arrays, header or {})
+
+
+def _parts_of(window: RoutingStatistics) -> NDArray[Any]:
+    return window.load[None] if window.parts is None else window.parts
+
+
+def _fewer(parts: NDArray[Any]) -> NDArray[Any]:
+    return parts if len(parts) <= MOST_PARTS else np.add.reduceat(parts, np.arange(0, len(parts), 2))
 
 
 def load_window(path: str | os.PathLike[str]) -> tuple[RoutingStatistics, dict[str, Any]]:
@@ -178,7 +206,7 @@ def load_window(path: str | os.PathLike[str]) -> tuple[RoutingStatistics, dict[s
     arrays, header = load_arrays(path, KIND)
     if "load" not in arrays:
         raise PluginError(f"{path}: a statistics file without a load array; fix: write it again")
-    names = ("load", "coactivation", "sample", "num_tokens", "layer_ids")
+    names = ("load", "coactivation", "sample", "num_tokens", "layer_ids", "parts")
     return RoutingStatistics(**{name: arrays[name] for name in names if name in arrays}), header
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .model_entry import ModelEntry
 from .outcome import assess
@@ -35,13 +36,18 @@ def warm_up(entry: ModelEntry, planner: Planner, options: PlanOptions, renews: b
         assess(statistics, in_force, made)
         in_force = accept(encode(made), in_force)
     if renews:
-        resplit(in_force, RoutingStatistics(statistics.load))
+        resplit(in_force, replace(statistics, coactivation=None, sample=None))
     return time.perf_counter() - began
 
 
 def _made_up(entry: ModelEntry) -> RoutingStatistics:
-    """Tokens, or loads where none are recorded, that prefer experts with low ids: even ones leave nothing to do."""
+    """Tokens, or loads where none are recorded, that prefer experts with low ids, then those with high ones: even ones
+    leave nothing to do, and neither do parts that are alike."""
     wanted = 1.0 / np.arange(1, entry.num_experts + 1)
+    return _window(entry, wanted).merge(_window(entry, wanted[::-1]))
+
+
+def _window(entry: ModelEntry, wanted: NDArray[np.float64]) -> RoutingStatistics:
     if entry.recorder is None:
         return RoutingStatistics(np.rint(TOKENS * wanted)[None])
     drawn = np.random.default_rng(0).exponential(size=(1, TOKENS, entry.num_experts)) / wanted

@@ -64,11 +64,20 @@ def token_rows(draw: st.DrawFn, num_layers: int, num_experts: int, max_tokens: i
 
 @st.composite
 def statistics(draw: st.DrawFn, num_layers: int, num_experts: int) -> RoutingStatistics:
-    """With sample and co-activation, or with either of them alone."""
+    """With sample and co-activation, or with either of them alone; in one part, or in several that may be empty."""
     full = RoutingStatistics.from_topk(draw(token_rows(num_layers, num_experts)), num_experts)
     kept = draw(st.sampled_from(["both", "sample", "pairs"]))
     pairs = None if kept == "sample" else full.coactivation
-    return RoutingStatistics(full.load, pairs, None if kept == "pairs" else full.sample)
+    parts = draw(load_parts(full.load)) if draw(st.booleans()) else None
+    return RoutingStatistics(full.load, pairs, None if kept == "pairs" else full.sample, parts=parts)
+
+
+@st.composite
+def load_parts(draw: st.DrawFn, load: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[W, L, E] whose sum is the load: like each other but for noise, or every expert busy in one of them alone."""
+    rng, number = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), draw(st.integers(1, 12))
+    taste = rng.dirichlet(np.full(number, draw(st.sampled_from([0.05, 50.0]))), load.shape)
+    return np.moveaxis(rng.multinomial(load, taste), -1, 0)
 
 
 @st.composite

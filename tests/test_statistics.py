@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, RoutingStatistics
+from eplb_plugin.statistics import MOST_PARTS
 from strategies import QUICK, token_rows
 
 
@@ -41,6 +42,25 @@ def test_two_windows_merge_into_one(data):
         assert np.array_equal(getattr(merged, name), getattr(whole, name)), name
 
 
+def test_parts_are_the_windows_that_were_merged():
+    windows = [RoutingStatistics(np.full((1, 2), number)) for number in range(1, 4)]
+    merged = windows[0].merge(windows[1]).merge(windows[2])
+    assert merged.parts.tolist() == [[[1, 1]], [[2, 2]], [[3, 3]]]
+    assert windows[0].parts is None
+    assert merged.decay(0.5).parts.tolist() == [[[0.5, 0.5]], [[1.0, 1.0]], [[1.5, 1.5]]]
+    many = windows[0]
+    for _ in range(200):
+        many = many.merge(windows[1])
+    assert len(many.parts) <= MOST_PARTS
+    assert many.parts.sum(0).tolist() == many.load.tolist() == [[401, 401]]
+
+
+@pytest.mark.parametrize("parts", [np.ones((1, 3)), np.ones((2, 1, 2)), np.ones((2, 1, 3)), np.full((1, 1, 3), -1.0)])
+def test_parts_that_are_not_the_loads_are_refused(parts):
+    with pytest.raises(PluginError, match="parts"):
+        RoutingStatistics(np.ones((1, 3)), parts=parts)
+
+
 def test_merge_refuses_another_model():
     with pytest.raises(PluginError, match="merge"):
         RoutingStatistics(np.ones((1, 4))).merge(RoutingStatistics(np.ones((1, 5))))
@@ -59,9 +79,10 @@ def test_decay():
 
 def test_save_and_load(tmp_path):
     full = RoutingStatistics.from_topk(np.array([[[0, 1], [2, -1]]]), 3, layer_ids=[7])
+    full = full.merge(full)
     full.save(tmp_path / "window.safetensors", {"model": "tiny"})
     again = RoutingStatistics.load(tmp_path / "window.safetensors")
-    for name in ("load", "coactivation", "sample", "num_tokens", "layer_ids"):
+    for name in ("load", "coactivation", "sample", "num_tokens", "layer_ids", "parts"):
         assert np.array_equal(getattr(again, name), getattr(full, name)), name
     RoutingStatistics(np.ones((1, 4))).save(tmp_path / "load.safetensors")
     assert RoutingStatistics.load(tmp_path / "load.safetensors").sample is None

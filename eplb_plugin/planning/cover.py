@@ -32,9 +32,12 @@ SOURCES = 4  # source nodes that every token is tried from
 
 @dataclass(frozen=True)
 class CoverRule:
-    """load: [E] > 0. A node use is [2, E, nodes]: weights, and the shares of an expert's tokens that they lead to."""
+    """load: [E] > 0; parts: [W, E] whose sum it is. A node use is [2, E, nodes]: weights, and the shares of an expert's
+    tokens that they lead to.
+    """
 
     load: Array
+    parts: Array
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array
@@ -104,7 +107,7 @@ class CoverRule:
         masks = node_masks(copies)
         choices = count_choices(tokens, masks, self.cluster.node_of_rank, self.cluster.num_nodes, sources)
         listed = list_by_expert(expert, bin_of, len(self.load))
-        return fit_weights(self.load, choices, listed, node.astype(np.int64), weights, np.ones(len(node)), bins)
+        return fit_weights(self.parts, choices, listed, node.astype(np.int64), weights, np.ones(len(node)), bins)
 
 
 @kernel
@@ -140,32 +143,39 @@ def _add_choices(free: Array, choices: Choices, copies: Copies, node: Array, wei
 
 @kernel
 def fit_weights(
-    load: Array, choices: Choices, copies: Copies, node: Array, weights: Array, reach: Array, bins: int
+    parts: Array, choices: Choices, copies: Copies, node: Array, weights: Array, reach: Array, bins: int
 ) -> tuple[Array, Array]:
     """Weights and shares [C] of every copy that make bins even; weights as integers would express them.
 
-    reach: [C] by how much more often than its weight says a copy is taken; 1 where the choices tell all.
+    parts: [W, E] loads of parts of the traffic, in each of which bins are to be even; reach: [C] by how much more often
+    than its weight says a copy is taken; 1 where the choices tell all.
     """
     expert, bin_of = copies.expert, copies.bin
     certain, free = _certain_shares(choices, copies, node)
     best, best_shares, lowest, power, vain = weights, weights, np.inf, STEP_POWER, 0
+    whole_mean = parts.sum() / bins
     for _ in range(STEPS):
         whole = integer_weights(weights, expert).astype(np.float64)
         shares = certain.copy()
         _add_choices(free, choices, copies, node, whole * reach, shares)
-        bin_load = np.zeros(bins)
-        for copy in range(weights.shape[0]):
-            bin_load[bin_of[copy]] += shares[copy] * load[expert[copy]]
-        mean = bin_load.mean()
-        if bin_load.max() < lowest:
-            lowest, best, best_shares, vain = bin_load.max(), whole, shares, 0
+        bin_load, peaks, changed = np.zeros(bins), 0.0, weights.copy()
+        for part in range(parts.shape[0]):
+            bin_load[:] = 0.0
+            for copy in range(weights.shape[0]):
+                bin_load[bin_of[copy]] += shares[copy] * parts[part, expert[copy]]
+            mean = bin_load.mean()
+            if mean <= 0.0:  # a row that only fills up
+                continue
+            peaks += bin_load.max()
+            factor = (mean / np.maximum(bin_load, 1e-3 * mean)) ** (power * mean / whole_mean)
+            changed *= factor[bin_of]
+        if peaks < lowest:
+            lowest, best, best_shares, vain = peaks, whole, shares, 0
         else:
             power, vain = max(0.97 * power, 0.2), vain + 1
-        if lowest <= mean * FLAT or vain == PATIENCE:
+        if lowest <= whole_mean * FLAT or vain == PATIENCE:
             break
-        factor = (mean / np.maximum(bin_load, 1e-3 * mean)) ** power
-        changed = weights * factor[bin_of]
-        largest = np.zeros(load.shape[0])
+        largest = np.zeros(parts.shape[1])
         for copy in range(weights.shape[0]):
             largest[expert[copy]] = max(largest[expert[copy]], changed[copy])
         for copy in range(weights.shape[0]):

@@ -27,7 +27,8 @@ def forecast(history: Sequence[RoutingStatistics]) -> RoutingStatistics:
     """The window that will follow `history` (oldest first, at least one window of one model).
 
     Load, co-activation and num_tokens are weighted means over the windows; the sample holds rows of every window in
-    proportion to its weight. What a window lacks (a layer's tokens, co-activation, a sample) is taken from the others.
+    proportion to its weight, and its parts are the windows that count. What a window lacks (a layer's tokens,
+    co-activation, a sample) is taken from the others.
     """
     _refuse_mixed(history)
     load = np.stack([window.load for window in history]).astype(np.float64)
@@ -36,13 +37,15 @@ def forecast(history: Sequence[RoutingStatistics]) -> RoutingStatistics:
     by_layer = _weights_by_layer(weights, total > 0.0)
     tokens = np.stack([window.num_tokens for window in history])
     size = (by_layer * total).sum(axis=0)
-    expected = np.einsum("wl,wle->le", by_layer, share) * size[:, None]
+    parts = (by_layer * size)[:, :, None] * share
+    expected = parts.sum(axis=0)
     return RoutingStatistics(
         expected,
         _combined_pairs(history, weights, total, expected, size),
         _combined_sample(history, weights),
         np.rint((by_layer * tokens).sum(axis=0)).astype(np.int64),
         history[-1].layer_ids,
+        parts[parts.any(axis=(1, 2))],
     )
 
 

@@ -22,6 +22,7 @@ from .crossings import Cluster
 from .even_layers import even_layers
 from .incremental import expected_balance, expected_crossings, repair_layer
 from .packing import solve_balanced
+from .parts import LEAST, REAL_LEAST, even_placed, parts_of
 from .price import skip_unpaid
 from .ranks import count_held
 from .relabel import keep_slots, relabel, relabel_layers
@@ -138,7 +139,34 @@ class Job:
         """-> phy2log [L, P], and the number of layers that were solved afresh."""
         if self.policy == "deepseek":
             return self.vanilla(previous), self.statistics.num_layers
-        return (self.solve(), self.statistics.num_layers) if previous is None else self.repair(previous)
+        if previous is None:
+            solved = self.solve()
+            return self._even_out_parts(solved, solved), self.statistics.num_layers
+        repaired, resolved = self.repair(previous)
+        return self._even_out_parts(repaired, previous), resolved
+
+    def _even_out_parts(self, phy2log: NDArray[np.int32], previous: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Every part of the traffic evened out, too, within the bounds on moves. previous: the same if from scratch."""
+        if self.statistics.parts is None:
+            return phy2log
+        options, made, experts = self.options, phy2log.copy(), self.statistics.num_experts
+        moved = count_moved(phy2log, previous, self.topology.num_ranks, experts)
+        cap = NO_LIMIT if options.max_moved_slots is None else options.max_moved_slots
+        left = NO_LIMIT if options.max_moved_slots_total is None else options.max_moved_slots_total - int(moved.sum())
+        for layer, load in enumerate(self.load):
+            parts = parts_of(self.statistics, layer)
+            if len(parts) < 2:
+                continue
+            before = count_held(previous[layer], self.cluster, experts)
+            tokens, _ = self._tokens(layer, self._search.repair_rows)
+            budget, least = min(cap, int(moved[layer]) + left), LEAST if previous is phy2log else REAL_LEAST
+            even_placed(
+                load, parts, made[layer], before, self.cluster, tokens, budget, options.ingress_tolerance, least
+            )
+            made[layer] = keep_slots(made[layer], previous[layer], self.topology.slots_per_rank)
+            now = count_moved(made[layer : layer + 1], previous[layer : layer + 1], self.topology.num_ranks, experts)
+            left -= int(now[0] - moved[layer])
+        return made
 
     def vanilla(self, previous: NDArray[np.int32] | None) -> NDArray[np.int32]:
         topology = self.topology

@@ -19,26 +19,32 @@ from .level import level_ranks
 from .locality import REAL_SHARE, REAL_SIGMAS, Demands, save_visits
 from .packing import pack
 from .partition import ANYWHERE, Limits, grow_groups, grow_nodes, refine_nodes
+from .parts import busiest_in_turn, even_parts
 from .ranks import count_held
 from .repair import NO_LIMIT
 from .replication import TOO_HEAVY, apportion, copy_limit, list_copies
 from .search import Search
 from .sources import arrival_cost
 from .tokens import Tokens, every
-from .visits import open_visits
+from .visits import Visits, open_visits
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
 NODE_TOLERANCE = 0.003  # … and around the replicas …
 SLACK = 0.3  # … or this part of what the heaviest copy exceeds a rank's mean by, however experts are placed
 AIM = 0.002  # overload of a rank that is left alone
 BETTER = 5e-4
+TURNS = 4
 
 
 class Rule(Protocol):
-    """load: [E] > 0. copies: [E, nodes]. A node use is the rule's own form of how nodes share an expert's tokens."""
+    """load: [E] > 0; parts: [W, E] whose sum it is. copies: [E, nodes]. A node use is the rule's own form of how nodes
+    share an expert's tokens.
+    """
 
     @property
     def load(self) -> Array: ...
+    @property
+    def parts(self) -> Array: ...
     @property
     def cluster(self) -> Cluster: ...
     @property
@@ -189,6 +195,30 @@ def mend(rule: Rule, old: Layer, before: Array, budget: int, good_enough: float)
         old = flatter if flatter.peak < old.peak else old
     nearer = _swapped(rule, old, bring_near)
     return nearer if nearer.peak <= max(old.peak, good_enough) else old
+
+
+def even_out_parts(rule: Rule, made: Layer, before: Array, budget: int, least: float) -> Layer:
+    """`made` with swaps after which ranks are even in every part of the traffic, as far as that pays.
+
+    before: [ranks, E] what ranks held when moves began to count; budget: most moved slots; least: crossings per token
+    that a swap must be worth for each.
+    """
+    parts, ranks = rule.parts, len(rule.cluster.node_of_rank)
+    if len(parts) < 2:
+        return made
+
+    def swap(phy2log: Array, slot_load: Array, cluster: Cluster, movable: Array, visits: Visits) -> int:
+        by_part = parts[:, phy2log] * made.use.shares
+        return even_parts(phy2log, by_part, cluster, movable, visits, before, budget, rule.ingress_tolerance, least)
+
+    peak = busiest_in_turn(parts[:, made.phy2log] * made.use.shares, ranks)
+    for _ in range(TURNS):  # weights are solved again in between
+        swapped = _swapped(rule, made, swap)
+        now = busiest_in_turn(parts[:, swapped.phy2log] * swapped.use.shares, ranks)
+        if now >= peak:
+            break
+        made, peak = swapped, now
+    return made
 
 
 def _save_visits(rule: Rule, made: Layer) -> Layer:

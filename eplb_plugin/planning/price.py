@@ -25,6 +25,7 @@ from ..errors import mismatch
 from ..placement import Placement
 from ..plan_types import Plan, PlanOptions
 from ..statistics import RoutingStatistics
+from .parts import parts_of
 from .score import count_routed, moved_slots, received_slots
 from .tokens import knows_tokens, layer_tokens
 
@@ -74,14 +75,17 @@ def move_seconds(plan: Plan, kept: Plan, options: PlanOptions) -> Floats:
 
 
 def busiest_rank(plan: Plan, statistics: RoutingStatistics, load_error: float) -> Floats:
-    """[L] selections of the busiest rank in the window, mean over loads that deviate by `load_error` (log-normal)."""
+    """[L] selections of the window's busiest rank, or of those of its parts, added up; mean over loads that deviate by
+    `load_error` (log-normal).
+    """
     draws = DRAWS if load_error > 0.0 else 1
     normal = np.random.default_rng(0).standard_normal((draws, statistics.num_experts))
     factor = np.exp(load_error * normal - load_error**2 / 2.0)
-    peak = np.empty(statistics.num_layers)
-    for layer, (load, slots) in enumerate(zip(statistics.load, plan.placement.phy2log, strict=True)):
-        per_slot = (load * factor)[:, slots] * plan.replica_weights[layer]
-        peak[layer] = per_slot.reshape(draws, plan.topology.num_ranks, -1).sum(axis=2).max(axis=1).mean()
+    peak = np.zeros(statistics.num_layers)
+    for layer, slots in enumerate(plan.placement.phy2log):
+        for part in parts_of(statistics, layer):
+            per_slot = (part * factor)[:, slots] * plan.replica_weights[layer]
+            peak[layer] += per_slot.reshape(draws, plan.topology.num_ranks, -1).sum(axis=2).max(axis=1).mean()
     return peak
 
 

@@ -39,17 +39,19 @@ def renew_weighted(
 
 
 @kernel
-def renew_cover(load: Array, phy2log: Array, weights: Array, shares: Array, slots_per_rank: int) -> tuple[Array, Array]:
-    """weights: [L, P] int and shares: [L, P] that they led to -> those of now, likewise."""
+def renew_cover(
+    parts: Array, phy2log: Array, weights: Array, shares: Array, slots_per_rank: int
+) -> tuple[Array, Array]:
+    """parts: [L, W, E] loads; weights: [L, P] int and shares: [L, P] that they led to -> those of now, likewise."""
     layers, slots = phy2log.shape
     renewed, led_to, rank_of_slot = np.empty(phy2log.shape, np.int32), np.empty(shares.shape), np.arange(slots)
     rank_of_slot //= slots_per_rank
-    experts, anywhere = np.arange(load.shape[1]), np.full(load.shape[1], -1)
-    choices, node = Choices(experts, anywhere, np.ones(load.shape[1])), np.zeros(slots, np.int64)
+    experts, anywhere = np.arange(parts.shape[2]), np.full(parts.shape[2], -1)
+    choices, node = Choices(experts, anywhere, np.ones(parts.shape[2])), np.zeros(slots, np.int64)
     for layer in range(layers):
-        copies = list_by_expert(phy2log[layer].astype(np.int64), rank_of_slot, load.shape[1])
+        copies = list_by_expert(phy2log[layer].astype(np.int64), rank_of_slot, parts.shape[2])
         start = weights[layer].astype(np.float64)
         reach = np.maximum(shares[layer], LEAST_SHARE) / start
-        fitted, led_to[layer] = fit_weights(load[layer], choices, copies, node, start, reach, slots // slots_per_rank)
+        fitted, led_to[layer] = fit_weights(parts[layer], choices, copies, node, start, reach, slots // slots_per_rank)
         renewed[layer] = fitted.astype(np.int32)
     return renewed, led_to

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..plan_types import Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from .checks import check_input
 from .job import Job
+from .parts import parts_by_layer
 from .renew import renew_cover, renew_weighted
 from .weighing import above_zero
 
@@ -30,16 +28,19 @@ def resplit(plan: Plan, statistics: RoutingStatistics) -> Plan:
     if not plan.has_weights:
         made = Job(statistics, topology, "balanced", rule, 1, PlanOptions()).used(plan.placement.phy2log)
     else:
-        made = renewed(plan, above_zero(statistics.load))
+        made = renewed(plan, statistics)
     return replace(made, resolved_layers=0, skipped_layers=0, seconds=time.perf_counter() - began)
 
 
-def renewed(plan: Plan, load: NDArray[np.float64]) -> Plan:
-    """`plan`, which has weights of its own, with those that suit load: [L, E] > 0."""
+def renewed(plan: Plan, statistics: RoutingStatistics) -> Plan:
+    """`plan`, which has weights of its own, with those that suit the load."""
     phy2log, topology = plan.placement.phy2log, plan.topology
     if plan.source_weights is not None:
+        load = above_zero(statistics.load)
         by_source = renew_weighted(load, phy2log, plan.source_weights, topology.node_of_slot, topology.slots_per_rank)
         return replace(plan, source_weights=by_source, replica_weights=by_source.mean(axis=0))
     assert plan.cover_weights is not None
-    weights, shares = renew_cover(load, phy2log, plan.cover_weights, plan.replica_weights, topology.slots_per_rank)
+    parts = parts_by_layer(statistics)
+    parts[:, 0] += above_zero(statistics.load) - parts.sum(axis=1)
+    weights, shares = renew_cover(parts, phy2log, plan.cover_weights, plan.replica_weights, topology.slots_per_rank)
     return replace(plan, cover_weights=weights, replica_weights=shares)

@@ -18,11 +18,13 @@ from .budget import Allowed
 from .cover import CoverRule
 from .crossings import Cluster
 from .incremental import repair_layer
-from .joint import Rule, as_used, mend, solve_layer
+from .joint import Rule, as_used, even_out_parts, mend, solve_layer
 from .joint_types import Layer, Use, reordered
 from .packing import solve_balanced
+from .parts import LEAST, REAL_LEAST, parts_of
 from .ranks import count_held
 from .relabel import keep_slots, relabel
+from .repair import NO_LIMIT
 from .search import SEARCHES, Search
 from .tokens import knows_tokens, layer_tokens, no_tokens
 from .weighted import WeightedRule
@@ -62,7 +64,13 @@ class Weigher:
         return [old if old.peak <= max(enough, new.peak) else new for old, new in pairs]
 
     def solve(self) -> list[Layer]:
-        return [self._solve(*self._rule(layer)) for layer in range(self.statistics.num_layers)]
+        made = []
+        for layer in range(self.statistics.num_layers):
+            rule, pairs = self._rule(layer)
+            solved = self._solve(rule, pairs)
+            held = count_held(solved.phy2log, self.cluster, len(rule.load))
+            made.append(even_out_parts(rule, solved, held, NO_LIMIT, LEAST))
+        return made
 
     def repair(self, previous: Plan | Placement, allowed: Allowed) -> tuple[list[Layer], int]:
         """Few moves from the previous placement, as far as that is good enough, within what is allowed.
@@ -79,6 +87,7 @@ class Weigher:
             if not self.options.is_bounded:
                 made[layer], fresh = self._or_afresh(layer, made[layer], old)
                 resolved += fresh
+            made[layer] = self._even_out_parts(rules[layer], made[layer], old, budget)
             allowed.spend(made[layer].phy2log, old)
         return made, resolved
 
@@ -98,9 +107,11 @@ class Weigher:
             rows = most_rows or search.rows
             tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch, rows)
         load = above_zero(statistics.load[layer])
+        parts = parts_of(statistics, layer)
+        parts[0] += load - parts.sum(axis=0)  # so that they sum to it where an expert is idle
         kind = WeightedRule if self.dispatch == "weighted" else CoverRule
         ingress = self.options.ingress_tolerance
-        return kind(load, self.cluster, tokens, self.topology.node_of_slot, ingress, search), pairs
+        return kind(load, parts, self.cluster, tokens, self.topology.node_of_slot, ingress, search), pairs
 
     def _weigh(self, layer: int, rule: Rule, start: Plan | Placement) -> Layer:
         if isinstance(start, Placement):
@@ -128,6 +139,11 @@ class Weigher:
             copied = as_used(rule, self._repair_nearest(rule, old.phy2log, good_enough, budget))
             repaired = copied if copied.peak < repaired.peak - WORTH_BALANCE else repaired
         return reordered(repaired, keep_slots(repaired.phy2log, old.phy2log, per_rank), per_rank)
+
+    def _even_out_parts(self, rule: Rule, made: Layer, old: Array, budget: int) -> Layer:
+        before, per_rank = count_held(old, self.cluster, len(rule.load)), self.cluster.slots_per_rank
+        made = even_out_parts(rule, made, before, budget, REAL_LEAST)
+        return reordered(made, keep_slots(made.phy2log, old, per_rank), per_rank)
 
     def _or_afresh(self, layer: int, repaired: Layer, old: Array) -> tuple[Layer, bool]:
         """-> the layer, and whether it was solved afresh."""

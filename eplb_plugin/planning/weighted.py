@@ -27,9 +27,10 @@ EXCHANGES = 8  # tried together at first
 
 @dataclass(frozen=True)
 class WeightedRule:
-    """The rule's own steps of the joint method, for one layer. load: [E] > 0."""
+    """The rule's own steps of the joint method, for one layer. load: [E] > 0; parts: [W, E] whose sum it is."""
 
     load: Array
+    parts: Array
     cluster: Cluster
     tokens: Tokens
     node_of_slot: Array

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb_plugin import Placement, Plan, RoutingStatistics, Topology, plan
 from eplb_plugin.observe.judging import judge_draws
@@ -29,6 +33,9 @@ JUDGED = {
     "other code": (("code-1", "code-2"), ("code-2", "code-1")),
     "prose": (("code-1", "prose"), ("code-2", "prose")),
 }
+# what follows each other in a run of the serving benchmark: (window, number of the kind in it)
+KINDS = {"programs": ("code-1", 0), "headers": ("code-1", 1), "prose": ("prose", 0)}
+SEQUENCE = 256  # tokens of one kind on end
 _BLOCK = re.compile(r"(<!-- scripts/sample_trace -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -36,9 +43,34 @@ def read(folder: Path) -> dict[str, RoutingStatistics]:
     return {name: read_window(folder / f"{name}.npz") for name in WINDOWS}
 
 
-def tables(windows: dict[str, RoutingStatistics]) -> str:
+def read_kinds(folder: Path, first: int) -> list[RoutingStatistics]:
+    """A window of every kind of text, of every second sequence from `first` on: two halves that have none in common."""
+    found = []
+    for name, kind in KINDS.values():
+        with np.load(folder / f"{name}.npz") as trace:
+            ids, kinds = trace["topk_ids"], trace["kind_of_token"]
+        layers, _, top_k = ids.shape
+        sequences = ids[:, kinds == kind].reshape(layers, -1, SEQUENCE, top_k)[:, first::2]
+        found.append(RoutingStatistics.from_topk(sequences.reshape(layers, -1, top_k), 32))
+    return found
+
+
+def together(windows: Iterable[RoutingStatistics]) -> RoutingStatistics:
+    """Of which every window is a part."""
+    return reduce(RoutingStatistics.merge, windows)
+
+
+def in_turn(made: Plan, windows: Iterable[RoutingStatistics]) -> tuple[float, float]:
+    """Balancedness and copies, each the mean over the windows."""
+    means = [judge_draws(_sample(window), made, draws=3, seed=0).mean() for window in windows]
+    return float(np.mean([m.balancedness for m in means])), float(np.mean([m.cross_node_copies for m in means]))
+
+
+def tables(folder: Path) -> str:
     """Markdown."""
-    return "\n".join([*_windows(windows), "", *_plans(windows)])
+    windows = read(folder)
+    halves = [read_kinds(folder, first) for first in (0, 1)]
+    return "\n".join([*_windows(windows), "", *_plans(windows), "", *_plans_in_turn(halves)])
 
 
 def write_tables(readme: Path, text: str) -> None:
@@ -76,6 +108,28 @@ def _plans(windows: dict[str, RoutingStatistics]) -> list[str]:
     return lines
 
 
+def _plans_in_turn(halves: list[list[RoutingStatistics]]) -> list[str]:
+    """halves: of all kinds of text; planned on each, judged on the other."""
+    ways = " | ".join(f"{way}: balancedness | copies" for way in ("from their sum", "in parts"))
+    lines = [f"| planned on all kinds of text, judged on each | {ways} |", "|---|--:|--:|--:|--:|"]
+    for arm, (policy, rule) in {**ARMS, "balanced": ("balanced", "hash")}.items():
+        cells = []
+        for in_parts in (False, True):
+            figures = []
+            for known, later in (halves, halves[::-1]):
+                seen = together(known)
+                seen = seen if in_parts else replace(seen, parts=None)
+                figures.append(in_turn(plan(seen, TOPOLOGY, policy=policy, dispatch=rule), later))
+            cells += [f"{figure:.3f}" for figure in np.mean(figures, axis=0)]
+        lines.append(f"| {arm} | " + " | ".join(cells if policy != "deepseek" else [*cells[:2], "–", "–"]) + " |")
+    return lines
+
+
+def _sample(window: RoutingStatistics) -> NDArray[np.int16]:
+    assert window.sample is not None
+    return window.sample
+
+
 def _unplanned(start: Placement) -> Plan:
     slots = start.phy2log.shape[1] // TOPOLOGY.num_ranks
     topology = Topology(TOPOLOGY.num_nodes, TOPOLOGY.ranks_per_node, slots)
@@ -86,9 +140,7 @@ def _row(arm: str, plans: dict[str, Plan], windows: dict[str, RoutingStatistics]
     """plans: by the window that they are made of."""
 
     def judged(planned: str, on: str) -> LayerScores:
-        sample = windows[on].sample
-        assert sample is not None
-        return judge_draws(sample, plans[planned], draws=3, seed=0)
+        return judge_draws(_sample(windows[on]), plans[planned], draws=3, seed=0)
 
     cells = []
     for pairs in JUDGED.values():

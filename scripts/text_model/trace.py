@@ -42,7 +42,7 @@ def main() -> int:
         file = options.out / f"{name}.npz"
         write_atomic(file, data)
         print(f"{file}: {SEQUENCES * LENGTH} tokens of {' and '.join(kinds)}, {len(data) / 1e3:.0f} kB")
-    text = held_out.tables(held_out.read(options.out))
+    text = held_out.tables(options.out)
     print(text)
     if (options.out / "README.md").exists():
         held_out.write_tables(options.out / "README.md", text)

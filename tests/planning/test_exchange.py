@@ -74,7 +74,8 @@ def test_cover_exchanges_bring_a_misplaced_copy_where_it_is_needed():
 def test_weighted_exchanges_only_for_fewer_crossings(seed: int):
     tokens = some_tokens(seed)
     load = np.bincount(tokens.rows.ravel(), minlength=EXPERTS) + 1e-3
-    rule = WeightedRule(load, CLUSTER, tokens, np.repeat(np.arange(NODES), SLOTS), 0.02, SEARCHES["thorough"])
+    node_of_slot = np.repeat(np.arange(NODES), SLOTS)
+    rule = WeightedRule(load, load[None], CLUSTER, tokens, node_of_slot, 0.02, SEARCHES["thorough"])
     copies = some_copies(seed)
     use = rule.settle(copies, np.repeat((copies / copies.sum(axis=1, keepdims=True))[None], NODES, axis=0))
     before = arrival_cost(rule.arrivals(use), 0.02)

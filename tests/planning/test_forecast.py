@@ -45,6 +45,8 @@ def test_any_history_gives_statistics(data: st.DataObject):
     assert expected.load.shape == (layers, experts)
     load = stacked(history)
     sums, filled = load.sum(2), load.any(2)
+    np.testing.assert_allclose(expected.parts.sum(0), expected.load)
+    assert expected.parts.any(axis=(1, 2)).all()
     assert (expected.load.sum(1) <= sums.max(0) * (1 + 1e-9)).all()
     assert np.array_equal(expected.load.any(1), filled.any(0))
     if expected.coactivation is not None:

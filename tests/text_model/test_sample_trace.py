@@ -18,7 +18,7 @@ NUMBER = re.compile(r"\d+\.?\d*")
 
 def test_its_tables_are_those_of_its_files() -> None:
     """Every word of them, and every number to its last place; and the files are small enough to lie in a repository."""
-    stated, found = held_out.stated(TRACES / "README.md"), held_out.tables(held_out.read(TRACES))
+    stated, found = held_out.stated(TRACES / "README.md"), held_out.tables(TRACES)
     assert NUMBER.sub("#", stated) == NUMBER.sub("#", found)
     numbers = [[float(one) for one in NUMBER.findall(text)] for text in (stated, found)]
     np.testing.assert_allclose(*numbers, atol=0.0101)
