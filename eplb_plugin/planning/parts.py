@@ -20,9 +20,9 @@ from .tokens import Tokens
 from .visits import Visits, most_arrivals, real_changes, swap_changes, swap_experts, worth_of
 
 MOST = 8  # parts: time grows with them
-PRICE = 3.0  # a busiest rank lighter by 1 % of a mean rank's load is worth 3 % of the crossings
+PRICE = 5.0  # a busiest rank lighter by 1 % of a mean rank's load is worth 5 % of the crossings
 LEAST = 1e-3  # crossings per token that a swap must be worth, and for every weight that a rank must receive …
-REAL_LEAST = 0.02  # … where ranks hold weights already
+REAL_LEAST = 0.05  # … where ranks hold weights already
 SWEEPS = 12
 LEAST_REAL = 0.1  # of what parts differ by, or they are taken for one
 
