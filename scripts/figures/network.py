@@ -17,6 +17,7 @@ FIGURES = {
     "bytes_per_output_token": "bytes across nodes per output token",
     "busiest_link_bytes_per_output_token": "of them on the busiest link",
     "copies_per_token": "cross-node copies per token",
+    "balancedness": "balancedness",
     "output_tokens_per_second": "output tokens per second",
     "ttft_p50_ms": "TTFT P50",
     "tpot_p90_ms": "TPOT P90",

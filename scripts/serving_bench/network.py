@@ -176,7 +176,8 @@ class Campaign:
         self.network.limit(condition.rate)
         seed = 1000 * running.start + 10 * number + 1
         prompts = self.subject.prompts
-        chosen = prompts[number % len(prompts)] if prompts else None
+        turn = running.start * self.options.rounds + number  # every kind is asked, however few they are
+        chosen = prompts[turn % len(prompts)] if prompts else None
         load = replace(self._load(condition.concurrency, seed), dataset=chosen)
         if condition not in self.requests:
             rehearsal, _ = self._bench(running, load, "rehearsal")
