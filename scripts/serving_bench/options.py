@@ -104,7 +104,7 @@ def _steps(settings: Mapping[str, Any], *given: int | None) -> tuple[int, int]:
         if None not in (asked, named) and asked != named:
             expected = f"{named} as in --config: the same in every arm"
             raise mismatch(f"--{name.replace('_', '-')}", found=asked, expected=expected, fix="leave one of them out")
-        steps.append(asked or named or default)
+        steps.append(next(one for one in (asked, named, default) if one is not None))
     return steps[0], steps[1]
 
 

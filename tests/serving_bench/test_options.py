@@ -29,6 +29,7 @@ def test_window_and_interval_are_the_files(tmp_path: Path) -> None:
         ("window_size: 96\n", ["--window-size", 64], "--window-size: found 64, expected 96 as in --config"),
         ("num_redundant_experts: 4\n", [], "--config: found num_redundant_experts, expected --redundancy"),
         ("windows: 1\n", [], "windows"),
+        ("balance_tolerance: 0\n", ["--step-interval", 0], "found a number that is not positive"),
     ],
 )
 def test_contradictions_are_refused(
