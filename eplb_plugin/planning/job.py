@@ -141,12 +141,16 @@ class Job:
             return self.vanilla(previous), self.statistics.num_layers
         if previous is None:
             solved = self.solve()
-            return self._even_out_parts(solved, solved), self.statistics.num_layers
+            return self._even_out_parts(solved, solved, LEAST), self.statistics.num_layers
         repaired, resolved = self.repair(previous)
-        return self._even_out_parts(repaired, previous), resolved
+        return self._even_out_parts(repaired, previous, REAL_LEAST), resolved
 
-    def _even_out_parts(self, phy2log: NDArray[np.int32], previous: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Every part of the traffic evened out, too, within the bounds on moves. previous: the same if from scratch."""
+    def _even_out_parts(
+        self, phy2log: NDArray[np.int32], previous: NDArray[np.int32], least: float
+    ) -> NDArray[np.int32]:
+        """Every part of the traffic evened out, too, within the bounds on moves. previous: where moves began to count;
+        least: crossings per token that a swap must be worth for each.
+        """
         if self.statistics.parts is None:
             return phy2log
         options, made, experts = self.options, phy2log.copy(), self.statistics.num_experts
@@ -159,7 +163,7 @@ class Job:
                 continue
             before = count_held(previous[layer], self.cluster, experts)
             tokens, _ = self._tokens(layer, self._search.repair_rows)
-            budget, least = min(cap, int(moved[layer]) + left), LEAST if previous is phy2log else REAL_LEAST
+            budget = min(cap, int(moved[layer]) + left)
             even_placed(
                 load, parts, made[layer], before, self.cluster, tokens, budget, options.ingress_tolerance, least
             )

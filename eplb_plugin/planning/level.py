@@ -25,6 +25,21 @@ def receipt(held: Array, before: Array, rank: int, incoming: int, outgoing: int)
 
 
 @kernel
+def swap_receipt(held: Array, before: Array, rank: int, mine: int, other: int, theirs: int) -> int:
+    """The same if two ranks exchange `mine` and `theirs`."""
+    return receipt(held, before, rank, theirs, mine) + receipt(held, before, other, mine, theirs)
+
+
+@kernel
+def swap_held(held: Array, rank: int, mine: int, other: int, theirs: int) -> None:
+    """held: [ranks, E], in place, after that exchange."""
+    held[rank, mine] -= 1
+    held[rank, theirs] += 1
+    held[other, theirs] -= 1
+    held[other, mine] += 1
+
+
+@kernel
 def _best_swap(
     busiest: int, phy2log: Array, slot_load: Array, rank_load: Array, cluster: Cluster, movable: Array,
     visits: Visits, held: Array, before: Array, left: int, aim: float, ingress: float,
@@ -51,7 +66,7 @@ def _best_swap(
                 value += swap_worth(visits, mine, theirs, most)
             if value <= best or held[rank, mine] > 0 or held[busiest, theirs] > 0:
                 continue
-            cost = receipt(held, before, busiest, theirs, mine) + receipt(held, before, rank, mine, theirs)
+            cost = swap_receipt(held, before, busiest, mine, rank, theirs)
             if cost <= left:
                 best, best_own, best_slot = value, own, slot
     return best_own, best_slot
@@ -98,15 +113,12 @@ def level_ranks(
         rank, mine, theirs, shift = slot // slots, phy2log[own], phy2log[slot], slot_load[own] - slot_load[slot]
         if cluster.node_of_rank[rank] != cluster.node_of_rank[busiest]:
             swap_experts(visits, mine, theirs)
-        left -= receipt(held, before, busiest, theirs, mine) + receipt(held, before, rank, mine, theirs)
+        left -= swap_receipt(held, before, busiest, mine, rank, theirs)
         phy2log[own], phy2log[slot] = theirs, mine
         slot_load[own], slot_load[slot] = slot_load[slot], slot_load[own]
         rank_load[busiest] -= shift
         rank_load[rank] += shift
-        held[busiest, mine] -= 1
-        held[busiest, theirs] += 1
-        held[rank, theirs] -= 1
-        held[rank, mine] += 1
+        swap_held(held, busiest, mine, rank, theirs)
         stuck[rank] = False
         swaps += 1
     return swaps

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..jit import Array, kernel
 from .crossings import Cluster
-from .level import receipt
+from .level import swap_held, swap_receipt
 from .ranks import count_held, received
 from .repair import LEAST_COST
 from .visits import Visits, most_arrivals, real_changes, swap_changes, swap_experts
@@ -48,7 +48,7 @@ def _worth(
     heavier = max(rank_load[rank] - shift, rank_load[other] + shift)
     if heavier > max(rank_load[rank], rank_load[other], demands.bound):
         return 0.0
-    cost = receipt(held, before, rank, theirs, mine) + receipt(held, before, other, mine, theirs)
+    cost = swap_receipt(held, before, rank, mine, other, theirs)
     if cost > left or -float(here + there) <= least * max(cost, LEAST_COST):
         return 0.0
     here, there = real_changes(visits, mine, theirs)
@@ -124,15 +124,12 @@ def save_visits(
             mine, theirs = phy2log[first], phy2log[second]
             swap_experts(visits, mine, theirs)
             rank, other, shift = first // slots, second // slots, slot_load[first] - slot_load[second]
-            left -= receipt(held, before, rank, theirs, mine) + receipt(held, before, other, mine, theirs)
+            left -= swap_receipt(held, before, rank, mine, other, theirs)
             phy2log[first], phy2log[second] = theirs, mine
             slot_load[first], slot_load[second] = slot_load[second], slot_load[first]
             rank_load[rank] -= shift
             rank_load[other] += shift
-            held[rank, mine] -= 1
-            held[rank, theirs] += 1
-            held[other, theirs] -= 1
-            held[other, mine] += 1
+            swap_held(held, rank, mine, other, theirs)
             swapped += 1
         swaps += swapped
         if swapped == 0:

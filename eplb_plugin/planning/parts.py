@@ -13,7 +13,7 @@ import numpy as np
 from ..jit import Array, kernel
 from ..statistics import RoutingStatistics
 from .crossings import Cluster
-from .level import receipt
+from .level import swap_held, swap_receipt
 from .ranks import count_held, open_ranks, received
 from .repair import open_singles
 from .tokens import Tokens
@@ -50,13 +50,6 @@ def parts_of(statistics: RoutingStatistics, layer: int) -> Array:
     by_chance = (len(parts) - 1) * (np.count_nonzero(busy) - 1)
     real = 1.0 - by_chance / max(found, 1e-12)
     return mean + real * (parts - mean) if real > LEAST_REAL else load
-
-
-def parts_by_layer(statistics: RoutingStatistics) -> Array:
-    """[L, W, E] the same of all layers; those with fewer parts have empty ones at the end."""
-    found = [parts_of(statistics, layer) for layer in range(statistics.num_layers)]
-    most = max(len(parts) for parts in found)
-    return np.stack([np.pad(parts, ((0, most - len(parts)), (0, 0))) for parts in found])
 
 
 @kernel
@@ -126,7 +119,7 @@ def _worth(
         return 0.0
     if held[rank, theirs] > 0 or held[other, mine] > 0:
         return 0.0
-    cost = receipt(held, before, rank, theirs, mine) + receipt(held, before, other, mine, theirs)
+    cost = swap_receipt(held, before, rank, mine, other, theirs)
     if cost > left:
         return 0.0
     if a != b:
@@ -178,7 +171,7 @@ def even_parts(
             rank, other, mine, theirs = first // slots, partner // slots, phy2log[first], phy2log[partner]
             if cluster.node_of_rank[rank] != cluster.node_of_rank[other]:
                 swap_experts(visits, mine, theirs)
-            left -= receipt(held, before, rank, theirs, mine) + receipt(held, before, other, mine, theirs)
+            left -= swap_receipt(held, before, rank, mine, other, theirs)
             phy2log[first], phy2log[partner] = theirs, mine
             for part in range(slot_load.shape[0]):
                 shift = slot_load[part, first] - slot_load[part, partner]
@@ -186,10 +179,7 @@ def even_parts(
                 slot_load[part, partner] += shift
                 rank_load[part, rank] -= shift
                 rank_load[part, other] += shift
-            held[rank, mine] -= 1
-            held[rank, theirs] += 1
-            held[other, theirs] -= 1
-            held[other, mine] += 1
+            swap_held(held, rank, mine, other, theirs)
             _heaviest_three(rank_load, heaviest)
             swapped += 1
         swaps += swapped

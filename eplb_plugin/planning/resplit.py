@@ -9,9 +9,8 @@ from ..plan_types import Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from .checks import check_input
 from .job import Job
-from .parts import parts_by_layer
 from .renew import renew_cover, renew_weighted
-from .weighing import above_zero
+from .weighing import above_zero, parts_by_layer
 
 
 def resplit(plan: Plan, statistics: RoutingStatistics) -> Plan:
@@ -41,6 +40,5 @@ def renewed(plan: Plan, statistics: RoutingStatistics) -> Plan:
         return replace(plan, source_weights=by_source, replica_weights=by_source.mean(axis=0))
     assert plan.cover_weights is not None
     parts = parts_by_layer(statistics)
-    parts[:, 0] += above_zero(statistics.load) - parts.sum(axis=1)
     weights, shares = renew_cover(parts, phy2log, plan.cover_weights, plan.replica_weights, topology.slots_per_rank)
     return replace(plan, cover_weights=weights, replica_weights=shares)

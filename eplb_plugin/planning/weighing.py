@@ -106,9 +106,7 @@ class Weigher:
         if self.topology.num_nodes > 1 and knows_tokens(statistics):
             rows = most_rows or search.rows
             tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch, rows)
-        load = above_zero(statistics.load[layer])
-        parts = parts_of(statistics, layer)
-        parts[0] += load - parts.sum(axis=0)  # so that they sum to it where an expert is idle
+        load, parts = above_zero(statistics.load[layer]), parts_above_zero(statistics, layer)
         kind = WeightedRule if self.dispatch == "weighted" else CoverRule
         ingress = self.options.ingress_tolerance
         return kind(load, parts, self.cluster, tokens, self.topology.node_of_slot, ingress, search), pairs
@@ -142,8 +140,8 @@ class Weigher:
 
     def _even_out_parts(self, rule: Rule, made: Layer, old: Array, budget: int) -> Layer:
         before, per_rank = count_held(old, self.cluster, len(rule.load)), self.cluster.slots_per_rank
-        made = even_out_parts(rule, made, before, budget, REAL_LEAST)
-        return reordered(made, keep_slots(made.phy2log, old, per_rank), per_rank)
+        evened = even_out_parts(rule, made, before, budget, REAL_LEAST)
+        return made if evened is made else reordered(evened, keep_slots(evened.phy2log, old, per_rank), per_rank)
 
     def _or_afresh(self, layer: int, repaired: Layer, old: Array) -> tuple[Layer, bool]:
         """-> the layer, and whether it was solved afresh."""
@@ -166,6 +164,20 @@ def above_zero(load: NDArray[Any]) -> NDArray[np.float64]:
     """load: [..., E] with idle experts as nearly idle ones; a layer without any load counts as even."""
     mean = load.mean(axis=-1, keepdims=True, dtype=np.float64)
     return np.maximum(load.astype(np.float64), np.where(mean > 0.0, LEAST_LOAD * mean, 1.0))
+
+
+def parts_above_zero(statistics: RoutingStatistics, layer: int) -> NDArray[np.float64]:
+    """[W, E] `parts_of` a layer whose sum is its load `above_zero`."""
+    parts = parts_of(statistics, layer)
+    parts[0] += above_zero(statistics.load[layer]) - parts.sum(axis=0)
+    return parts
+
+
+def parts_by_layer(statistics: RoutingStatistics) -> NDArray[np.float64]:
+    """[L, W, E] the same of all layers; those with fewer parts have empty ones at the end."""
+    found = [parts_above_zero(statistics, layer) for layer in range(statistics.num_layers)]
+    most = max(len(parts) for parts in found)
+    return np.stack([np.pad(parts, ((0, most - len(parts)), (0, 0))) for parts in found])
 
 
 def stacked(layers: list[Layer]) -> NDArray[np.int32]:
