@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from .engine import Engine
+from .ports import free_port
 
 
 class ServerError(RuntimeError):
@@ -138,9 +138,3 @@ def _signal_group(group: int, sign: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
