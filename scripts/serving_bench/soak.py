@@ -30,12 +30,13 @@ from serving.progress import Progress
 from serving.server import Server, ServerError
 from serving.vllm import VLLM
 
-from .arms import Layout
+from .arms import ARMS, Arm, Layout
 from .options import layout
 from .processes import grown, growth, of_session, ranks, stopped
 from .subject import HELP, ROOT, checked_file, checked_model, emptied, prepared
 
-SETTINGS = {"policy": "affinity", "dispatch": "weighted", "forecast_windows": 1}
+ARM = "affinity-weighted"
+SETTINGS = {"forecast_windows": 1}  # the newest window alone: more moves
 EPLB_WINDOW, EPLB_STEPS = 32, 64  # a rebalance every few seconds
 TOLERANCE = 1e-3  # of a log-probability against the reference
 CURVE = 60  # points of a process's memory that are told
@@ -207,14 +208,14 @@ def reference_of(model: Path, out: Path) -> list[Completion]:
 
 
 def soak(
-    network: Network, layout: Layout, model: Path, reference: list[Completion], kinds: dict[str, list[Any]],
+    network: Network, layout: Layout, arm: Arm, model: Path, reference: list[Completion], kinds: dict[str, list[Any]],
     schedule: Schedule, out: Path, progress: Progress,
 ) -> Findings:  # fmt: skip
-    """Start a server with the plugin, and run. Raises ServerError if it does not start."""
+    """Start an arm's server, and run. Raises ServerError if it does not start."""
     config = out / "eplb.yaml"
-    config.write_text(yaml.safe_dump({**SETTINGS, **layout.settings}))
+    config.write_text(yaml.safe_dump({**SETTINGS, **dict(arm.server.settings or ()), **layout.settings}))
     eplb = Eplb(layout.redundant_experts(model, 0.25), EPLB_WINDOW, EPLB_STEPS)
-    words = [*VLLM.node_arguments(eplb), *VLLM.plugin_arguments(config)]
+    words = arm.server.arguments(eplb, config)
     environment = {"EPLB_METER_DIR": str(out / "meter"), "EPLB_METER_NODES": str(layout.nodes)}
     progress.say("starting the server")
     server = NodesServer(
@@ -225,7 +226,7 @@ def soak(
         found = Soak(server, reference, kinds, schedule, progress).run()
     meter = read_meter(out / "meter")
     found.rebalances, found.slots_moved = meter["rebalances"], meter["slots_moved"]
-    if not found.problems and not found.slots_moved:
+    if arm.server.eplb and not found.problems and not found.slots_moved:
         found.problems.append("no expert moved: the run was too short to prove anything")
     return found
 
@@ -235,6 +236,8 @@ def main() -> int:
     add = parser.add_argument
     add("--soak", type=float, required=True, metavar="SECONDS")
     add("--network", type=layout, default=Layout(2, 1), metavar="NODESxRANKS", help="default: 2x1")
+    add("--arm", default=ARM, choices=[name for name, arm in ARMS.items() if not arm.server.takes_orders],
+        help="none and vanilla: what memory does without the plugin (default: %(default)s)")  # fmt: skip
     add("--model", type=checked_model, help=HELP)
     add("--prompts", type=checked_file, nargs="*", default=[], help="ShareGPT-format files, one kind of text each")
     add("--rate", type=float, help="Mbit/s of every link (default: no limit)")
@@ -258,15 +261,22 @@ def main() -> int:
             reference = reference_of(subject.model, out)
             network.limit(given.rate)
             found = soak(
-                network, given.network, subject.model, reference, kinds_of(subject.prompts), schedule, out, progress
-            )
+                network, given.network, ARMS[given.arm], subject.model, reference, kinds_of(subject.prompts), schedule,
+                out, progress,
+            )  # fmt: skip
     except (NetworkError, ServerError) as error:
         print(f"scripts/serve_bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("scripts/serve_bench: interrupted; servers and namespaces are removed", file=sys.stderr)
         return 130
-    report = {"passed": not found.problems, "schedule": asdict(schedule), "rate": given.rate, **found.report()}
+    report = {
+        "arm": given.arm,
+        "passed": not found.problems,
+        "schedule": asdict(schedule),
+        "rate": given.rate,
+        **found.report(),
+    }
     write_atomic(out / "soak.json", (json.dumps(report, indent=1) + "\n").encode())
     for problem in found.problems:
         print(f"scripts/serve_bench: {problem}", file=sys.stderr)

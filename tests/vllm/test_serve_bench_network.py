@@ -16,6 +16,7 @@ from eplb_plugin.observe.paired_file import read_paired
 from network.namespaces import Network, NetworkError
 from serving.engine import Completion
 from serving.progress import Progress
+from serving_bench.arms import ARMS as ALL_ARMS
 from serving_bench.arms import Layout
 from serving_bench.rounds import rotated
 from serving_bench.soak import Schedule, soak, synthetic_kinds
@@ -126,8 +127,8 @@ def test_a_short_soak(
     schedule = Schedule(seconds=40, kind=10, pause_every=8, pause=2, sample=2, clients=6)
     with Network(2) as network:
         found = soak(
-            network, Layout(2, 1), models("qwen3_moe"), reference("qwen3_moe"), synthetic_kinds(), schedule, tmp_path,
-            Progress(),
+            network, Layout(2, 1), ALL_ARMS["affinity-weighted"], models("qwen3_moe"), reference("qwen3_moe"),
+            synthetic_kinds(), schedule, tmp_path, Progress(),
         )  # fmt: skip
     assert found.problems == []
     assert namespaces() == []
