@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from eplb_plugin.errors import PluginError
 from eplb_plugin.observe.paired import PairedCell
 from eplb_plugin.observe.paired_file import read_paired
+
+from .svg import page, text
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE, TARGET = ROOT / "out" / "serve_bench" / "results.json", ROOT / "docs" / "network.svg"
@@ -35,7 +36,7 @@ def main() -> None:
     except PluginError as error:
         sys.exit(f"scripts/draw_network: {error}")
     target = Path(sys.argv[2]) if len(sys.argv) > 2 else TARGET
-    target.write_text(drawn(compared.cells, compared.reference))
+    target.writetext(drawn(compared.cells, compared.reference))
     print(f"wrote {target}")
 
 
@@ -48,22 +49,18 @@ def drawn(cells: list[PairedCell], reference: str) -> str:
     most = max(bounds, default=0.1)
     group = LINE * len(arms) + 10
     line = TITLE + group * len(FIGURES) + FOOT
-    parts = [f'<text x="10" y="20" font-size="14">Change against {escape(reference)}, 95 % intervals</text>']
+    parts = [text(10, 20, f"Change against {reference}, 95 % intervals", size=14)]
     for number, arm in enumerate(arms):
-        parts.append(_text(10 + 220 * number, 40, f"● {arm}", COLOURS[number % len(COLOURS)]))
+        parts.append(text(10 + 220 * number, 40, f"● {arm}", COLOURS[number % len(COLOURS)]))
     for place, condition in enumerate(conditions):
         top, left = HEAD + place // COLUMNS * line + TITLE, LABELS + place % COLUMNS * (WIDTH + GAP)
-        parts.append(_text(left, top - 6, condition, "#333"))
+        parts.append(text(left, top - 6, condition))
         parts += _panel([cell for cell in shown if cell.condition == condition], arms, left, top, most, group)
         if left == LABELS:
             names = enumerate(FIGURES.values())
-            parts += [_text(10, top + group * row + LINE + 2, label, "#333") for row, label in names]
+            parts += [text(10, top + group * row + LINE + 2, label) for row, label in names]
     height = HEAD + -(-len(conditions) // COLUMNS) * line
-    width = LABELS + min(len(conditions), COLUMNS) * (WIDTH + GAP)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
-        f'<rect width="{width}" height="{height}" fill="white"/>{"".join(parts)}</svg>\n'
-    )
+    return page(LABELS + min(len(conditions), COLUMNS) * (WIDTH + GAP), height, "".join(parts))
 
 
 def _panel(cells: list[PairedCell], arms: list[str], left: int, top: int, most: float, group: int) -> list[str]:
@@ -74,8 +71,8 @@ def _panel(cells: list[PairedCell], arms: list[str], left: int, top: int, most: 
     parts = [
         f'<rect x="{left}" y="{top}" width="{WIDTH}" height="{bottom - top}" fill="none" stroke="#ccc"/>',
         f'<line x1="{across(0)}" x2="{across(0)}" y1="{top}" y2="{bottom}" stroke="#999"/>',
-        _text(left, bottom + 16, f"{-most:+.0%}", "#555"),
-        _text(left + WIDTH - 30, bottom + 16, f"{most:+.0%}", "#555"),
+        text(left, bottom + 16, f"{-most:+.0%}", "#555"),
+        text(left + WIDTH - 30, bottom + 16, f"{most:+.0%}", "#555"),
     ]
     for cell in cells:
         assert cell.change is not None
@@ -89,12 +86,8 @@ def _panel(cells: list[PairedCell], arms: list[str], left: int, top: int, most: 
         decided = cell.verdict in ("better", "worse")  # filled: told apart from the reference
         fill = colour if decided else "white"
         parts.append(f'<circle cx="{across(cell.change):.1f}" cy="{height}" r="4" fill="{fill}" stroke="{colour}"/>')
-        parts.append(_text(left + WIDTH + 6, height + 4, f"{cell.change:+.1%}", colour))
+        parts.append(text(left + WIDTH + 6, height + 4, f"{cell.change:+.1%}", colour))
     return parts
-
-
-def _text(x: float, y: float, text: str, colour: str) -> str:
-    return f'<text x="{x}" y="{y}" font-size="12" fill="{colour}">{escape(text)}</text>'
 
 
 if __name__ == "__main__":

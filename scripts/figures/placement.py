@@ -12,6 +12,8 @@ from eplb_plugin.placement import linear_placement
 from eplb_plugin.planning.score import judge
 from eplb_plugin.workloads.routing import ClusteredRouter
 
+from .svg import page, text
+
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "placement.svg"
 TOPOLOGY = Topology(num_nodes=4, ranks_per_node=2, slots_per_rank=4)  # as many slots as experts: one row per expert
 ROUTER = ClusteredRouter(
@@ -34,22 +36,16 @@ def main() -> None:
     ]
     width, height = 2 * SIDE + GAP + 40, SIDE + TOP + 46
     note = "A cell: tokens that selected both experts, in the planning window. Squares: nodes. Judged on a later one."
-    TARGET.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-20 0 {width} {height}" font-family="sans-serif">'
-        f'<rect x="-20" width="{width}" height="{height}" fill="white"/>{"".join(panels)}'
-        f'<text y="{TOP + SIDE + 28}" font-size="13" fill="#555">{note}</text></svg>\n'
-    )
+    below = text(0, TOP + SIDE + 28, note, "#555", size=13)
+    TARGET.write_text(page(width, height, "".join(panels) + below, left=-20))
     print(f"wrote {TARGET}")
 
 
 def panel(left: int, title: str, made: Plan, statistics: RoutingStatistics, held_out: NDArray[np.int16]) -> str:
     score = judge(held_out, np.arange(TOKENS) % TOPOLOGY.num_ranks, made)
     figures = f"{score.cross_node_copies:.2f} cross-node copies per token, balancedness {score.balancedness:.2f}"
-    text = [
-        f'<text x="{left}" y="28" font-size="18">{title}</text>',
-        f'<text x="{left}" y="52" font-size="15" fill="#333">{figures}</text>',
-    ]
-    return "".join(text) + cells(left, made.placement, statistics) + nodes(left)
+    heading = text(left, 28, title, "black", size=18) + text(left, 52, figures, size=15)
+    return heading + cells(left, made.placement, statistics) + nodes(left)
 
 
 def cells(left: int, placement: Placement, statistics: RoutingStatistics) -> str:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .svg import page, text
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE, TARGET = ROOT / "out" / "bench_affinity.json", ROOT / "docs" / "tradeoff.svg"
 COLOURS = {"hash": "#1c7ed6", "nearest": "#2f9e44", "weighted": "#e8590c", "cover": "#9c36b5"}
@@ -26,10 +28,7 @@ def main() -> None:
         for number, traffic in enumerate(traffics)
     )
     width, height = min(len(traffics), COLUMNS) * across, -(-len(traffics) // COLUMNS) * down
-    TARGET.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
-        f'<rect width="{width}" height="{height}" fill="white"/>{panels}</svg>\n'
-    )
+    TARGET.write_text(page(width, height, panels))
     print(f"\nwrote {TARGET}")
 
 
@@ -69,12 +68,10 @@ def panel(left: int, title: str, rows: list[Row]) -> str:
         return left + across, TOP + HEIGHT * (1.0 - row["cross_node_copies"] / most)
 
     parts = [
-        f'<text x="{left}" y="30" font-size="12">{title}</text>',
+        text(left, 30, title),
         f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#999"/>',
-        f'<text x="{left}" y="{TOP + HEIGHT + 38}" font-size="12" fill="#555">balancedness on the next window: '
-        f"{low:.3f} to {low + span:.3f}</text>",
-        f'<text x="{left}" y="{TOP - 8}" font-size="12" fill="#555">cross-node copies per token: 0 to '
-        f"{most:.2f}</text>",
+        text(left, TOP + HEIGHT + 38, f"balancedness on the next window: {low:.3f} to {low + span:.3f}", "#555"),
+        text(left, TOP - 8, f"cross-node copies per token: 0 to {most:.2f}", "#555"),
         mark(*place(rows[0]), "#333", "vanilla"),
     ]
     for rule, colour in COLOURS.items():
@@ -85,11 +82,9 @@ def panel(left: int, title: str, rows: list[Row]) -> str:
     return "".join(parts)
 
 
-def mark(x: float, y: float, colour: str, text: str) -> str:
+def mark(x: float, y: float, colour: str, label: str) -> str:
     circle = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
-    return circle + (
-        f'<text x="{x + 7:.1f}" y="{y - 6:.1f}" font-size="12" fill="{colour}">{text}</text>' if text else ""
-    )
+    return circle + (text(x + 7, y - 6, label, colour) if label else "")
 
 
 if __name__ == "__main__":

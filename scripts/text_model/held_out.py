@@ -26,8 +26,9 @@ ARMS = {
     "affinity, weighted": ("affinity", "weighted"),
     "affinity, cover": ("affinity", "cover"),
 }
-WINDOWS = ("code-1", "code-2", "prose")
-KNOWN = WINDOWS[0]
+CODE = ("programs", "headers")
+WINDOWS = {"code-1": (CODE, 0), "code-2": (CODE, 1), "prose": (("prose",), 0)}  # name: kinds, which text of them
+KNOWN = "code-1"
 # what is judged: (planned on, judged on), of which the mean counts
 JUDGED = {
     "other code": (("code-1", "code-2"), ("code-2", "code-1")),
@@ -35,7 +36,7 @@ JUDGED = {
 }
 # what follows each other in a run of the serving benchmark: (window, number of the kind in it)
 KINDS = {"programs": ("code-1", 0), "headers": ("code-1", 1), "prose": ("prose", 0)}
-SEQUENCE = 256  # tokens of one kind on end
+SEQUENCE = 256  # tokens of one kind on end, as in training
 _BLOCK = re.compile(r"(<!-- scripts/sample_trace -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -23,9 +23,7 @@ from .tokens import encode
 from .train import Recipe
 
 TARGET = Path(__file__).resolve().parents[2] / "traces"
-CODE = ("programs", "headers")
-WINDOWS = {"code-1": (CODE, 0), "code-2": (CODE, 1), "prose": (("prose",), 0)}  # name: kinds, which text of them
-SEQUENCES, LENGTH = 24, 256  # of a window; the length is that of training
+SEQUENCES = 24  # of a window
 
 
 def main() -> int:
@@ -37,11 +35,11 @@ def main() -> int:
     folder = options.model or model_folder(Recipe())
     model = Qwen3MoeForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokens = encode(corpus.kinds(held_out=True), AutoTokenizer.from_pretrained(folder))
-    for name, (kinds, turn) in WINDOWS.items():
+    for name, (kinds, turn) in held_out.WINDOWS.items():
         data = window(model, {kind: tokens[kind] for kind in kinds}, turn)
         file = options.out / f"{name}.npz"
         write_atomic(file, data)
-        print(f"{file}: {SEQUENCES * LENGTH} tokens of {' and '.join(kinds)}, {len(data) / 1e3:.0f} kB")
+        print(f"{file}: {SEQUENCES * held_out.SEQUENCE} tokens of {' and '.join(kinds)}, {len(data) / 1e3:.0f} kB")
     text = held_out.tables(options.out)
     print(text)
     if (options.out / "README.md").exists():
@@ -54,10 +52,10 @@ def window(model: Qwen3MoeForCausalLM, tokens: dict[str, torch.Tensor], turn: in
     `kind_of_token` [tokens] (number of its name). turn: 0, 1 … for text that no earlier window read.
     """
     each = SEQUENCES // len(tokens)
-    parts = [routing.sequences_of(text, each, LENGTH, skip=turn * each) for text in tokens.values()]
+    parts = [routing.sequences_of(text, each, held_out.SEQUENCE, skip=turn * each) for text in tokens.values()]
     in_turn = torch.stack(parts, 1).flatten(0, 1)
     topk_ids, _ = routing.read(model, in_turn)
-    kind_of_token = np.arange(topk_ids.shape[1]) // LENGTH % len(tokens)
+    kind_of_token = np.arange(topk_ids.shape[1]) // held_out.SEQUENCE % len(tokens)
     return _npz(
         topk_ids=topk_ids, num_experts=np.int64(model.config.num_experts), kinds=np.array(list(tokens)),
         kind_of_token=kind_of_token.astype(np.uint8),
