@@ -36,7 +36,7 @@ def main() -> None:
     except PluginError as error:
         sys.exit(f"scripts/draw_network: {error}")
     target = Path(sys.argv[2]) if len(sys.argv) > 2 else TARGET
-    target.writetext(drawn(compared.cells, compared.reference))
+    target.write_text(drawn(compared.cells, compared.reference))
     print(f"wrote {target}")
 
 
