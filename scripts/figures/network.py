@@ -25,7 +25,8 @@ FIGURES = {
     "itl_p95_ms": "ITL P95",
     "itl_p99_ms": "ITL P99",
 }
-LABELS, WIDTH, GAP, LINE, HEAD, TITLE, FOOT = 240, 300, 70, 14, 44, 24, 30
+LABELS, WIDTH, GAP, LINE, HEAD, TITLE, FOOT = 240, 300, 70, 14, 26, 24, 30
+NAME = 200  # of an arm, in the legend
 COLUMNS = 2  # panels beside each other: more are too small to read where pages are narrow
 
 
@@ -49,18 +50,22 @@ def drawn(cells: list[PairedCell], reference: str) -> str:
     most = max(bounds, default=0.1)
     group = LINE * len(arms) + 10
     line = TITLE + group * len(FIGURES) + FOOT
+    width = LABELS + min(len(conditions), COLUMNS) * (WIDTH + GAP)
+    beside = width // NAME  # names in a line of the legend
+    head = HEAD + 18 * -(-len(arms) // beside)
     parts = [text(10, 20, f"Change against {reference}, 95 % intervals", size=14)]
     for number, arm in enumerate(arms):
-        parts.append(text(10 + 220 * number, 40, f"● {arm}", COLOURS[number % len(COLOURS)]))
+        down, across = divmod(number, beside)
+        parts.append(text(10 + NAME * across, 40 + 18 * down, f"● {arm}", COLOURS[number % len(COLOURS)]))
     for place, condition in enumerate(conditions):
-        top, left = HEAD + place // COLUMNS * line + TITLE, LABELS + place % COLUMNS * (WIDTH + GAP)
+        top, left = head + place // COLUMNS * line + TITLE, LABELS + place % COLUMNS * (WIDTH + GAP)
         parts.append(text(left, top - 6, condition))
         parts += _panel([cell for cell in shown if cell.condition == condition], arms, left, top, most, group)
         if left == LABELS:
             names = enumerate(FIGURES.values())
             parts += [text(10, top + group * row + LINE + 2, label) for row, label in names]
-    height = HEAD + -(-len(conditions) // COLUMNS) * line
-    return page(LABELS + min(len(conditions), COLUMNS) * (WIDTH + GAP), height, "".join(parts))
+    height = head + -(-len(conditions) // COLUMNS) * line
+    return page(width, height, "".join(parts))
 
 
 def _panel(cells: list[PairedCell], arms: list[str], left: int, top: int, most: float, group: int) -> list[str]:
