@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import PluginError, mismatch
 from .files import load_arrays, save_arrays
+from .limits import MOST_EXPERTS
 
 KIND = "statistics"
 MOST_PARTS = 64  # beyond, neighbours are added up: a recording of hours keeps what matters of its course
@@ -66,6 +67,9 @@ class RoutingStatistics:
         if load.ndim != 2 or load.shape[1] == 0 or load.shape[0] == 0:
             raise mismatch("load", found=f"shape {load.shape}", expected="[layers, experts]", fix="pass a 2-D array")
         refuse_bad_counts("load", load)
+        if load.shape[1] > MOST_EXPERTS:
+            expected = f"at most {MOST_EXPERTS}"
+            raise mismatch("experts", found=load.shape[1], expected=expected, fix="check the layout of the counts")
         layers, experts = load.shape
         put = object.__setattr__
         put(self, "load", load)

@@ -16,12 +16,8 @@ import numpy as np
 
 from ..errors import mismatch
 from ..jit import Array, kernel
+from ..limits import MOST_NODES, MOST_SLOTS, MOST_WEIGHT, NODE_SHIFT, SLOT_SHIFT
 from ..plan_types import Plan
-
-MOST_NODES = 62  # bits of a mask
-MOST_WEIGHT = 255
-NODE_SHIFT, SLOT_SHIFT = 8, 14  # of a packed copy: weight below, then node, then slot
-MOST_SLOTS = 1 << 31 - SLOT_SHIFT
 
 
 class CoverMaps(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .cover import MOST_WEIGHT, NODE_SHIFT, SLOT_SHIFT
+from ..limits import MOST_WEIGHT, NODE_SHIFT, SLOT_SHIFT
 from .rules import HASH_MULTIPLIER
 
 if TYPE_CHECKING:

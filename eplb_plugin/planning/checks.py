@@ -6,8 +6,8 @@ from typing import get_args
 
 import numpy as np
 
-from ..dispatch.cover import MOST_NODES
 from ..errors import mismatch
+from ..limits import MOST_NODES, MOST_RANKS
 from ..placement import Placement
 from ..plan_types import WEIGHED, Dispatch, PlanOptions, Policy
 from ..statistics import RoutingStatistics
@@ -40,6 +40,10 @@ def check_input(
     if slots < experts:
         expected = f"at least {experts}, one per expert"
         raise mismatch("topology.num_slots", found=slots, expected=expected, fix="raise slots_per_rank")
+    if topology.num_ranks > MOST_RANKS:
+        expected = f"at most {MOST_RANKS}"
+        fix = "plan for each EP group by itself"
+        raise mismatch("topology.num_ranks", found=topology.num_ranks, expected=expected, fix=fix)
     if num_groups < 1 or experts % num_groups:
         expected = f"a divisor of {experts} experts"
         raise mismatch("num_groups", found=num_groups, expected=expected, fix="pass the model's expert groups, or 1")

@@ -61,7 +61,9 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
     """
     experts, few = masks.shape[0], nodes <= FEW_NODES
     counts = np.zeros((experts, 1 << nodes if few else 1), np.int64)
-    keys = np.empty(0 if few else tokens.rows.size * sources + experts, np.int64)
+    # Where sets are many, they are listed. A set takes up to 62 bits, so that its expert needs a number of its own.
+    most = 0 if few else tokens.rows.size * sources + experts
+    listed, of_expert = np.empty(most, np.int64), np.empty(most, np.int64)
     filled, selected = 0, np.zeros(experts)
     rows, shared = tokens.rows, np.empty(tokens.rows.shape[1], np.int64)
     for token in range(rows.shape[0]):
@@ -75,7 +77,7 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
                 if few:
                     counts[expert, allowed_nodes(masks[expert], needed)] += 1
                 else:
-                    keys[filled] = allowed_nodes(masks[expert], needed) * experts + expert
+                    listed[filled], of_expert[filled] = allowed_nodes(masks[expert], needed), expert
                     filled += 1
     for expert in range(experts):
         if selected[expert] == 0.0:
@@ -83,7 +85,7 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
             if few:
                 counts[expert, masks[expert]] = 1
             else:
-                keys[filled] = masks[expert] * experts + expert
+                listed[filled], of_expert[filled] = masks[expert], expert
                 filled += 1
     if few:
         expert, allowed = np.nonzero(counts)
@@ -91,11 +93,14 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
         for choice in range(expert.shape[0]):
             share[choice] = counts[expert[choice], allowed[choice]] / selected[expert[choice]]
         return Choices(expert, allowed, share)
-    keys = np.sort(keys[:filled])
-    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    order = np.argsort(of_expert[:filled], kind="mergesort")
+    sets, expert = listed[order], of_expert[order]
+    bounds = np.searchsorted(expert, np.arange(experts + 1))
+    for one in range(experts):
+        sets[bounds[one] : bounds[one + 1]].sort()
+    first = np.flatnonzero(np.append(True, (sets[1:] != sets[:-1]) | (expert[1:] != expert[:-1])))
     times = np.diff(np.append(first, filled))
-    expert = keys[first] % experts
-    return Choices(expert, keys[first] // experts, times / selected[expert])
+    return Choices(expert[first], sets[first], times / selected[expert[first]])
 
 
 @kernel

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import Array, kernel
+from ..limits import MOST_RANKS
 from .deepseek import solve_global
 from .evening import even_out
 from .order import heaviest_first
@@ -19,7 +20,7 @@ POOR = 1.02  # a peak this far above the mean, and above the heaviest copy, is w
 LEAST = 1e-5  # of the mean rank load: a swap that lowers the busiest rank by less is not worth the search
 ROUNDING = 1e-9
 WHOLE = 2.0**40  # the load of all ranks together, in whole numbers
-RANK_BITS = 16  # of a key: load and rank in one number, so that equal loads go by rank
+RANK_BITS = MOST_RANKS.bit_length() - 1  # of a key: load and rank in one number, so that equal loads go by rank
 CLOSED = 1 << 60  # on a rank's key: it takes nothing (more)
 
 
