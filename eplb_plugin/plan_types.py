@@ -63,8 +63,8 @@ class PlanOptions:
                 raise mismatch(name, found=getattr(self, name), expected="0.0..1.0", fix="pass a share")
         for name in ("max_moved_slots", "max_moved_slots_total"):
             bound = getattr(self, name)
-            if bound is not None and bound < 0:
-                raise mismatch(name, found=bound, expected=">= 0 or None", fix="raise it")
+            if bound is not None and (isinstance(bound, bool) or not isinstance(bound, (int, np.integer)) or bound < 0):
+                raise mismatch(name, found=repr(bound), expected="a whole number >= 0, or None", fix="pass a count")
         self._check_prices()
 
     @property

@@ -12,23 +12,32 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import PluginError, mismatch
 from .files import load_arrays, save_arrays
-from .limits import MOST_EXPERTS
+from .limits import LEAST_COUNT, MOST_COUNT, MOST_EXPERTS
+from .routing_rows import routed
 
 KIND = "statistics"
 MOST_PARTS = 64  # beyond, neighbours are added up: a recording of hours keeps what matters of its course
 
 
-def refuse_bad_counts(name: str, array: NDArray[Any]) -> None:
+def checked_counts(name: str, counts: ArrayLike) -> NDArray[Any]:
+    """The counts, those too small to be any set to 0. Raises PluginError if one is negative, not finite or too large."""
+    array = np.asarray(counts)
     if array.dtype.kind not in "iuf":
         raise mismatch(name, found=f"dtype {array.dtype}", expected="integers or floats", fix="pass counts")
-    if array.size and not (np.isfinite(array).all() and array.min() >= 0):
-        raise mismatch(name, found="a negative or non-finite value", expected="finite counts >= 0", fix="pass counts")
+    if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= MOST_COUNT):
+        expected = f"finite counts, 0 to {MOST_COUNT:g}"
+        raise mismatch(name, found="a negative, infinite or unknown value", expected=expected, fix="pass counts")
+    if array.dtype.kind == "f" and ((array > 0) & (array < LEAST_COUNT)).any():
+        return np.where(array < LEAST_COUNT, array.dtype.type(0), array)
+    return array
 
 
 def checked_layer_ids(layer_ids: ArrayLike | None, layers: int) -> NDArray[np.int32]:
     """[L] int32 decoder-layer numbers, strictly increasing; default 0 … L-1."""
     ids = np.arange(layers) if layer_ids is None else np.asarray(layer_ids)
-    if ids.shape != (layers,) or ids.dtype.kind not in "iu" or (np.diff(ids) <= 0).any() or (ids < 0).any():
+    if ids.dtype.kind == "u":  # differences of which are never negative
+        ids = ids.astype(np.int64)
+    if ids.shape != (layers,) or ids.dtype.kind != "i" or (np.diff(ids) <= 0).any() or (ids < 0).any():
         raise mismatch(
             "layer_ids",
             found=ids.tolist(),
@@ -66,7 +75,7 @@ class RoutingStatistics:
         load = np.asarray(self.load)
         if load.ndim != 2 or load.shape[1] == 0 or load.shape[0] == 0:
             raise mismatch("load", found=f"shape {load.shape}", expected="[layers, experts]", fix="pass a 2-D array")
-        refuse_bad_counts("load", load)
+        load = checked_counts("load", load)
         if load.shape[1] > MOST_EXPERTS:
             expected = f"at most {MOST_EXPERTS}"
             raise mismatch("experts", found=load.shape[1], expected=expected, fix="check the layout of the counts")
@@ -79,7 +88,7 @@ class RoutingStatistics:
             if pairs.shape != (layers, experts, experts):
                 expected = f"[{layers}, {experts}, {experts}]"
                 raise mismatch("coactivation", found=f"shape {pairs.shape}", expected=expected, fix="match the load")
-            refuse_bad_counts("coactivation", pairs)
+            pairs = checked_counts("coactivation", pairs)
             if not np.allclose(pairs, pairs.transpose(0, 2, 1)):
                 raise mismatch("coactivation", found="asymmetric", expected="symmetric", fix="count pairs both ways")
             put(self, "coactivation", pairs)
@@ -106,15 +115,14 @@ class RoutingStatistics:
         tokens = np.asarray(given)
         if tokens.shape != (layers,):
             raise mismatch("num_tokens", found=f"shape {tokens.shape}", expected=f"[{layers}]", fix="one per layer")
-        refuse_bad_counts("num_tokens", tokens)
-        return tokens.astype(np.int64)
+        return checked_counts("num_tokens", tokens).astype(np.int64)
 
     def _checked_parts(self, load: NDArray[Any]) -> NDArray[Any]:
         parts = np.asarray(self.parts)
         if parts.ndim != 3 or parts.shape[1:] != load.shape:
             expected = f"[windows, {load.shape[0]}, {load.shape[1]}]"
             raise mismatch("parts", found=f"shape {parts.shape}", expected=expected, fix="match the load")
-        refuse_bad_counts("parts", parts)
+        parts = checked_counts("parts", parts)
         if not np.allclose(parts.sum(axis=0), load):
             raise mismatch("parts", found="another sum", expected="the load", fix="pass the loads that it is made of")
         return parts
@@ -129,16 +137,23 @@ class RoutingStatistics:
 
     @classmethod
     def from_topk(cls, topk_ids: ArrayLike, num_experts: int, layer_ids: ArrayLike | None = None) -> RoutingStatistics:
-        """Count `topk_ids: [layers, tokens, k]` (logical ids, -1 = padding) exactly; the sample is every row."""
+        """Count `topk_ids: [layers, tokens, k]` (logical ids, -1 = padding) exactly; the sample is every row.
+
+        A row in which an id stands twice is no routing, and is left out (`routing_rows.routed`).
+        """
         ids = np.asarray(topk_ids)
         if ids.ndim != 3 or ids.dtype.kind not in "iu":
             raise mismatch(
-                "topk_ids", found=f"shape {ids.shape} {ids.dtype}", expected="integers [layers, tokens, k]", fix="stack"
+                "topk_ids",
+                found=f"shape {ids.shape} {ids.dtype}",
+                expected="integers [layers, tokens, k]",
+                fix="stack the layers' ids, in the order of the layers",
             )
         if ids.size and (ids.min() < -1 or ids.max() >= num_experts):
             raise mismatch(
                 "topk_ids", found=f"ids {ids.min()}..{ids.max()}", expected=f"-1..{num_experts - 1}", fix="check ids"
             )
+        ids = routed(ids, "topk_ids")
         layers = len(ids)
         load = np.zeros((layers, num_experts), np.int64)
         pairs = np.zeros((layers, num_experts, num_experts), np.int64)
@@ -163,12 +178,12 @@ class RoutingStatistics:
             )
         pairs = None
         if self.coactivation is not None and other.coactivation is not None:
-            pairs = self.coactivation + other.coactivation
+            pairs = _added(self.coactivation, other.coactivation)
         sample = None
         if self.sample is not None and other.sample is not None:
             sample = np.concatenate([self.sample, other.sample], axis=1)
         return RoutingStatistics(
-            self.load + other.load,
+            _added(self.load, other.load),
             pairs,
             sample,
             self.num_tokens + other.num_tokens,
@@ -197,12 +212,21 @@ class RoutingStatistics:
         save_arrays(path, KIND, arrays, header or {})
 
 
+def _added(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    """Sum of counts, in a type that holds it whatever the callers' own are."""
+    whole = one.dtype.kind in "iu" and other.dtype.kind in "iu"
+    return np.add(one, other, dtype=np.int64 if whole else np.float64)
+
+
 def _parts_of(window: RoutingStatistics) -> NDArray[Any]:
     return window.load[None] if window.parts is None else window.parts
 
 
 def _fewer(parts: NDArray[Any]) -> NDArray[Any]:
-    return parts if len(parts) <= MOST_PARTS else np.add.reduceat(parts, np.arange(0, len(parts), 2))
+    if len(parts) <= MOST_PARTS:
+        return parts
+    wide = np.int64 if parts.dtype.kind in "iu" else np.float64
+    return np.add.reduceat(parts, np.arange(0, len(parts), 2), dtype=wide)
 
 
 def load_window(path: str | os.PathLike[str]) -> tuple[RoutingStatistics, dict[str, Any]]:

@@ -58,3 +58,10 @@ def test_prices_are_finite_and_not_negative(name, value):
 def test_options_are_checked(bad):
     with pytest.raises(PluginError, match=next(iter(bad))):
         PlanOptions(**bad)
+
+
+@pytest.mark.parametrize("name", ["max_moved_slots", "max_moved_slots_total"])
+@pytest.mark.parametrize("bound", [float("nan"), 2.5, -1, True, "3"])
+def test_a_bound_on_moves_is_a_count(name, bound):
+    with pytest.raises(PluginError, match=f"{name}: .*whole number"):
+        PlanOptions(**{name: bound})

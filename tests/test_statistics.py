@@ -20,6 +20,7 @@ def test_from_topk_counts_exactly(data):
         load, pairs = np.zeros(experts, int), np.zeros((experts, experts), int)
         for row in tokens.tolist():
             chosen = [e for e in row if e >= 0]
+            assert len(set(chosen)) == len(chosen)
             for e in chosen:
                 load[e] += 1
                 for other in chosen:
@@ -129,3 +130,39 @@ def test_bad_input_is_one_line(arguments, word):
 def test_from_topk_refuses_other_arrays(rows):
     with pytest.raises(PluginError, match="topk_ids"):
         RoutingStatistics.from_topk(rows, 3)
+
+
+def test_a_row_that_names_an_expert_twice_is_no_routing(caplog):
+    """Rows of zeros stand in place of prompts that another server prefilled; they are left out, and reported."""
+    rows = np.array([[[3, 1], [0, 0], [2, -1], [1, 1], [-1, -1]]])
+    statistics = RoutingStatistics.from_topk(rows, 4)
+    assert statistics.load.tolist() == [[0, 1, 1, 1]]
+    assert np.diagonal(statistics.coactivation, axis1=1, axis2=2).tolist() == statistics.load.tolist()
+    assert statistics.num_tokens.tolist() == [2]
+    assert statistics.sample.tolist() == [[[3, 1], [-1, -1], [2, -1], [-1, -1], [-1, -1]]]
+    assert "2 of 4 rows (50.0 %)" in caplog.text
+
+
+def test_sums_hold_what_the_callers_types_do_not():
+    small = RoutingStatistics(np.full((1, 2), 200, np.uint8), np.full((1, 2, 2), 200, np.uint8))
+    large = RoutingStatistics(np.full((1, 2), 2**31 - 1, np.int32))
+    assert small.merge(small).load.tolist() == [[400, 400]]
+    assert small.merge(small).coactivation.max() == 400
+    assert large.merge(large).load.tolist() == [[2**32 - 2] * 2]
+    many = small
+    for _ in range(2 * MOST_PARTS):
+        many = many.merge(small)
+    assert many.parts.sum() == many.load.sum() == 2 * 200 * (2 * MOST_PARTS + 1)
+
+
+def test_unsigned_layer_ids_must_increase_too():
+    with pytest.raises(PluginError, match="layer_ids"):
+        RoutingStatistics(np.ones((2, 3)), layer_ids=np.array([5, 3], np.uint8))
+    assert RoutingStatistics(np.ones((2, 3)), layer_ids=np.array([3, 5], np.uint8)).layer_ids.tolist() == [3, 5]
+
+
+def test_what_is_too_small_to_be_a_count_is_none():
+    """Windows decay; what is left of one must not end in a division by nothing."""
+    assert RoutingStatistics(np.array([[5e-324, 1.0]])).load.tolist() == [[0.0, 1.0]]
+    with pytest.raises(PluginError, match="load"):
+        RoutingStatistics(np.array([[1e300, 1.0]]))

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import mismatch
 from ..jit import Array, kernel
+from ..statistics import checked_counts
 from .order import heaviest_first
 
 Maps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -25,7 +26,9 @@ def rebalance_experts(
 
     weight: [L, E] load of every expert
     -> phy2log [L, P] expert of every slot; log2phy [L, E, X] slots of every expert in order of creation, padded with
-       -1, X = redundant slots + 1; logcnt [L, E] copies. All int64.
+       -1, X = the most copies of any expert; logcnt [L, E] copies. All int64.
+    Where the groups do not divide onto the nodes, both are left aside, as the engines do.
+    Raises PluginError for what no policy can place.
     """
     torch = sys.modules.get("torch")  # whoever passes a tensor has imported it
     if torch is not None and isinstance(weight, torch.Tensor):
@@ -40,26 +43,30 @@ def is_hierarchical(num_groups: int, num_nodes: int) -> bool:
 
 def solve(weight: ArrayLike, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int) -> Maps:
     """`rebalance_experts` on numpy."""
-    load = np.asarray(weight)
-    if load.ndim != 2 or load.size == 0 or load.dtype.kind not in "iuf":
+    load = checked_counts("weight", weight)
+    if load.ndim != 2 or load.size == 0:
         raise mismatch("weight", found=f"shape {load.shape}", expected="numbers [layers, experts]", fix="pass the load")
     layers, experts = load.shape
-    _check(experts, num_replicas, num_groups, num_nodes, num_gpus)
+    _check_counts(num_groups=num_groups, num_nodes=num_nodes, num_gpus=num_gpus)
     if not is_hierarchical(num_groups, num_nodes):
         num_groups, num_nodes = 1, 1
+    _check(experts, num_replicas, num_groups, num_nodes, num_gpus)
     phy2log = np.empty((layers, num_replicas), np.int64)
     log2phy = np.full((layers, experts, num_replicas - experts + 1), -1, np.int64)
     counts = np.ones((layers, experts), np.int64)
     exact = load.astype(np.float32).astype(np.float64)  # both engines plan on float32 loads
     for layer in range(layers):
         _solve_layer(exact[layer], num_groups, num_nodes, num_gpus, phy2log[layer], log2phy[layer], counts[layer])
-    return phy2log, log2phy, counts
+    return phy2log, np.ascontiguousarray(log2phy[:, :, : counts.max()]), counts
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise mismatch(name, found=value, expected=">= 1", fix="count it again")
 
 
 def _check(experts: int, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int) -> None:
-    for name, value in (("num_groups", num_groups), ("num_nodes", num_nodes), ("num_gpus", num_gpus)):
-        if value < 1:
-            raise mismatch(name, found=value, expected=">= 1", fix="count it again")
     if num_replicas < experts:
         raise mismatch("num_replicas", found=num_replicas, expected=f">= {experts} experts", fix="add slots")
     for name, value, divisor in (
