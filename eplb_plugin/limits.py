@@ -9,7 +9,7 @@ MOST_NODES = 62  # a set of nodes is the bits of one int64, under dispatch `weig
 MOST_RANKS = 1 << 16  # packing: a rank is the low bits of a key, its load the high ones
 MOST_EXPERTS = (1 << 15) - 1  # ids of logical experts are int16 in the recorder, in samples and in the planner's rows
 
-# Counts: what a window can hold, far from where sums of floats end. Below, a count is nothing (a window that has decayed).
+# Counts: far from where sums of floats end. What is below is nothing, as of a window that has decayed.
 MOST_COUNT, LEAST_COUNT = 1e30, 1e-30
 
 # A replica of dispatch `cover` in one int32: its weight in the low bits, then its node, then its slot.

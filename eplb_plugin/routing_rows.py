@@ -1,4 +1,4 @@
-"""What a token's row of top-k ids must be to count as a routing: one definition for readers, statistics and recorders."""
+"""When a token's row of top-k ids is a routing: one definition for readers, statistics and recorders."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ MOST_PARTS = 64  # beyond, neighbours are added up: a recording of hours keeps w
 
 
 def checked_counts(name: str, counts: ArrayLike) -> NDArray[Any]:
-    """The counts, those too small to be any set to 0. Raises PluginError if one is negative, not finite or too large."""
+    """The counts, with 0 for those too small to be any. Raises PluginError if one is negative, infinite or unknown."""
     array = np.asarray(counts)
     if array.dtype.kind not in "iuf":
         raise mismatch(name, found=f"dtype {array.dtype}", expected="integers or floats", fix="pass counts")
