@@ -1,0 +1,33 @@
+"""SGLang as it is installed, which is the one wheel there is: parsed, so that what only GPUs import is seen too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sglang")
+
+import sglang
+from contracts import check
+from contracts.sources import Sources
+from contracts.table import RELIANCES
+from contracts.uses import hooks_of
+
+OWN = RELIANCES["sglang"]
+INSTALLED = Sources(Path(str(sglang.__file__)).parents[1])
+
+
+def test_every_hook_fits() -> None:
+    """PEO's too, whose modules no CPU server loads."""
+    rows = hooks_of("sglang")
+    assert len(rows) >= 22
+    assert check.hooks(INSTALLED, rows) == []
+
+
+def test_every_import_and_call_fits() -> None:
+    assert check.imports(INSTALLED, OWN.files(), ("sglang",)) == []
+
+
+def test_every_attribute_is_there() -> None:
+    assert check.reads(INSTALLED, OWN.files(), OWN.table) == []
