@@ -14,6 +14,8 @@ from types import ModuleType
 
 import pytest
 
+from eplb_plugin.peo.cuda import ROUND_ARGUMENTS
+
 FOLDER = Path(__file__).parents[1] / "patches" / "deep_ep"
 APPLY = FOLDER / "apply.py"
 
@@ -69,13 +71,16 @@ def test_every_file_has_edits_with_whole_commands():
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two files and their edits, as if they were DeepEP's."""
     (tmp_path / "edits").mkdir()
+    (tmp_path / "deep_ep" / "buffers").mkdir(parents=True)
+    (tmp_path / "deep_ep" / "buffers" / "legacy.py").touch()
+    (tmp_path / "csrc").mkdir()
     files = {}
     for name in ("a.cu", "b.py"):
         (tmp_path / name).write_text(OLD)
         (tmp_path / "edits" / f"{name}.ed").write_text("2c\nTWO\n.\n")
         new = OLD.replace("two", "TWO")
         files[name] = {"edits": f"{name}.ed", "before": apply.digest(OLD), "after": apply.digest(new)}
-    (tmp_path / "edits.json").write_text(json.dumps({"repository": "r", "commit": "c", "files": files}))
+    (tmp_path / "edits.json").write_text(json.dumps({"repository": "r", "first": "f", "last": "l", "files": files}))
     monkeypatch.setattr(apply, "HERE", tmp_path)
     return tmp_path
 
@@ -114,6 +119,41 @@ def test_all_or_nothing(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "; fix: " in error
+
+
+@pytest.mark.parametrize(
+    ("there", "found"),
+    [
+        ([], "no folder deep_ep"),
+        (["deep_ep/buffer.py", "csrc/kernels/internode_ll.cu"], "DeepEP before its second version"),
+        (["deep_ep/buffers/elastic.py", "csrc/elastic/buffer.hpp"], "version 2.5 has removed the low-latency kernels"),
+        (["deep_ep_v25/buffers/ep.py"], "SGLang's DeepEP 2.5, which has no low-latency kernels"),
+        (["deep_ep/buffers/legacy.py", "deep_ep/_C.so"], "an installed package, without the sources of its kernels"),
+        (["deep_ep/buffers/legacy.py", "csrc/legacy/buffer.hpp"], "SGLang's fork, whose kernels differ"),
+    ],
+)
+def test_other_versions_are_named(
+    there: list[str], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """In one line: what was found, what is expected, and what to do."""
+    for name in there:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("use_nvfp4: bool = False\n")
+    assert run(monkeypatch, tmp_path) == 2
+    error = capsys.readouterr().err
+    manifest = json.loads((FOLDER / "edits.json").read_text())
+    assert error.startswith(f"apply.py: {tmp_path}: found ")
+    assert found in error
+    assert "expected DeepEP's main from d4f41e4e93 (which vLLM 0.32 builds) to dd758caf45" in error
+    assert error.endswith(f"; fix: check out {manifest['first']} of {manifest['repository']}\n")
+
+
+def test_edited_calls_take_the_arguments_by_which_the_plugin_knows_them():
+    """Each with a default, so that calls without rounds stay as they are."""
+    dispatch, combine = ROUND_ARGUMENTS, ROUND_ARGUMENTS | {"is_x_in_round"}
+    script = (FOLDER / "edits" / "legacy.py.ed").read_text()
+    added = [set(re.findall(r"(\w+): (?:bool|int) = ", hunk)) for hunk in re.split(r"^\.$", script, flags=re.MULTILINE)]
+    assert [one for one in added if one] == [combine, dispatch | {"async_finish", "return_recv_hook"}]
 
 
 def our_functions() -> str:

@@ -22,7 +22,7 @@ from eplb_plugin.errors import mismatch
 
 from .sources import NotThere, Sources
 from .table import Reliance
-from .uses import PluginFile, Shape, Use, plugin_files
+from .uses import PythonFile, Shape, Use, plugin_files
 
 FIX = "make the plugin fit this release, or name another one in the README"
 
@@ -48,7 +48,7 @@ def hooks(sources: Sources, rows: Iterable[Hook]) -> list[str]:
     return problems
 
 
-def imports(sources: Sources, files: Iterable[PluginFile], packages: tuple[str, ...]) -> list[str]:
+def imports(sources: Sources, files: Iterable[PythonFile], packages: tuple[str, ...]) -> list[str]:
     """Every imported name is there, and takes the arguments that the plugin passes."""
     return [one for file in files for use in file.imports(packages) for one in _misfits(sources, use.name, use)]
 
@@ -89,6 +89,14 @@ def stands_for(own: Sources, target: str, theirs: Sources, other: str) -> list[s
     return [str(mismatch(target, found=f"{other} with {theirs_text}", expected=own_text, fix=FIX))]
 
 
+def calls(sources: Sources, target: str, files: Iterable[PythonFile]) -> list[str]:
+    """Every call of a method of this name in these files, an engine's for example, fits `target`. There are some."""
+    name = target.rpartition(".")[2]
+    uses = [use for file in files for use in file.attributes() if use.name == name and use.call]
+    problems = [one for use in uses for one in _misfits(sources, target, use)]
+    return problems if uses else [str(mismatch(target, found="no call", expected="one", fix="name the file of it"))]
+
+
 def returns(sources: Sources, target: str, size: int) -> list[str]:
     """A function returns tuples of this size only, as the plugin takes them apart."""
     nodes = [node for node in ast.walk(sources.find(target).node) if isinstance(node, ast.Return)]
@@ -96,7 +104,7 @@ def returns(sources: Sources, target: str, size: int) -> list[str]:
     return [] if sizes == {size} else [str(mismatch(target, found=f"results of {sizes}", expected=size, fix=FIX))]
 
 
-def reads(sources: Sources, files: Sequence[PluginFile], table: dict[str, str]) -> list[str]:
+def reads(sources: Sources, files: Sequence[PythonFile], table: dict[str, str]) -> list[str]:
     """Every attribute of the table is there, takes the arguments that the plugin passes, and is used at all."""
     problems = []
     uses = [use for file in files for use in file.attributes()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .uses import PluginFile, plugin_files
+from .uses import PythonFile, plugin_files
 
 _FUSED = "vllm.model_executor.layers.fused_moe"
 VLLM = {
@@ -115,7 +115,7 @@ class Reliance(NamedTuple):
     paths: tuple[str, ...]
     owners: tuple[str, ...] = ()
 
-    def files(self) -> list[PluginFile]:
+    def files(self) -> list[PythonFile]:
         return [file for pattern in self.paths for file in plugin_files(pattern)]
 
 

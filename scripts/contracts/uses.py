@@ -15,8 +15,8 @@ from eplb_plugin.engines.hooks import Hook
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def plugin_files(pattern: str) -> list[PluginFile]:
-    return [PluginFile(path) for path in sorted((ROOT / "eplb_plugin").glob(pattern))]
+def plugin_files(pattern: str) -> list[PythonFile]:
+    return [PythonFile(path) for path in sorted((ROOT / "eplb_plugin").glob(pattern))]
 
 
 def hooks_of(engine: str) -> list[Hook]:
@@ -57,7 +57,7 @@ class Use:
     owner: str = ""
 
 
-class PluginFile:
+class PythonFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.title = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name

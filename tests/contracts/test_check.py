@@ -9,7 +9,7 @@ import pytest
 
 from contracts import check
 from contracts.sources import NotThere, Sources
-from contracts.uses import PluginFile
+from contracts.uses import PythonFile
 from eplb_plugin.engines.hooks import Hook
 
 ENGINE = """
@@ -62,7 +62,7 @@ def write(tmp_path: Path) -> Callable[[str, str], Sources]:
 
 def problems(sources: Sources, folder: Path) -> list[str]:
     (folder / "plugin.py").write_text(PLUGIN)
-    files = [PluginFile(folder / "plugin.py")]
+    files = [PythonFile(folder / "plugin.py")]
     hook = Hook("engine:State.step", "around", "", "(self, real, *, kind=<Kind.ONE: 'one'>)", print)
     return [
         *check.hooks(sources, [hook]),
@@ -106,7 +106,7 @@ def test_every_broken_promise_is_told(
 
 def test_a_row_that_nobody_needs_any_more_is_told(write: Callable[..., Sources], tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text("def use(state):\n    return state.held\n")
-    (told,) = check.reads(write(ENGINE), [PluginFile(tmp_path / "plugin.py")], {"engine.state:State": "held model"})
+    (told,) = check.reads(write(ENGINE), [PythonFile(tmp_path / "plugin.py")], {"engine.state:State": "held model"})
     assert told.startswith("engine.state:State: model: found no use of it")
 
 
@@ -132,6 +132,16 @@ def test_a_stand_in_takes_calls_by_place_and_by_name(theirs: str, fits: bool, tm
         (tmp_path / f"{name}.py").write_text(text)
     sources = Sources(tmp_path)
     assert (check.stands_for(sources, "own:Buffer.send", sources, "theirs:Buffer.send") == []) is fits
+
+
+@pytest.mark.parametrize(
+    ("engine", "fits"),
+    [("b.send(1, ids=2)", True), ("b.send(1, 2, more=3, **rest)", True), ("b.send()", False), ("b.sent(1, 2)", False)],
+)
+def test_calls_of_an_engine_are_held_against_a_method(engine: str, fits: bool, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(BUFFER)
+    (tmp_path / "engine.py").write_text(engine)
+    assert (check.calls(Sources(tmp_path), "own:Buffer.send", [PythonFile(tmp_path / "engine.py")]) == []) is fits
 
 
 def test_results_are_counted(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from contracts import check
 from contracts.sources import Sources
 from contracts.table import RELIANCES
-from contracts.uses import ROOT
+from contracts.uses import ROOT, PythonFile
+from eplb_plugin.engines.releases import VLLM
 from eplb_plugin.peo.cuda import ROUND_ARGUMENTS
 
 DEEP_EP, DEEP_GEMM = ("sgl-deep-ep", "0.1.2.post1"), ("sgl-deep-gemm", "0.2.5")
@@ -77,6 +78,14 @@ def names(nodes: list[ast.expr]) -> list[str]:
 def test_it_has_no_rounds(deep_ep: Sources, call: str) -> None:
     """As docs/peo.md says of this wheel: with it PEO is off, or the stock API is used."""
     assert not ROUND_ARGUMENTS & set(deep_ep.signature(f"deep_ep:Buffer.{call}").parameters)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_patched_buffer_takes_what_vllm_passes(wheel: Callable[[str, str], Sources], call: str) -> None:
+    """vLLM names NVFP4's arguments only where it dispatches NVFP4."""
+    (root,) = wheel("vllm", VLLM.tested).roots
+    file = root / "vllm/model_executor/layers/fused_moe/prepare_finalize/deepep_ll.py"
+    assert check.calls(PLUGIN, f"eplb_plugin.peo.reference:PatchedBuffer.{call}", [PythonFile(file)]) == []
 
 
 def test_deep_gemm_can_be_told_how_many_sms_it_may_use(wheel: Callable[[str, str], Sources]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from contracts import check
 from contracts.table import RELIANCES
-from contracts.uses import PluginFile
+from contracts.uses import PythonFile
 
 
 @pytest.mark.parametrize("name", RELIANCES)
@@ -29,5 +29,5 @@ def test_a_row_that_is_missing_is_told_with_the_line_that_needs_it(name: str, li
 
 
 def test_files_of_every_table_are_there() -> None:
-    assert all(isinstance(file, PluginFile) for one in RELIANCES.values() for file in one.files())
+    assert all(isinstance(file, PythonFile) for one in RELIANCES.values() for file in one.files())
     assert all(one.files() for one in RELIANCES.values())

@@ -12,7 +12,7 @@ import sglang
 from contracts import check
 from contracts.sources import Sources
 from contracts.table import RELIANCES
-from contracts.uses import hooks_of
+from contracts.uses import ROOT, PythonFile, hooks_of
 
 OWN = RELIANCES["sglang"]
 INSTALLED = Sources(Path(str(sglang.__file__)).parents[1])
@@ -31,3 +31,10 @@ def test_every_import_and_call_fits() -> None:
 
 def test_every_attribute_is_there() -> None:
     assert check.reads(INSTALLED, OWN.files(), OWN.table) == []
+
+
+@pytest.mark.parametrize("call", ["low_latency_dispatch", "low_latency_combine"])
+def test_a_patched_buffer_takes_what_sglang_passes(call: str) -> None:
+    """It names the arguments of its own fork only where it dispatches NVFP4 or overlaps a single batch."""
+    file = INSTALLED.roots[0] / "sglang/srt/layers/moe/token_dispatcher/deepep.py"
+    assert check.calls(Sources(ROOT), f"eplb_plugin.peo.reference:PatchedBuffer.{call}", [PythonFile(file)]) == []
