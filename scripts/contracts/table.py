@@ -74,6 +74,7 @@ SGLANG = {
     "_rebalance_num_iterations",
     "sglang.srt.eplb.expert_distribution:_ExpertDistributionRecorderReal": "_current_forward_pass_id "
     "_current_layer_idx _disable_all _expert_location_metadata _reset dump_record recording",
+    "sglang.srt.utils.common:Withable": "value",
     "sglang.srt.eplb.expert_distribution": "average_utilization_rate_over_window",
     "sglang.srt.eplb.expert_location:ExpertLocationMetadata": "logical_to_all_physical_map "
     "logical_to_all_physical_map_cpu logical_to_all_physical_map_num_valid logical_to_rank_dispatch_physical_map "
