@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+import nccl_rules
+import simulated_device as sim
 from eplb_plugin import Topology
 from eplb_plugin.migration.budget import Budget
 from eplb_plugin.migration.layout import expert_rows
@@ -21,6 +23,8 @@ from eplb_plugin.migration.shuffle import Shuffler
 
 NO_NIXL = pytest.mark.skipif(find_spec("nixl_cu12") is None, reason="needs NIXL: pip install --no-deps nixl-cu12")
 WIRES = ["gloo", pytest.param("nixl", marks=NO_NIXL)]
+# with layers on the simulated accelerator: gloo through host memory, and NCCL's place taken under NCCL's rules
+ON_A_DEVICE = ["sim over gloo", "sim over nccl"]
 
 # name -> dtype, shape of one expert
 KINDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -39,7 +43,10 @@ LONG = {"w2_long": (torch.int16, (4099, 5))}  # more words than a block of the s
 class Model:
     """The MoE layers of one rank. phy2log: [L, P] what its tensors hold and its maps say."""
 
-    def __init__(self, phy2log: NDArray[Any], slots: int, long_rows: bool = False) -> None:
+    def __init__(
+        self, phy2log: NDArray[Any], slots: int, long_rows: bool = False, device: torch.device | None = None
+    ) -> None:
+        self.device = device or torch.device("cpu")
         self.rank, self.slots, self.phy2log = dist.get_rank(), slots, np.array(phy2log, np.int32)
         self.kinds = KINDS | LONG if long_rows else KINDS
         self.tensors = [self._layer(layer) for layer in range(len(phy2log))]
@@ -47,13 +54,17 @@ class Model:
         self.switched: list[list[int]] = []
 
     def _layer(self, layer: int) -> dict[str, torch.Tensor]:
-        tensors = {name: torch.empty(self.slots, *shape, dtype=dtype) for name, (dtype, shape) in self.kinds.items()}
-        tensors["w13_weight_scale_inv"] = torch.empty(self.slots, 5, 3, dtype=torch.float8_e4m3fn).transpose(1, 2)
-        tensors["w2_bias"] = torch.zeros(self.slots, 8, dtype=torch.float64)[:, :5]  # rows with room between them
+        def empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.empty(self.slots, *shape, dtype=dtype, device=self.device)
+
+        tensors = {name: empty(dtype, *shape) for name, (dtype, shape) in self.kinds.items()}
+        tensors["w13_weight_scale_inv"] = empty(torch.float8_e4m3fn, 5, 3).transpose(1, 2)
+        tensors["w2_bias"] = empty(torch.float64, 8).zero_()[:, :5]  # rows with room between them
         for slot, expert in enumerate(self._own(self.phy2log[layer])):
             for name in self.kinds:
                 self._bytes(tensors[name], slot)[:] = self._expected(layer, expert, name)
-        tensors["w13_input_scale"] = torch.tensor([float(self.rank)]).expand(self.slots)  # this rank's, stays
+        scale = torch.tensor([float(self.rank)]).to(self.device)
+        tensors["w13_input_scale"] = scale.expand(self.slots)  # this rank's, stays
         tensors["w13_again"] = tensors["w13_weight"]
         tensors["group_size"] = torch.tensor(128)
         return {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
@@ -61,8 +72,12 @@ class Model:
     def _own(self, row: NDArray[Any]) -> NDArray[Any]:
         return row[self.rank * self.slots : (self.rank + 1) * self.slots]
 
+    def _seen(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Its memory, without a word to the device."""
+        return tensor.detach() if self.device.type == "cpu" else sim.host_view(tensor.detach())
+
     def _bytes(self, tensor: torch.Tensor, slot: int) -> NDArray[np.uint8]:
-        row = tensor.detach()[slot]
+        row = self._seen(tensor)[slot]
         inner = row if row.dim() < 2 or row.is_contiguous() else row.transpose(0, 1)
         return inner.reshape(1, -1)[0].view(torch.uint8).numpy()
 
@@ -88,7 +103,7 @@ class Model:
         """Every tensor, bit for bit, is what the maps of this rank say, at the address where it was."""
         assert self._addresses() == self.addresses
         for layer, tensors in enumerate(self.tensors):
-            assert tensors["w13_input_scale"].tolist() == [float(self.rank)] * self.slots
+            assert self._seen(tensors["w13_input_scale"]).tolist() == [float(self.rank)] * self.slots
             for slot, expert in enumerate(self._own(self.phy2log[layer])):
                 for name in self.kinds:
                     found, expected = self._bytes(tensors[name], slot), self._expected(layer, expert, name)
@@ -96,15 +111,25 @@ class Model:
 
 
 _groups: dict[str, Any] = {}
+_BACKENDS = {"sim over gloo": "gloo", "sim over nccl": "nccl_rules"}
 
 
 def groups(wires: str = "gloo", fresh: bool = False) -> tuple[Any, Any]:
     """Collective: what a Shuffler moves rows on and votes on; of an earlier test of these processes unless `fresh`."""
-    if fresh or not _groups:
-        _groups.update(data=dist.new_group(timeout=timedelta(seconds=30)))
-        _groups.update(votes=dist.new_group(timeout=timedelta(seconds=30)))
-    data = _groups["data"]
-    return nixl(data) if wires == "nixl" else data, _groups["votes"]
+    on_device = wires in _BACKENDS
+    data, votes = (_BACKENDS[wires], "gloo_rules") if on_device else ("gloo", "gloo")
+    if fresh:
+        _groups.clear()
+    for use in (f"rows over {data}", f"votes over {votes}"):
+        if use not in _groups:
+            _groups[use] = dist.new_group(backend=use.split()[-1], timeout=timedelta(seconds=30))
+    rows = _groups[f"rows over {data}"]
+    return nixl(rows) if wires == "nixl" else rows, _groups[f"votes over {votes}"]
+
+
+def device_of(wires: str, patience: float = 60.0) -> torch.device | None:
+    """Where the layers are, to be called before `groups`; in processes of their own if it is no CPU."""
+    return nccl_rules.install(patience) if wires in _BACKENDS else None
 
 
 def nixl(group: Any) -> Nixl:

@@ -49,7 +49,7 @@ class Counts:
     host_reads: values that the host asked for, by operation; host_waits: for events and streams; pageable, pinned:
     copies between host and device that wait for the device, and that do not; launches: operations on the device;
     allocations: of device memory; allocated, peak: bytes of it that live now, and lived at most.
-    faults: what a GPU would have answered with wrong values.
+    faults: what a GPU would have answered with wrong values. waiting: the threads that waited, and how often.
     """
 
     def __init__(self) -> None:
@@ -60,6 +60,7 @@ class Counts:
     def reset(self) -> None:
         self.host_reads: Counter[str] = Counter()
         self.host_waits = self.pageable = self.pinned = self.allocations = 0
+        self.waiting: Counter[str] = Counter()
         self.launches: Counter[str] = Counter()
         self.addresses: list[tuple[str, tuple[int, ...]]] = []  # of every launch: its operation and tensors
         self.peak = self.allocated
@@ -69,12 +70,16 @@ class Counts:
         """How often the host waited for the device, whatever for."""
         return sum(self.host_reads.values()) + self.host_waits + self.pageable
 
+    def waited(self) -> None:
+        self.waiting[threading.current_thread().name] += 1
+
 
 counts = Counts()
 _thread = threading.local()
 _memory: dict[int, torch.Tensor] = {}  # address of a storage -> the host memory that it is made of
 _pinned: set[int] = set()
 _capturing = False
+_stopped = False
 
 
 # Memory: the host's, given the device's name through DLPack, which is how foreign memory gets into torch.
@@ -269,6 +274,7 @@ def _read(name: str) -> None:
     if _capturing:
         raise CaptureError(f"{name}: the host read a value")
     counts.host_reads[name] += 1
+    counts.waited()
 
 
 def _host_copy(host: torch.Tensor, *, pinned_host: bool, why: str) -> None:
@@ -278,6 +284,7 @@ def _host_copy(host: torch.Tensor, *, pinned_host: bool, why: str) -> None:
     if _capturing:
         raise CaptureError(f"{why}: a copy between the device and {list(host.shape)} on the host that waits")
     counts.pageable += 1
+    counts.waited()
 
 
 # Streams and events
@@ -307,7 +314,8 @@ class Stream:
 
     def arrive(self, ahead: int, sources: int) -> None:
         for target, value in self.ahead[:ahead]:
-            target.copy_(value)
+            with torch.inference_mode(target.is_inference()):
+                target.copy_(value)
         for source, held in self.sources[:sources]:
             if not torch.equal(source, held):
                 counts.faults.append(f"pinned memory {list(source.shape)} was written before its copy was over")
@@ -337,7 +345,7 @@ class Event:
         if _capturing:
             raise CaptureError("an event was asked")
         self._asked += 1
-        if self._asked > LAG:
+        if self._asked > LAG and not _stopped:
             self._arrive()
             return True
         return self._stream is None
@@ -359,6 +367,9 @@ def _wait(what: str) -> None:
     if _capturing:
         raise CaptureError(f"the host waited for a {what}")
     counts.host_waits += 1
+    counts.waited()
+    if _stopped:
+        raise RuntimeError(f"the host waits for a {what} that never comes: the device has stopped")
 
 
 _default = Stream()
@@ -408,6 +419,16 @@ def _pinning(make: Any) -> Any:
     return made
 
 
+def stop(stopped: bool = True) -> None:
+    """The device does nothing more of what it was given, as behind a message that does not come; or goes on."""
+    global _stopped
+    _stopped = stopped
+
+
+def has_stopped() -> bool:
+    return _stopped
+
+
 @contextlib.contextmanager
 def capturing() -> Iterator[None]:
     """As a graph is captured: host reads, waits, blocking copies and allocations raise CaptureError."""
@@ -438,6 +459,7 @@ def install() -> torch.device:
         torch.accelerator.current_stream = current_stream  # type: ignore[assignment]
         torch.accelerator.set_device_index = _set_device
         torch.accelerator.synchronize = lambda device=None: current_stream().synchronize()
+    stop(False)
     counts.reset()
     counts.faults.clear()
     return torch.device(NAME, 0)

@@ -28,7 +28,7 @@ class Budget:
 
     layers_per_step: int = _DEFAULT.layers_per_step
     bytes_per_step: int | None = _DEFAULT.bytes_per_step
-    message_bytes: int = 64 << 20  # no setting
+    message_bytes: int = 128 << 20  # no setting; three experts of DeepSeek-V3
     planning_seconds: float = _DEFAULT.planning_seconds
     transfer_seconds: float = _DEFAULT.transfer_seconds
     vote_seconds: float = _DEFAULT.vote_seconds

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ..devices import sent
 from ..errors import PluginError, mismatch
 from .verify import SEAL_WORDS
 
@@ -38,18 +39,27 @@ class ExpertRows:
     def num_slots(self) -> int:
         return len(self.matrices[0])
 
+    @property
+    def device(self) -> torch.device:
+        return self.matrices[0].device
+
     def read(self, slots: torch.Tensor, rows: torch.Tensor) -> None:
-        """slots: [n] int64. Copy the experts in these slots into rows: [n, row_bytes] uint8."""
-        for matrix, part in self._parts(rows):
-            if matrix.device == part.device:
-                torch.index_select(matrix, 0, slots, out=part)
-            else:
-                part.copy_(matrix.index_select(0, slots.to(matrix.device)))
+        """slots: [n] int64. Copy the experts in these slots into rows: [n, row_bytes] uint8.
+
+        Rows in the host's memory are there on return. They are gathered on the device first: one copy crosses.
+        """
+        slots = sent(slots, self.device)
+        here = rows if rows.device == self.device else torch.empty_like(rows, device=self.device)
+        for matrix, part in self._parts(here):
+            torch.index_select(matrix, 0, slots, out=part)
+        if here is not rows:
+            rows.copy_(here)
 
     def write(self, slots: torch.Tensor, rows: torch.Tensor) -> None:
         """Copy rows: [n, row_bytes] uint8 into these slots, in place."""
+        slots, rows = sent(slots, self.device), sent(rows, self.device)
         for matrix, part in self._parts(rows):
-            matrix.index_copy_(0, slots.to(matrix.device), part.to(matrix.device))
+            matrix.index_copy_(0, slots, part)
 
     def _parts(self, rows: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for matrix, offset in zip(self.matrices, self.offsets, strict=True):

@@ -51,7 +51,7 @@ class NixlWires(Wires):
     """
 
     def __init__(self, nixl: Nixl, layers: Sequence[ExpertRows], budget: Budget) -> None:
-        device = layers[0].matrices[0].device
+        device = layers[0].device
         super().__init__(nixl.group, layers, budget, name="NIXL", background=True, device=device)
         self._kind, self._device = "DRAM" if device.type == "cpu" else "VRAM", device.index or 0
         self.agent: Any = None

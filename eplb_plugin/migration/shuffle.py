@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import NoReturn
 
 import numpy as np
@@ -29,7 +28,7 @@ from .layout import ExpertRows
 from .migration import Migration
 from .nixl_wires import Nixl, NixlWires
 from .schedule import Schedule, schedule
-from .transfer import StagedLayer, Transfer
+from .transfer import Transfer
 from .votes import PLANNING, Vote, Votes
 
 logger = logging.getLogger("eplb_plugin")
@@ -48,7 +47,8 @@ class Shuffler:
     layers in force, called on the same step on every rank, after their weights are in place; once for every layer,
     those without a change last.
 
-    Over gloo and NIXL, rows travel in a background thread, otherwise inside `step`.
+    Over gloo and NIXL, rows travel in a background thread, otherwise on the engine's stream. The engine's thread waits
+    for neither: a batch counts as staged when the background thread has seen that it is.
 
     refusal: why the last migration was refused, or empty. Raises PluginError if the tensors do not fit the topology.
     """
@@ -71,10 +71,11 @@ class Shuffler:
         ):
             if found != expected:
                 raise mismatch(what, found=found, expected=expected, fix="pass the EP group's topology")
-        self._thread = Background(layers[0].matrices[0].device)
+        self._thread = Background(layers[0].device)
         self.wires = (
             NixlWires(data, layers, self.budget) if isinstance(data, Nixl) else GroupWires(data, layers, self.budget)
         )
+        self.wires.meet()
         self._ahead = self.wires.halves  # batches under way at once
         self._votes = Votes(votes, self.budget.vote_seconds)
         self._signature = hashlib.sha256(repr([[one.signature for one in layers], self.budget]).encode()).digest()
@@ -227,17 +228,18 @@ class Shuffler:
 
     def _stage(self, migration: Migration) -> None:
         """The same batches on every rank: which ones depends on the verdicts alone."""
-        assert migration.transfer is not None
+        transfer = migration.transfer
+        assert transfer is not None
         ahead = migration.batches[: migration.committed + self._ahead]
         for number in range(len(migration.staged), len(ahead)):
             migration.progress = time.monotonic()
             half = number % self._ahead
+            batch = ahead[number]
             if self.wires.background:
-                migration.staged.append(self._thread.submit(migration.transfer.stage, ahead[number], half))
+                staged = self._thread.beside(lambda *args: transfer.settle(transfer.stage(*args)), batch, half)
             else:
-                future: Future[list[StagedLayer]] = Future()
-                future.set_result(migration.transfer.stage(ahead[number], half))
-                migration.staged.append(future)
+                staged = self._thread.submit(transfer.settle, transfer.stage(batch, half))
+            migration.staged.append(staged)
 
     @torch.inference_mode()
     def _commit(self, migration: Migration) -> None:

@@ -1,36 +1,31 @@
 """Fill staging rows: read local experts, exchange rows with other ranks round by round, check every seal.
 
-Whatever fails here changes no weight. A rank that cannot read or verify goes on exchanging messages, so that no other
-rank waits for it, and says so in the vote; only broken wires (a dead or silent peer) end the exchange.
+`stage` hands all of that to the device or does it on the host, whichever the rows pass through; `settle` waits, in a
+thread of the plugin's own, until it is over, and says what was wrong. Whatever fails changes no weight. A rank that
+cannot read or verify goes on exchanging messages, so that no other rank waits for it, and says so in the vote; only
+broken wires (a dead or silent peer) end the exchange.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..devices import host_memory, sent
 from ..errors import PluginError
 from ..jit import Array
+from .errands import Errand, Errands, Numbers
 from .layout import ExpertRows
-from .routes import LOCAL
 from .schedule import Schedule
 from .verify import broken, seal
 from .wires import Pending, Wires
 
-
-@dataclass(frozen=True, eq=False)
-class Exchange:
-    """One message each way. moves: those sent; first, last: the staging rows received."""
-
-    peer: int
-    relayed: bool
-    moves: Array
-    first: int
-    last: int
+_PAUSE = 1e-3  # seconds between two questions whether the device is done
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,109 +39,132 @@ class StagedLayer:
     more_rows: torch.Tensor
 
     def write(self, tensors: ExpertRows) -> None:
-        tensors.write(self.slots, self.rows)
+        rows = sent(self.rows, tensors.device)
+        tensors.write(self.slots, rows)
         if len(self.more):
-            tensors.write(self.more, self.rows.index_select(0, self.more_rows))
+            tensors.write(self.more, rows.index_select(0, self.more_rows))
+
+
+@dataclass(eq=False)
+class Staged:
+    """A batch, perhaps still on its way. broken: [n] of the received rows `moves`, whether the seal is; on the host as
+    soon as `done` says so (None: it is). handed: when the device had been given all of it.
+    """
+
+    layers: list[StagedLayer] = field(default_factory=list)
+    moves: list[Array] = field(default_factory=list)
+    broken: list[torch.Tensor] = field(default_factory=list)
+    done: torch.Event | None = None
+    handed: float = 0.0
 
 
 class Transfer:
     """One migration of one rank. `serial` tells its messages from those of earlier ones."""
 
     def __init__(self, plan: Schedule, layers: Sequence[ExpertRows], wires: Wires, serial: int) -> None:
-        self.plan, self.layers, self.wires, self.serial = plan, layers, wires, serial
+        self.plan, self.layers, self.wires = plan, layers, wires
         self.problem = ""
-        self._received = _by_layer(plan, np.flatnonzero(plan.target == wires.rank))
-        sent = np.flatnonzero((plan.source == wires.rank) & (plan.round != LOCAL))
-        self._sent = _by_layer(plan, sent[np.lexsort((plan.row[sent], plan.round[sent], plan.layer[sent]))])
+        self._errands = Errands(plan, wires.rank, serial)
 
     @torch.inference_mode()
-    def stage(self, batch: Sequence[int], half: int) -> list[StagedLayer]:
+    def stage(self, batch: Sequence[int], half: int) -> Staged:
         """Fill the staging rows of these layers. Never raises: `problem` says what went wrong first."""
-        staged, begin = [], 0
-        for layer in batch:
-            count, size = len(self._received[layer]), self.layers[layer].row_bytes
-            rows = self.wires.staging[half, begin : begin + count * size].view(count, size)
-            begin += count * size
-            self._fill(layer, rows)
-            self._attempt("checking", self._verify, layer, rows)
-            staged.append(self._ready(layer, rows))
+        staged = Staged()
+        try:
+            numbers = Numbers()
+            errands = [self._errands.errand(layer, self._rows_per_message(layer), numbers) for layer in batch]
+            host = torch.from_numpy(numbers.all())
+            for_layers, for_rows = (sent(host, one) for one in (self.layers[0].device, self.wires.staging.device))
+            begin = 0
+            for errand in errands:
+                size = self.layers[errand.layer].row_bytes
+                rows = self.wires.staging[half, begin : begin + errand.count * size].view(errand.count, size)
+                begin += errand.count * size
+                self._fill(errand, rows, for_layers, for_rows)
+                self._attempt("checking", self._verify, errand, rows, for_rows[errand.identity], staged)
+                slots, more, more_rows = (for_layers[one] for one in (errand.slots, errand.more, errand.more_rows))
+                staged.layers.append(StagedLayer(errand.layer, slots, rows, more, more_rows))
+            self._attempt("checking", self._report, staged)
+        except Exception as error:
+            self._note("staging", error)
+            self._attempt("staging", self.wires.give_up)
         return staged
 
-    def _fill(self, layer: int, rows: torch.Tensor) -> None:
-        plan, received = self.plan, self._received[layer]
-        own = received[plan.round[received] == LOCAL]
-        if len(own):
-            self._attempt("reading", self.layers[layer].read, torch.from_numpy(plan.slot[own]).long(), rows[: len(own)])
+    def settle(self, staged: Staged) -> list[StagedLayer]:
+        """Wait until the device has done what it was given for a batch, and look at the seals. Never raises."""
+        self._attempt("exchanging rows", self._await, staged)
+        if self.wires.intact:
+            self._attempt("checking", self._judge, staged)
+        return staged.layers
+
+    def _await(self, staged: Staged) -> None:
+        seconds = self.wires.deadline.total_seconds()
+        while staged.done is not None and not staged.done.query():
+            if time.monotonic() > staged.handed + seconds:
+                self.wires.give_up()
+                raise TimeoutError(f"the device is not done in {seconds} s")
+            time.sleep(_PAUSE)
+
+    def _rows_per_message(self, layer: int) -> int:
+        return self.wires.message_bytes // self.layers[layer].row_bytes
+
+    def _fill(self, errand: Errand, rows: torch.Tensor, for_layers: torch.Tensor, for_rows: torch.Tensor) -> None:
+        tensors, buffers = self.layers[errand.layer], self.wires.outgoing
+        if errand.own:
+            self._attempt("reading", tensors.read, for_layers[errand.own_slots], rows[: errand.own])
         flight: Sequence[Pending] = []
-        for turn, exchange in enumerate(self._exchanges(layer)):
+        for turn, exchange in enumerate(errand.exchanges):
             if not self.wires.intact:
                 return
-            if exchange.relayed:  # what is passed on must have arrived
+            if exchange.relayed or len(buffers) == 1:  # what is passed on must have arrived, one buffer must be free
                 self._on_wires(self.wires.wait, flight)
                 flight = []
-            message = self._message(layer, len(exchange.moves), turn % 2)
-            if len(message):
-                self._attempt("reading", self._pack, layer, exchange, message, rows)
+            buffer = buffers[turn % len(buffers), : exchange.count * tensors.row_bytes]
+            if exchange.count:
+                message, identity = buffer.view(exchange.count, -1), for_rows[exchange.identity]
+                if exchange.relayed:  # with the seal of the first sender
+                    self._attempt("reading", self._pass_on, rows, for_rows[exchange.rows], message)
+                else:
+                    self._attempt("reading", self._pack, tensors, for_layers[exchange.rows], message, identity)
             self._on_wires(self.wires.wait, flight)  # packed before: the only time that a rank has nothing in flight
             flight = self._on_wires(
-                self.wires.start, exchange.peer, message.flatten(), rows[exchange.first : exchange.last].flatten()
+                self.wires.start, exchange.peer, buffer, rows[exchange.first : exchange.last].flatten()
             )
         self._on_wires(self.wires.wait, flight)
 
-    def _exchanges(self, layer: int) -> Iterator[Exchange]:
-        """In the order of rounds, cut into messages that fit the send buffer."""
-        plan, sent, received = self.plan, self._sent[layer], self._received[layer]
-        size = self.wires.message_bytes // self.layers[layer].row_bytes
-        for turn in np.unique(np.concatenate([plan.round[sent], plan.round[received]])):
-            if turn == LOCAL:
-                continue
-            out = sent[plan.round[sent] == turn]
-            into = np.flatnonzero(plan.round[received] == turn)
-            peer = plan.target[out[0]] if len(out) else plan.source[received[into[0]]]
-            first = into[0] if len(into) else 0
-            for begin in range(0, max(len(out), len(into)), size):
-                moves = out[begin : begin + size]
-                relayed = bool(len(moves)) and plan.slot[moves[0]] < 0
-                last = min(begin + size, len(into))
-                yield Exchange(int(peer), relayed, moves, int(first + min(begin, last)), int(first + last))
+    def _pack(self, tensors: ExpertRows, slots: torch.Tensor, message: torch.Tensor, identity: torch.Tensor) -> None:
+        tensors.read(slots, message)
+        seal(message, identity)
 
-    def _message(self, layer: int, count: int, turn: int) -> torch.Tensor:
-        size = self.layers[layer].row_bytes
-        return self.wires.outgoing[turn, : count * size].view(count, size)
+    def _pass_on(self, rows: torch.Tensor, relayed: torch.Tensor, message: torch.Tensor) -> None:
+        torch.index_select(rows, 0, relayed, out=message)
 
-    def _pack(self, layer: int, exchange: Exchange, message: torch.Tensor, rows: torch.Tensor) -> None:
-        plan, moves = self.plan, exchange.moves
-        if exchange.relayed:  # with the seal of the first sender
-            torch.index_select(rows, 0, torch.from_numpy(plan.relay_row[moves]).long().to(rows.device), out=message)
-        else:
-            self.layers[layer].read(torch.from_numpy(plan.slot[moves]).long(), message)
-            seal(message, self._identity(layer, moves))
+    def _verify(self, errand: Errand, rows: torch.Tensor, identity: torch.Tensor, staged: Staged) -> None:
+        if len(errand.received) and self.wires.intact:
+            staged.broken.append(broken(rows[errand.own :], identity))
+            staged.moves.append(errand.received)
 
-    def _verify(self, layer: int, rows: torch.Tensor) -> None:
-        received = self._received[layer]
-        own = int((self.plan.round[received] == LOCAL).sum())
-        if own == len(received) or not self.wires.intact:
-            return
-        wrong = broken(rows[own:], self._identity(layer, received[own:]))
-        if wrong:
-            move = received[own + wrong[0]]
-            raise PluginError(
-                f"layer {layer}: {len(wrong)} of {len(rows)} rows differ from their source, first expert "
-                f"{self.plan.expert[move]} from rank {self.plan.source[move]}"
-            )
+    def _report(self, staged: Staged) -> None:
+        """The last that the device is given for a batch."""
+        device = self.layers[0].device
+        found = torch.cat(staged.broken) if staged.broken else torch.zeros(0, dtype=torch.bool, device="cpu")
+        if found.device.type != "cpu":
+            host = host_memory(len(found), dtype=torch.bool, device=device)
+            found = host.copy_(found, non_blocking=True)
+        staged.broken, staged.handed = [found], time.monotonic()
+        if device.type != "cpu":
+            staged.done = torch.accelerator.current_stream(device).record_event()
 
-    def _identity(self, layer: int, moves: Array) -> torch.Tensor:
-        base = (self.serial * len(self.layers) + layer) * self.plan.row_of_slot.shape[1]
-        return torch.from_numpy(base + self.plan.expert[moves].astype(np.int64))
-
-    def _ready(self, layer: int, rows: torch.Tensor) -> StagedLayer:
-        size = self.layers[layer].num_slots
-        row = self.plan.row_of_slot[layer, self.wires.rank * size : (self.wires.rank + 1) * size]
-        slots = np.flatnonzero(row >= 0)
-        _, first = np.unique(row[slots], return_index=True)  # every row has a slot: these are in the order of rows
-        more = np.delete(slots, first)
-        parts = [torch.from_numpy(part.astype(np.int64)).to(rows.device) for part in (slots[first], more, row[more])]
-        return StagedLayer(layer, parts[0], rows, parts[1], parts[2])
+    def _judge(self, staged: Staged) -> None:
+        for found in staged.broken:
+            wrong = np.flatnonzero(found.numpy())
+            if len(wrong):
+                moves = np.concatenate(staged.moves)
+                first = moves[wrong[0]]
+                raise PluginError(
+                    f"layer {self.plan.layer[first]}: {len(wrong)} of {len(moves)} rows differ from their source, "
+                    f"first expert {self.plan.expert[first]} from rank {self.plan.source[first]}"
+                )
 
     def _attempt(self, what: str, action: Callable[..., Any], *args: Any) -> None:
         try:
@@ -158,15 +176,10 @@ class Transfer:
         try:
             return (self.wires.intact and action(*args)) or []
         except Exception as error:
-            self.wires.intact = False
             self._note("exchanging rows", error)
+            self._attempt("exchanging rows", self.wires.give_up)
             return []
 
     def _note(self, what: str, error: Exception) -> None:
         text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         self.problem = self.problem or f"{what}: {' '.join(text.split())}"
-
-
-def _by_layer(plan: Schedule, moves: Array) -> list[Array]:
-    """moves, sorted by layer -> those of each layer."""
-    return np.split(moves, np.searchsorted(plan.layer[moves], np.arange(1, len(plan.row_of_slot))))

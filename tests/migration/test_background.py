@@ -14,9 +14,11 @@ from eplb_plugin.migration.background import Background
 
 def test_on_a_cpu_there_is_nothing_to_order() -> None:
     """Another thread, and no stream is asked for (there is none)."""
-    ran = Background(torch.device("cpu")).submit(lambda one: (one, threading.current_thread().name), 5).result()
-    assert ran[0] == 5
-    assert ran[1].startswith("eplb-migration")
+    thread = Background(torch.device("cpu"))
+    for submit in (thread.submit, thread.beside):
+        ran = submit(lambda one: (one, threading.current_thread().name), 5).result()
+        assert ran[0] == 5
+        assert ran[1].startswith("eplb-migration")
 
 
 def test_work_begins_after_the_engines_and_is_done_with_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,9 +48,11 @@ def test_work_begins_after_the_engines_and_is_done_with_the_future(monkeypatch: 
 
     monkeypatch.setattr(torch, "Stream", Stream)
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: SimpleNamespace(record_event=record_event))
-    Background(torch.device("cuda", 3)).submit(say, "act").result()
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda device: say(f"set {device}"))
+    Background(torch.device("cuda", 3)).beside(say, "act").result()
     assert calls == [
         "mark here",
+        "set cuda:3 there",
         "enter there",
         "the engine's work is done there",
         "act there",

@@ -24,7 +24,7 @@ from eplb_plugin.migration.layout import ExpertRows
 from eplb_plugin.migration.nixl_wires import NixlWires
 from eplb_plugin.migration.votes import Votes
 from eplb_plugin.migration.wires import Wires
-from expert_models import NO_NIXL, WIRES, Model, groups
+from expert_models import NO_NIXL, WIRES, Model, device_of, groups
 from processes import Ranks
 
 TOPOLOGY = Topology(2, 2, 4)
@@ -34,16 +34,18 @@ EVERYWHERE: dict[str, tuple[Any, str]] = {
     "planning": (shuffle, "schedule"),
     "reading": (ExpertRows, "read"),
     "sealing": (transfer, "seal"),
-    "receiving": (Wires, "wait"),
     "checking": (transfer, "broken"),
     "voting": (Votes, "send"),
     "committing": (transfer.StagedLayer, "write"),
     "switching": (Model, "switch"),
 }
+OVER_A_GROUP = EVERYWHERE | {"sending": (GroupWires, "start"), "receiving": (GroupWires, "wait")}
 POINTS = {
-    "gloo": EVERYWHERE | {"sending": (GroupWires, "start")},
+    "gloo": OVER_A_GROUP,
+    "sim over nccl": OVER_A_GROUP,
     # between what it told its peer and what the peer tells: on the way
-    "nixl": EVERYWHERE | {"sending": (NixlWires, "start"), "fetching": (NixlWires, "_read")},
+    "nixl": EVERYWHERE
+    | {"sending": (NixlWires, "start"), "receiving": (Wires, "wait"), "fetching": (NixlWires, "_read")},
 }
 BEFORE_THE_VOTE = ("planning", "reading", "sealing", "checking")
 FATAL = ("voting", "committing", "switching")
@@ -100,7 +102,8 @@ def live_through(fault: Fault, wires: str, seed: int, deadlines: tuple[float, fl
     logging.getLogger("eplb_plugin").addHandler(handler)
     rng = np.random.default_rng(seed)
     old, new, third = (rng.permuted(np.tile(np.arange(16) % 11, (LAYERS, 1)), axis=1) for _ in range(3))
-    model = Model(old, TOPOLOGY.slots_per_rank)
+    device = device_of(wires, patience=deadlines[0])
+    model = Model(old, TOPOLOGY.slots_per_rank, device=device)
     budget = Budget(layers_per_step=2, transfer_seconds=deadlines[0], vote_seconds=deadlines[1])
     shuffler = model.shuffler(TOPOLOGY, *groups(wires, fresh=True), budget)
     try:
@@ -191,7 +194,7 @@ class Arena:
             self.ranks = None
 
 
-@pytest.fixture(scope="module", params=WIRES)
+@pytest.fixture(scope="module", params=[*WIRES, "sim over nccl"])
 def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
     made = Arena(request.param, tmp_path_factory.mktemp("logs"))
     yield made
@@ -230,6 +233,7 @@ def test_a_slow_rank_is_waited_for(arena: Arena) -> None:
     assert arena.strike(Fault("slow", "sending", 3, 2), deadlines=(20.0, 20.0)) == ALL_DONE
 
 
+@pytest.mark.parametrize("arena", WIRES, indirect=True)
 def test_staging_that_never_ends_is_refused(arena: Arena) -> None:
     """A thread that hangs without a message to wait for: said after `vote_seconds`, while the old placement serves."""
     assert arena.strike(Fault("slow", "reading", 2, 3, resume=4.0), deadlines=(30.0, 1.5)) == ALL_REFUSE

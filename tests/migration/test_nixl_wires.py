@@ -35,13 +35,14 @@ def two() -> Iterator[Ranks]:
 
 
 def connected(seconds: float, data: Nixl | None = None) -> Wires:
-    """Collective: as a Shuffler makes them."""
+    """Collective: as a Shuffler makes them, after the first message of every pair."""
     placed = np.arange(TOPOLOGY.num_slots, dtype=np.int32)[None]
     own, votes = groups("nixl")
     model = Model(placed, TOPOLOGY.slots_per_rank)
     wires = model.shuffler(TOPOLOGY, data or own, votes, Budget(transfer_seconds=seconds)).wires
     assert isinstance(wires, NixlWires)
     assert wires.background
+    wires.staging.zero_()
     return wires
 
 
@@ -50,16 +51,16 @@ def given_up() -> None:
     wires = connected(seconds=0.3)
     place = wires.staging[0, :64]
     if dist.get_rank() == 0:
-        with pytest.raises(TimeoutError, match="rank 1: packed 1: nothing in"):
+        with pytest.raises(TimeoutError, match="rank 1: packed 2: nothing in"):
             wires.start(1, wires.outgoing[0, :64], place)
     dist.barrier()
     if dist.get_rank() == 1:
         message = wires.outgoing[0, :64].fill_(7)
         flight = wires.start(0, message, place)
-        with pytest.raises(TimeoutError, match="rank 0: read 1"):
+        with pytest.raises(TimeoutError, match="rank 0: read 2"):
             wires.wait(flight)
     else:
-        with pytest.raises(TimeoutError, match="rank 1: packed 2"):
+        with pytest.raises(TimeoutError, match="rank 1: packed 3"):
             wires.start(1, NOTHING, place)
     dist.barrier()
     assert not place.any()  # nobody else can write there
@@ -85,7 +86,7 @@ def stopped_while_read() -> None:
         while Path(f"/proc/{pids[1]}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             time.sleep(0.01)
         flight = wires.start(1, NOTHING, wires.staging[0, :64])
-        with pytest.raises(TimeoutError, match="reading message 1 of rank 1"):
+        with pytest.raises(TimeoutError, match="reading message 2 of rank 1"):
             wires.wait(flight)
         memory = weakref.ref(wires.staging)
         del wires, flight
@@ -106,7 +107,7 @@ def of_another_size() -> None:
     if dist.get_rank() == 0:
         wires.start(1, wires.outgoing[0, :64], NOTHING)
     else:
-        with pytest.raises(RuntimeError, match="message 1 of rank 0 has 64 bytes, expected 48"):
+        with pytest.raises(RuntimeError, match="message 2 of rank 0 has 64 bytes, expected 48"):
             wires.start(0, NOTHING, wires.staging[0, :48])
         assert not wires.staging.any()
     dist.barrier()
