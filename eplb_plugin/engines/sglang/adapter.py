@@ -187,7 +187,7 @@ class Adapter:
             return
         self._rebalancing = True
         try:
-            self.rebalancer.observe(KEY, get_world_group().device_group)
+            self.rebalancer.observe(KEY, self._mover.data)
             if self._is_needed() and not self._loading:
                 yield from self._mover.move()
         finally:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...devices import sent
 from ...placement import Placement
 from ...topology import Topology
 from .dispatch_table import dispatch_table
@@ -35,9 +36,14 @@ def switch_maps(
     chosen = None if table is None else dispatch_table(copies, topology, rank, placed.num_slots)
     for row, layer in enumerate(layer_ids):
         for phy2log_map in (metadata.physical_to_logical_map, metadata.physical_to_logical_map_cpu):
-            phy2log_map[layer].copy_(torch.from_numpy(placed.phy2log[row]))
+            _put(phy2log_map[layer], placed.phy2log[row])
         for log2phy in (metadata.logical_to_all_physical_map, metadata.logical_to_all_physical_map_cpu):
-            log2phy[layer, :, : wide.shape[2]].copy_(torch.from_numpy(wide[row]))
-        metadata.logical_to_all_physical_map_num_valid[layer].copy_(torch.from_numpy(placed.replica_count[row]))
+            _put(log2phy[layer, :, : wide.shape[2]], wide[row])
+        _put(metadata.logical_to_all_physical_map_num_valid[layer], placed.replica_count[row])
         if chosen is not None:
-            table[layer].copy_(torch.from_numpy(chosen[row]))
+            _put(table[layer], chosen[row])
+
+
+def _put(target: torch.Tensor, values: NDArray[Any]) -> None:
+    """In place, and nobody waits for the device."""
+    target.copy_(sent(torch.from_numpy(values), target.device))

@@ -34,7 +34,8 @@ CANARY = "SGLANG_EXPERT_LOCATION_UPDATER_CANARY"  # SGLang's check of every slot
 class Mover:
     """Rebalances a loaded model, the entry KEY of `rebalancer`. Made on all ranks at once: it makes process groups.
 
-    tables: switched with the maps; None where SGLang chooses copies by itself.
+    tables: switched with the maps; None where SGLang chooses copies by itself. data: the group that rows travel on, on
+    the experts' device; all ranks have met there, which is not so of any other that SGLang's own code leaves idle.
     Raises PluginError, naming the tensor, where it is not certain what moving an expert means.
     """
 
@@ -52,11 +53,10 @@ class Mover:
         refuse_left_behind(model, self._layer_ids, layers)
         entry.expert_bytes = layers[0].expert_bytes
         backend = dist.get_backend(world.device_group)  # over NCCL rows travel on SGLang's stream, as its updater's do
-        data, votes, plans = (dist.new_group(world.ranks, backend=one) for one in (backend, "gloo", "gloo"))
-        dist.barrier(data)  # NCCL: an exchange between some of the ranks must not be the first use of a group
+        self.data, votes, plans = (dist.new_group(world.ranks, backend=one) for one in (backend, "gloo", "gloo"))
         self._cycle = Cycle(rebalancer, plans)
         in_force = entry.in_force(Placement(placed, np.array(self._layer_ids, np.int32)))
-        self._cycle.add(KEY, layers, in_force, data=data, votes=votes, switch=self._switch)
+        self._cycle.add(KEY, layers, in_force, data=self.data, votes=votes, switch=self._switch)
         self._reloaded = False  # SGLang has written weights since the tensors were read
         self._stopped = False
 

@@ -26,14 +26,17 @@ class Agent:
     ("communicator", "installed", "expected"),
     [
         ("nixl", Agent, Nixl(Agent, GROUP.cpu_group)),
-        ("nixl", None, GROUP.device_group),
-        ("torch_gloo", Agent, GROUP.device_group),
-        (None, Agent, GROUP.device_group),
+        ("nixl", None, GROUP.cpu_group),
+        ("torch_gloo", Agent, GROUP.cpu_group),
+        (None, Agent, GROUP.cpu_group),
+        ("torch_nccl", Agent, GROUP.device_group),
+        ("pynccl", None, GROUP.device_group),
     ],
 )
 def test_nixl_where_vllm_would_use_it(
     monkeypatch: pytest.MonkeyPatch, communicator: Any, installed: type | None, expected: object
 ) -> None:
-    """And only where it can be imported; otherwise the group, as before."""
+    """And only where it can be imported; NCCL only where vLLM was told to, otherwise gloo through host memory."""
     monkeypatch.setattr(nixl_utils, "NixlWrapper", installed, raising=False)
-    assert row_carrier(EPLBConfig(communicator=communicator).communicator, GROUP) == expected
+    asked = EPLBConfig(communicator=communicator, use_async=False).communicator
+    assert row_carrier(asked, GROUP) == expected
