@@ -70,6 +70,19 @@ def unlisted(reliance: Reliance) -> list[str]:
     return problems
 
 
+def unused(files: Sequence[PythonFile], table: dict[str, str]) -> list[str]:
+    """Every attribute of the table is one that the plugin still reads."""
+    needed = {use.name for file in files for use in file.attributes()} | {
+        word for file in files for word in file.words()
+    }
+    return [
+        str(mismatch(f"{target}: {name}", found="no use of it", expected="one", fix="remove it from the table"))
+        for target, names in table.items()
+        for name in names.split()
+        if name not in needed
+    ]
+
+
 @cache
 def _known() -> set[str]:
     """Names of the plugin's own and of what every program has."""
@@ -105,18 +118,13 @@ def returns(sources: Sources, target: str, size: int) -> list[str]:
 
 
 def reads(sources: Sources, files: Sequence[PythonFile], table: dict[str, str]) -> list[str]:
-    """Every attribute of the table is there, takes the arguments that the plugin passes, and is used at all."""
+    """Every attribute of the table is there, and takes the arguments that the plugin passes."""
     problems = []
     uses = [use for file in files for use in file.attributes()]
-    words = {word for file in files for word in file.words()}
     for target, names in table.items():
         for name in names.split():
             users = [use for use in uses if use.name == name]
             where = ", ".join(dict.fromkeys(use.where for use in users)) or files[0].title
-            if not users and name not in words:
-                problem = mismatch(f"{target}: {name}", found="no use of it", expected="one", fix="remove it there")
-                problems.append(str(problem))
-                continue
             try:
                 there = name in sources.attributes(target)
                 missing = f"no {name} in {target}"

@@ -194,7 +194,8 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 def _names_bound(node: ast.stmt) -> list[str]:
     if isinstance(node, Function | ast.ClassDef):
-        return [node.name]
+        overloads = (one for one in node.decorator_list if isinstance(one, ast.Name) and one.id == "overload")
+        return [] if any(overloads) else [node.name]
     if isinstance(node, ast.Import):
         return [(one.asname or one.name).partition(".")[0] for one in node.names]
     if isinstance(node, ast.ImportFrom):

@@ -12,21 +12,26 @@ from .uses import PythonFile, plugin_files
 
 _FUSED = "vllm.model_executor.layers.fused_moe"
 VLLM = {
-    "vllm.config.vllm:VllmConfig": "additional_config kv_transfer_config model_config parallel_config scheduler_config",
+    "vllm.config.vllm:VllmConfig": "additional_config kv_transfer_config model_config parallel_config scheduler_config "
+    "weight_transfer_config",
     "vllm.config.parallel:ParallelConfig": "data_parallel_rank data_parallel_size enable_elastic_ep enable_eplb "
-    "eplb_config num_ubatches prefill_context_parallel_size rank tensor_parallel_size use_ubatching",
+    "eplb_config num_ubatches prefill_context_parallel_size rank tensor_parallel_size use_ubatching worker_cls",
     "vllm.config.parallel:EPLBConfig": "communicator num_redundant_experts step_interval window_size",
-    "vllm.config.model:ModelConfig": "compute_hash get_num_experts model",
+    "vllm.config.model:ModelConfig": "compute_hash enable_sleep_mode get_num_experts model",
     "vllm.config.scheduler:SchedulerConfig": "max_num_batched_tokens",
     "vllm.config.kv_transfer:KVTransferConfig": "kv_role",
     "vllm.engine.arg_utils:EngineArgs": "additional_config data_parallel_size enable_elastic_ep enable_eplb "
     "prefill_context_parallel_size tensor_parallel_size",
+    "vllm.v1.engine.core:EngineCore": "model_executor vllm_config",
+    "vllm.v1.executor.abstract:Executor": "collective_rpc",
     "vllm.v1.worker.worker_base:WorkerWrapperBase": "vllm_config",
+    "vllm.v1.worker.gpu_worker:Worker": "model_runner",
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner": "eplb_state get_model",
     "vllm.distributed.parallel_state:GroupCoordinator": "cpu_group device_group rank_in_group ranks world_size",
     "vllm.distributed.eplb.eplb_state:EplbState": "_should_record_current_step expert_rearrangement_step "
     "expert_rearrangement_step_interval is_async model_states",
-    "vllm.distributed.eplb.eplb_state:EplbModelState": "expert_load_pass_buffer expert_load_window "
-    "logical_replica_count logical_to_physical_map model physical_to_logical_map rebalanced",
+    "vllm.distributed.eplb.eplb_state:EplbModelState": "expert_buffer expert_load_pass expert_load_pass_buffer "
+    "expert_load_window logical_replica_count logical_to_physical_map model physical_to_logical_map rebalanced",
     "vllm.distributed.eplb.eplb_state:EplbLayerState": "logical_to_physical_map",
     "vllm.model_executor.models.interfaces:MixtureOfExperts": "expert_weights moe_layers num_expert_groups "
     "num_logical_experts num_moe_layers num_physical_experts",
@@ -56,12 +61,15 @@ VLLM = {
 
 _ARGS, _MOE = "sglang.srt.arg_groups.fields", "sglang.srt.layers.moe"
 SGLANG = {
-    f"{_ARGS}.exec_:ExecMoe": "elastic_ep_backend enable_eplb ep_dispatch_algorithm ep_num_redundant_experts "
-    "eplb_algorithm eplb_min_rebalancing_utilization_threshold eplb_rebalance_layers_per_chunk "
-    "expert_distribution_recorder_buffer_size expert_distribution_recorder_mode init_expert_location moe_a2a_backend",
+    f"{_ARGS}.exec_:ExecMoe": "deepep_mode elastic_ep_backend enable_eplb ep_dispatch_algorithm "
+    "ep_num_redundant_experts eplb_algorithm eplb_min_rebalancing_utilization_threshold "
+    "eplb_rebalance_layers_per_chunk expert_distribution_recorder_buffer_size expert_distribution_recorder_mode "
+    "init_expert_location moe_a2a_backend",
     f"{_ARGS}.exec_:ExecOverlap": "enable_two_batch_overlap",
-    f"{_ARGS}.parallel:Parallel": "attn_cp_size enable_dp_attention enable_prefill_cp ep_size node_rank "
-    "pp_size tp_size",
+    f"{_ARGS}.device:Device": "watchdog_timeout",
+    f"{_ARGS}.model:Model": "weight_cache_mode",
+    f"{_ARGS}.parallel:Parallel": "attn_cp_size enable_dp_attention "
+    "enable_dp_attention_local_control_broadcast enable_prefill_cp ep_size node_rank pp_size tp_size",
     f"{_ARGS}.schedule:Schedule": "chunked_prefill_size max_prefill_tokens max_running_requests",
     f"{_ARGS}.spec:Spec": "speculative_num_draft_tokens",
     f"{_ARGS}.disagg:Disagg": "disaggregation_mode",
@@ -73,8 +81,9 @@ SGLANG = {
     "sglang.srt.eplb.eplb_manager:EPLBManager": "_check_rebalance_needed _get_model _rebalance_disabled_reason "
     "_rebalance_num_iterations",
     "sglang.srt.eplb.expert_distribution:_ExpertDistributionRecorderReal": "_current_forward_pass_id "
-    "_current_layer_idx _disable_all _expert_location_metadata _reset dump_record recording",
+    "_current_layer_idx _disable_all _expert_location_metadata _reset _single_pass_gatherers dump_record recording",
     "sglang.srt.utils.common:Withable": "value",
+    "sglang.srt.eplb.expert_distribution:_SelectExpertsSinglePassGatherer": "_data",
     "sglang.srt.eplb.expert_distribution": "average_utilization_rate_over_window",
     "sglang.srt.eplb.expert_location:ExpertLocationMetadata": "logical_to_all_physical_map "
     "logical_to_all_physical_map_cpu logical_to_all_physical_map_num_valid logical_to_rank_dispatch_physical_map "
