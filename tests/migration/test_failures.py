@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
+import simulated_device as sim
 from eplb_plugin import PluginError, Topology
 from eplb_plugin.migration import shuffle, transfer
 from eplb_plugin.migration.budget import Budget
@@ -123,6 +124,7 @@ def live_through(fault: Fault, wires: str, seed: int, deadlines: tuple[float, fl
         else:
             with pytest.raises(PluginError, match="a rank was lost"):
                 shuffler.begin(found, third)
+        assert not sim.has_stopped()  # whatever did not arrive: the engine's stream goes on
         verdict = "done" if not refused else "refused" if shuffler.wires.intact else "refused for good"
         return verdict, (old, found, new)
     finally:
