@@ -84,6 +84,12 @@ class Rebalancer:
         if window is not None and window.layer_ids.tolist() == entry.layer_ids:
             entry.history.add(window)
 
+    def rehearse(self, key: str, group: dist.ProcessGroup) -> None:
+        """Collective over the EP group, before an engine gives the memory away that is left: a snapshot of nothing."""
+        entry = self.entries[key]
+        if entry.recorder is not None:
+            snapshot(entry.recorder, group, entry.owner_group_size, entry.layer_ids)
+
     def observe(self, key: str, group: dist.ProcessGroup) -> None:
         """Collective over the EP group: take the snapshot of the window that just ended."""
         entry = self.entries[key]
@@ -92,7 +98,7 @@ class Rebalancer:
         try:
             with entry.stages("snapshot"):
                 window = snapshot(entry.recorder, group, entry.owner_group_size, entry.layer_ids)
-        except PluginError as error:  # refused on the planning rank: the others learn of it from its message
+        except PluginError as error:  # on the planning rank, from whose message the others learn of it, or on all
             entry.history.refuse(error)
             return
         if entry.first is None:  # else a few steps of an engine that has just started

@@ -9,9 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
 
 from .controller import Rebalancer, Staging, Switch
+from .devices import work_on
 from .recording.load import Arrived, take_load
 
 # engine steps after a window's end, or as many as it has: long enough that nobody waits for the solver
@@ -51,7 +53,7 @@ class Resplitting:
             entry.recorder.reset()
             return
         self._due = max(1, min(SWITCH_AFTER, self._between // 2))
-        self._running = _Solving(self._solve, take_load(entry.recorder))
+        self._running = _Solving(self._solve, take_load(entry.recorder), entry.recorder.num_tokens.device)
 
     def _solve(self, load: Arrived) -> Switch | None:
         return self._rebalancer.resplit(self._key, load, self._group, self._stage)
@@ -65,14 +67,15 @@ class Resplitting:
 
 
 class _Solving:
-    """One call in a thread of its own."""
+    """One call in a thread of its own, which may wait for the device."""
 
-    def __init__(self, solve: Callable[[Arrived], Switch | None], load: Arrived) -> None:
+    def __init__(self, solve: Callable[[Arrived], Switch | None], load: Arrived, device: torch.device) -> None:
         self._switch: Switch | None = None
         self._error: BaseException | None = None
 
         def run() -> None:
             try:
+                work_on(device)
                 self._switch = solve(load)
             except BaseException as error:  # e.g. a rank has died: for the engine's thread to raise
                 self._error = error

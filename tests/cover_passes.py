@@ -26,12 +26,13 @@ Kernel = Callable[[torch.Tensor, LayerTables | torch.Tensor, Counters], torch.Te
 
 class Step(NamedTuple):
     """ids: [L, T, k] of this rank; real: tokens of the whole batch that are no padding, or UNBOUNDED; counted: in a
-    window of the plugin; slots_counted: in one of the engine.
+    window of the plugin; paired: in one that a plan is made from; slots_counted: in one of the engine.
     """
 
     ids: NDArray[np.int64]
     real: int
     counted: bool
+    paired: bool
     slots_counted: bool
     dummy: bool
 
@@ -61,7 +62,7 @@ def runs(draw: st.DrawFn) -> Run:
         ids[:, :, 1:][rng.random((LAYERS, tokens, top_k - 1)) < 0.15] = -1
         ids[:, rng.random(tokens) < 0.1] = -1
         real = draw(st.one_of(st.integers(0, 2 * tokens), st.just(UNBOUNDED)))
-        steps.append(Step(ids, real, *(draw(st.booleans()) for _ in range(3))))
+        steps.append(Step(ids, real, *(draw(st.booleans()) for _ in range(4))))
     source = draw(st.integers(0, plan.topology.num_ranks - 1))
     return Run(plan, source, chunk, draw(st.sampled_from([torch.int32, torch.int64])), draw(st.integers(0, 2)), steps)
 
@@ -76,6 +77,7 @@ def check_run(run: Run, kernel: Kernel) -> None:
     slot_load, expected_load = (torch.zeros(LAYERS, num_slots, dtype=torch.int32) for _ in range(2))
     for step in run.steps:
         own = max(0, min(step.ids.shape[1], step.real - run.chunk * step.ids.shape[1]))
+        recorder.count(step.counted, step.paired)
         recorder.expect([step.real])
         for layer in range(LAYERS):
             wide = np.pad(step.ids[layer], ((0, 0), (0, run.shared)), constant_values=experts)
@@ -89,9 +91,10 @@ def check_run(run: Run, kernel: Kernel) -> None:
             if step.slots_counted:
                 taken = torch.from_numpy(expected[:own][expected[:own] >= 0]).long()
                 expected_load[layer] += torch.bincount(taken, minlength=num_slots).int()
-        recorder.drop() if step.dummy else recorder.fold(step.counted)
+        recorder.drop() if step.dummy else recorder.fold()
         if step.counted and not step.dummy:
-            reference.rows += [row for row in step.ids[:, : min(own, KEPT)].transpose(1, 0, 2) if row[0, 0] >= 0]
+            rows = [row for row in step.ids[:, : min(own, KEPT)].transpose(1, 0, 2) if row[0, 0] >= 0]
+            reference.add(rows, step.paired)
         assert (recorder.stage == -1).all()
     reference.agrees_with(recorder)
     np.testing.assert_array_equal(slot_load, expected_load)

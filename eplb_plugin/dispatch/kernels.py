@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..devices import sent
 from ..jit import Array, kernel
 from ..plan_types import Plan
 from .cover import CoverMaps, cover_maps, cover_token, mixed
@@ -39,9 +40,9 @@ class Counters(NamedTuple):
     """Where one layer's routing is counted in one pass.
 
     rows: [max_tokens, k] int16, the ids themselves; load: [E + 1] int32; pairs: [(E + 1)²] int32, smaller id first;
-    slot_load: [P] int32, the engine's own count, of what is mapped here; enabled, slots_enabled: scalar bool, count at
-    all, and slots; real: scalar int32, tokens of the whole batch that are no padding; chunk: under sequence parallelism
-    this rank routes the chunk-th run of rows of that batch.
+    slot_load: [P] int32, the engine's own count, of what is mapped here; enabled, pairs_enabled, slots_enabled: scalar
+    bool, count rows and load, and pairs with them, and slots; real: scalar int32, tokens of the whole batch that are no
+    padding; chunk: under sequence parallelism this rank routes the chunk-th run of rows of that batch.
     """
 
     rows: torch.Tensor
@@ -49,6 +50,7 @@ class Counters(NamedTuple):
     pairs: torch.Tensor
     slot_load: torch.Tensor
     enabled: torch.Tensor
+    pairs_enabled: torch.Tensor
     slots_enabled: torch.Tensor
     real: torch.Tensor
     chunk: int
@@ -85,16 +87,19 @@ class CoverTables:
 
 def upload(source: torch.Tensor, target: torch.Tensor, layers: Sequence[int]) -> None:
     """Rows of `source` into these layers of `target`, without waiting for a device."""
-    index, rows = torch.tensor(list(layers)), source
-    if target.is_cuda:
-        index, rows = (part.pin_memory().to(target.device, non_blocking=True) for part in (index, rows))
+    index, rows = (sent(part, target.device) for part in (torch.tensor(list(layers)), source))
     target.index_copy_(0, index, rows)
+
+
+def launches(ids: torch.Tensor) -> bool:
+    """Whether Triton maps and records these, and not a compiled loop."""
+    return ids.device.type != "cpu"
 
 
 def cover(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.Tensor:
     """Map and record. ids: [T, k] logical, -1 = none, of this rank's batch in order -> [T, k] slots, same dtype."""
     slots = torch.empty(ids.shape, dtype=ids.dtype, device=ids.device)
-    if ids.device.type != "cpu":
+    if launches(ids):
         from .triton_kernels import launch
 
         launch(ids, slots, counters, tables=tables)
@@ -108,7 +113,7 @@ def cover(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.T
 def look_up(ids: torch.Tensor, rows: torch.Tensor, counters: Counters) -> torch.Tensor:
     """The same by tables of rule `weighted`: [E, entries] int32 slots."""
     slots = torch.empty(ids.shape, dtype=ids.dtype, device=ids.device)
-    if ids.device.type != "cpu":
+    if launches(ids):
         from .triton_kernels import launch
 
         launch(ids, slots, counters, rows=rows)
@@ -120,7 +125,7 @@ def look_up(ids: torch.Tensor, rows: torch.Tensor, counters: Counters) -> torch.
 
 def record(ids: torch.Tensor, counters: Counters, phy2log: torch.Tensor | None = None) -> None:
     """Record alone, where the engine maps, and counts slots, by itself. phy2log: [P] logical ids: `ids` are slots."""
-    if ids.device.type != "cpu":
+    if launches(ids):
         from .triton_kernels import launch
 
         launch(ids, None, counters, phy2log=phy2log)
@@ -132,10 +137,11 @@ def record(ids: torch.Tensor, counters: Counters, phy2log: torch.Tensor | None =
 
 
 def _count(ids: torch.Tensor, counters: Counters, slots: torch.Tensor | None) -> None:
-    rows, load, pairs, slot_load, enabled, slots_enabled, real = (part.numpy() for part in counters[:7])
-    _count_rows(ids.numpy(), rows, load, pairs, enabled, real, counters.chunk)
-    if slots is not None:
-        _count_slots(slots.numpy(), slot_load, slots_enabled, real, counters.chunk)
+    rows, load, pairs, slot_load, enabled, pairs_enabled, slots_enabled, real = (part.numpy() for part in counters[:8])
+    if enabled:
+        _count_rows(ids.numpy(), rows, load, pairs, pairs_enabled, real, counters.chunk)
+    if slots is not None and slots_enabled:
+        _count_slots(slots.numpy(), slot_load, real, counters.chunk)
 
 
 @kernel
@@ -165,9 +171,7 @@ def _expert_rows(slots: Array, phy2log: Array, ids: Array) -> None:
 
 
 @kernel
-def _count_rows(ids: Array, rows: Array, load: Array, pairs: Array, enabled: Array, real: Array, chunk: int) -> None:
-    if not enabled[()]:
-        return
+def _count_rows(ids: Array, rows: Array, load: Array, pairs: Array, paired: Array, real: Array, chunk: int) -> None:
     experts = load.shape[0] - 1
     for token in range(min(ids.shape[0], rows.shape[0], real[()] - chunk * ids.shape[0])):
         for k in range(ids.shape[1]):
@@ -178,14 +182,12 @@ def _count_rows(ids: Array, rows: Array, load: Array, pairs: Array, enabled: Arr
             rows[token, k] = one
             load[one] += 1
             for other in ids[token, k:]:
-                if 0 <= other < experts:
+                if paired[()] and 0 <= other < experts:
                     pairs[min(one, other) * (experts + 1) + max(one, other)] += 1
 
 
 @kernel
-def _count_slots(slots: Array, slot_load: Array, enabled: Array, real: Array, chunk: int) -> None:
-    if not enabled[()]:
-        return
+def _count_slots(slots: Array, slot_load: Array, real: Array, chunk: int) -> None:
     for token in range(min(slots.shape[0], real[()] - chunk * slots.shape[0])):
         for slot in slots[token]:
             if slot >= 0:

@@ -16,8 +16,8 @@ from .kernels import Counters, LayerTables
 
 _LIBRARY = torch.library.Library("eplb_plugin", "DEF")  # type: ignore[no-untyped-call]
 _COUNTERS = (
-    "Tensor(a!) rows, Tensor(b!) load, Tensor(c!) pairs, Tensor(d!) slot_load, Tensor enabled, Tensor slots_enabled, "
-    "Tensor real, int chunk"
+    "Tensor(a!) rows, Tensor(b!) load, Tensor(c!) pairs, Tensor(d!) slot_load, Tensor enabled, "
+    "Tensor pairs_enabled, Tensor slots_enabled, Tensor real, int chunk"
 )
 _TABLES = "Tensor nodes, Tensor counts, Tensor copies, int held, int source, int num_nodes"
 

@@ -92,7 +92,7 @@ _VARYING = [
 def pass_kernel(
     ids, id_row, id_column, num_rows, slots,
     table, entries, nodes, counts, copies, copies_width, held, source,
-    rows, load, pairs, slot_load, enabled, slots_enabled, real, chunk, max_rows, num_experts,
+    rows, load, pairs, slot_load, enabled, pairs_enabled, slots_enabled, real, chunk, max_rows, num_experts,
     K: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, NODES: tl.constexpr, TASK: tl.constexpr,
 ):  # fmt: skip
     """Shapes as in `kernels.LayerTables` and `kernels.Counters`. table: rows [E, entries] of LOOK_UP, or the experts of
@@ -127,10 +127,11 @@ def pass_kernel(
     counted = known & kept
     tl.store(rows + token[:, None] * K + column[None, :], tl.where(known, found, -1).to(tl.int16), mask=kept)
     tl.atomic_add(load + expert, 1, mask=counted, sem="relaxed")
-    one, other = expert[:, :, None], expert[:, None, :]
-    pair = tl.minimum(one, other) * (num_experts + 1) + tl.maximum(one, other)
-    both = counted[:, :, None] & counted[:, None, :] & (column[None, :, None] <= column[None, None, :])
-    tl.atomic_add(pairs + pair, 1, mask=both, sem="relaxed")
+    if tl.load(pairs_enabled):  # the same for all programs: outside a plan's window the largest tile is never made
+        one, other = expert[:, :, None], expert[:, None, :]
+        pair = tl.minimum(one, other) * (num_experts + 1) + tl.maximum(one, other)
+        both = counted[:, :, None] & counted[:, None, :] & (column[None, :, None] <= column[None, None, :])
+        tl.atomic_add(pairs + pair, 1, mask=both, sem="relaxed")
 
 
 def launch(

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ..devices import host_memory
 from ..statistics import RoutingStatistics
+from .owners import moved_selections, refuse_unequal_owners
 from .recorder import Recorder
-from .snapshot import refuse_unequal_owners
 
 Arrived = Callable[[], torch.Tensor]
 
@@ -22,11 +23,11 @@ def take_load(recorder: Recorder) -> Arrived:
     """Ends the recorder's window; what is returned waits for it on the host: [1 + L · E] int64 tokens, selections."""
     counts = torch.cat([recorder.num_tokens.reshape(1), recorder.load.to(torch.int64).reshape(-1)])
     recorder.reset()
-    if not counts.is_cuda:
+    if counts.device.type == "cpu":
         return lambda: counts
-    host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+    host = host_memory(len(counts), dtype=counts.dtype, device=counts.device)
     host.copy_(counts, non_blocking=True)
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied = torch.Event(counts.device)
     copied.record()
 
     def arrived() -> torch.Tensor:
@@ -43,15 +44,17 @@ def sum_load(
 
     Raises PluginError, on rank 0, if the ranks of a token-owner group did not record the same.
     """
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    digests = torch.zeros(size, dtype=torch.int64)
-    digests[rank] = (counts * torch.arange(1, len(counts) + 1)).sum()
-    packed = torch.cat([digests, counts if rank % owner_group_size == 0 else torch.zeros_like(counts)])
+    rank, size, layers = dist.get_rank(group), dist.get_world_size(group), len(layer_ids)
+    by_expert = counts[1:].view(layers, -1).sum(0)
+    marks = torch.zeros(size, 1 + len(by_expert), dtype=torch.int64)
+    marks[rank] = torch.cat([counts[:1], by_expert])
+    packed = torch.cat([marks.ravel(), counts if rank % owner_group_size == 0 else torch.zeros_like(counts)])
     dist.reduce(packed, dst=dist.get_global_rank(group, 0), group=group)
     if rank != 0:
         return None
-    marks, tokens, load = np.split(packed.numpy(), [size, size + 1])
-    refuse_unequal_owners(marks.reshape(-1, owner_group_size))
-    layers = len(layer_ids)
+    told, tokens, load = np.split(packed.numpy(), [marks.numel(), marks.numel() + 1])
+    told = told.reshape(marks.shape)
+    moved = moved_selections(told[:, 1:], owner_group_size)
+    refuse_unequal_owners(told[:, 0], moved, told[:, 1:].sum(1), owner_group_size)
     number = np.full(layers, tokens[0])
     return RoutingStatistics(load.reshape(layers, -1), num_tokens=number, layer_ids=np.array(layer_ids, np.int32))

@@ -5,11 +5,13 @@ static shapes, without a host sync, also inside a captured graph. After a real s
 the window's for all layers at once, outside the graph; after a dummy or profile step they are dropped. So padding and
 dummy tokens never reach the counts, in which they would weigh quadratically (co-activation).
 
-Pairs are kept once: smaller expert first.
+What a pass counts at all, switches on the device say: nothing outside windows, load alone where only weights are solved
+again. Pairs are kept once: smaller expert first.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,14 +25,17 @@ class Pass(NamedTuple):
     pairs: torch.Tensor
 
 
+ALIGNED = 16  # bytes: inductor copies a buffer that begins elsewhere before it passes it to a kernel, and back after it
+
+
 class Recorder:
     """Buffers of one model on one rank.
 
     stage: [ubatches, L, max_tokens, K] int16, -1 = not a real token.
-    load: [L, E] int32; coactivation: [L, E, E] int32 (diagonal = load); sample: [L, S, K] int16 ring of whole rows;
+    load: [L, E] int32; pairs: [L, E + 1, E + 1] int32 (diagonal = load); sample: [L, S, K] int16 ring of whole rows;
     num_tokens: scalar int64, real tokens since the last reset, also the ring's cursor.
-    always, unbounded: for counters where nobody says whether, or how many tokens, to count.
-    Tokens of a pass above max_tokens are lost.
+    counting, counting_pairs: scalar bool, see `count`. unbounded: where nobody says how many tokens are real.
+    Tokens of a pass above max_tokens are lost. Every layer's part of a buffer begins at a multiple of ALIGNED.
     """
 
     def __init__(
@@ -43,17 +48,20 @@ class Recorder:
         device: torch.device,
         num_ubatches: int = 1,
     ) -> None:
-        self.num_experts = num_experts
-        self.stage = torch.full((num_ubatches, num_layers, max_tokens, top_k), -1, dtype=torch.int16, device=device)
+        self.num_experts, side = num_experts, num_experts + 1
         # one spare expert, and one spare row of the sample, collect what is masked, so that shapes stay static
-        self._load = torch.zeros(num_layers, num_experts + 1, dtype=torch.int32, device=device)
-        self._pairs = torch.zeros(num_layers, (num_experts + 1) ** 2, dtype=torch.int32, device=device)
+        self.stage = _aligned((num_ubatches, num_layers), (max_tokens, top_k), torch.int16, device).fill_(-1)
+        self._load, load = (_aligned((num_layers,), (side,), torch.int32, device) for _ in range(2))
+        self.pairs, pairs = (_aligned((num_layers,), (side, side), torch.int32, device) for _ in range(2))
         self._sample = torch.full((num_layers, sample_rows + 1, top_k), -1, dtype=torch.int16, device=device)
         self.num_tokens = torch.zeros((), dtype=torch.int64, device=device)
-        self._passed = torch.zeros_like(self._load), torch.zeros_like(self._pairs)
-        self._passing = [[Pass(*parts) for parts in zip(rows, *self._passed, strict=True)] for rows in self.stage]
+        self._passed = load, pairs
+        flat = pairs.flatten(1)
+        self._passing = [[Pass(*parts) for parts in zip(rows, load, flat, strict=True)] for rows in self.stage]
         self._staged = [0] * num_ubatches
-        self.always = torch.tensor(True, device=device)
+        self._counts = self._counts_pairs = True
+        self.counting, self.counting_pairs = (torch.tensor(True, device=device) for _ in range(2))
+        self.vote = torch.ones((), dtype=torch.int32, device=device)  # for when there is no memory for one
         self.unbounded = torch.tensor(2**31 - 1, dtype=torch.int32, device=device)
 
     @property
@@ -61,69 +69,96 @@ class Recorder:
         return self._load[:, :-1]
 
     @property
-    def coactivation(self) -> torch.Tensor:
-        side = self.num_experts + 1
-        once = self._pairs.view(-1, side, side)[:, :-1, :-1]
-        return once + once.triu(1).transpose(1, 2)
-
-    @property
     def sample(self) -> torch.Tensor:
         return self._sample[:, :-1]
 
     def newest(self, count: int) -> torch.Tensor:
         """[L, count, K]: the rows recorded last; -1 where fewer were recorded."""
+        return self._sample[:, self.newest_slots(count)]
+
+    def newest_slots(self, count: int) -> torch.Tensor:
+        """[count] int64: where in the sample they lie."""
         size = self._sample.shape[1] - 1
-        slots = (self.num_tokens - count + torch.arange(count, device=self._sample.device)) % size
-        return self._sample[:, slots]
+        return (self.num_tokens - count + torch.arange(count, device=self._sample.device)) % size
 
     def nbytes(self) -> int:
         """Bytes of device memory held."""
-        buffers = self.stage, self._load, self._pairs, self._sample, *self._passed
-        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+        buffers = self.stage, self._load, self.pairs, self._sample, *self._passed
+        return sum(buffer.untyped_storage().nbytes() for buffer in buffers)
 
     def passing(self, layer: int, ubatch: int = 0) -> Pass:
         """Views at fixed addresses."""
         return self._passing[ubatch][layer]
+
+    def count(self, load: bool, pairs: bool = False) -> None:
+        """What passes count from the next one on: nothing, load alone, or pairs (and the sample) as well.
+
+        Between two passes, both of which the device has yet to run: their order holds there, too.
+        """
+        pairs = pairs and load
+        if load != self._counts:
+            self.counting.fill_(load)
+        if pairs != self._counts_pairs:
+            self.counting_pairs.fill_(pairs)
+        self._counts, self._counts_pairs = load, pairs
 
     def expect(self, real_tokens: list[int]) -> None:
         """Tell the host how many real tokens each micro-batch of the coming forward pass has."""
         for ubatch, count in enumerate(real_tokens):
             self._staged[ubatch] = max(self._staged[ubatch], min(count, self.stage.shape[2]))
 
-    def fold(self, count: bool = True) -> None:
-        """A real step is over: count it, or, outside the window, only forget it."""
+    @property
+    def expecting(self) -> bool:
+        """Whether a pass was announced, and neither counted nor dropped since."""
+        return any(self._staged)
+
+    def fold(self) -> None:
+        """A real step is over: add what it counted to the window."""
         for ubatch, bound in enumerate(self._staged):
-            if bound:
+            if bound and self._counts:
                 rows = self.stage[ubatch, :, :bound]
-                if count:
-                    self._sample_rows(rows)
+                self._keep(rows)
                 rows.fill_(-1)
-                self._staged[ubatch] = 0
-        for total, passed in zip((self._load, self._pairs), self._passed, strict=True):
-            if count:
-                total += passed
+            self._staged[ubatch] = 0
+        for total, passed in zip((self._load, self.pairs), self._counted(), strict=False):
+            total += passed
             passed.zero_()
 
     def drop(self) -> None:
         """Forget a dummy step: all rows, because engines announce no token count for those."""
-        self.stage.fill_(-1)
         self._staged = [0] * len(self._staged)
-        for passed in self._passed:
+        if self._counts:
+            self.stage.fill_(-1)
+        for passed in self._counted():
             passed.zero_()
 
     def reset(self) -> None:
         """Begin a new window. Addresses do not change."""
         self._load.zero_()
-        self._pairs.zero_()
+        self.pairs.zero_()
         self._sample.fill_(-1)
         self.num_tokens.zero_()
 
-    def _sample_rows(self, staged: torch.Tensor) -> None:
-        """staged: [L, T, K]. Rows of real tokens go to the ring."""
+    def _counted(self) -> tuple[torch.Tensor, ...]:
+        """The buffers that a pass counts into at present."""
+        return self._passed[: self._counts + self._counts_pairs]
+
+    def _keep(self, staged: torch.Tensor) -> None:
+        """staged: [L, T, K]. Counts its real tokens; where pairs are counted, their rows go to the ring."""
         live = staged[0, :, 0] >= 0
+        if not self._counts_pairs:
+            self.num_tokens += live.sum()
+            return
         order = torch.cumsum(live, 0)
         size = self._sample.shape[1] - 1
         kept = live & (order > order[-1] - size)  # a step longer than the ring keeps its last rows
         slots = torch.where(kept, (self.num_tokens + order - 1) % size, size)
         self._sample[:, slots] = staged
         self.num_tokens += order[-1]
+
+
+def _aligned(leading: tuple[int, ...], each: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros [*leading, *each], in which every part of shape `each` begins at a multiple of ALIGNED bytes."""
+    size, step = math.prod(each), ALIGNED // dtype.itemsize
+    pitch = -(-size // step) * step
+    return torch.zeros(*leading, pitch, dtype=dtype, device=device)[..., :size].view(*leading, *each)

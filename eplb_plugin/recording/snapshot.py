@@ -1,6 +1,13 @@
-"""One host snapshot of what all ranks recorded: one reduction to the planning rank, one transfer to its host."""
+"""One host snapshot of what all ranks recorded: reduced to the planning rank and read by its host, chunk by chunk.
+
+An engine has given nearly all of a GPU's memory away by then. So little is taken, all of it before the first exchange,
+and every rank learns whether every rank got it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +16,25 @@ from numpy.typing import NDArray
 
 from ..errors import mismatch
 from ..statistics import RoutingStatistics
+from .owners import COMPARED, differing_tokens, refuse_unequal_owners, token_marks
 from .recorder import Recorder
+
+CHUNK = 1 << 20  # numbers of 8 bytes that are reduced at once; there are two buffers of this size
+_MEMORY = "more memory left by --gpu-memory-utilization or --mem-fraction-static, or fewer sample_rows"
+Fill = Callable[[torch.Tensor, int], None]
+
+
+class _Memory(NamedTuple):
+    """All that a snapshot takes on the device.
+
+    chunk: [CHUNK] int64, what is reduced; rows: [2 · CHUNK] int16, of the sample; slots: where this rank's part of the
+    sample lies in its ring; marks: [ranks, 1 + COMPARED] int64 tokens, and `token_marks`, of this rank.
+    """
+
+    chunk: torch.Tensor
+    rows: torch.Tensor
+    slots: torch.Tensor
+    marks: torch.Tensor
 
 
 def snapshot(
@@ -20,52 +45,108 @@ def snapshot(
     Ranks of one token-owner group (`owner_group_size` consecutive ranks) route the same tokens: only the first of
     them contributes, which divides the counts by the group's size exactly.
 
-    Raises PluginError, on rank 0, if the ranks of a group did not record the same: then the groups are not what the
-    layers say, and every count would be wrong.
+    Raises PluginError on every rank if one has no memory for it; and, on rank 0, if the ranks of a group did not record
+    the same: then the groups are not what the layers say, and every count would be wrong.
     """
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    contributes = rank % owner_group_size == 0
-    shape = layers, rows, top_k = recorder.sample.shape
-    entries = layers * rows * top_k
-    experts = recorder.num_experts
-    # Every owner fills its own part of the sample, shifted by one so that what is left empty sums to 0. Four 16-bit ids
-    # are summed as one number: every id comes from one rank, so that nothing is carried from one to the next.
-    share = max(1, rows // (size // owner_group_size))
-    ids = torch.zeros(entries + -entries % 4, dtype=torch.int16, device=recorder.load.device)
-    sample = ids[:entries].view(shape)
-    first = rank // owner_group_size * share
-    if first + share <= rows:
-        sample[:, first : first + share] = recorder.newest(share) + 1
-    counts = [part.to(torch.int64).reshape(-1) for part in (recorder.num_tokens, recorder.load, recorder.coactivation)]
-    packed = torch.cat([*counts, ids.view(torch.int64)])
-    if not contributes:
-        packed.zero_()
-    digests = torch.zeros(size, dtype=torch.int64, device=packed.device)
-    digests[rank] = sum((part * torch.arange(1, len(part) + 1, device=part.device)).sum() for part in counts)
-    recorder.reset()
-    packed = torch.cat([digests, packed])
-    dist.reduce(packed, dst=dist.get_global_rank(group, 0), group=group)
-    if rank != 0:
-        return None
-    bounds = np.cumsum([size, 1, layers * experts, layers * experts**2])
-    marks, tokens, load, pairs, kept = np.split(packed.cpu().numpy(), bounds)
-    refuse_unequal_owners(marks.reshape(-1, owner_group_size))
-    return RoutingStatistics(
-        load=load.reshape(layers, experts),
-        coactivation=pairs.reshape(layers, experts, experts),
-        sample=kept.view(np.int16)[:entries].reshape(shape) - 1,
-        num_tokens=np.full(layers, tokens[0]),
-        layer_ids=np.array(layer_ids, np.int32),
-    )
+    try:
+        return _Snapshot(recorder, group, owner_group_size).taken(layer_ids)
+    finally:
+        recorder.reset()
 
 
-def refuse_unequal_owners(marks: NDArray[np.int64]) -> None:
-    """marks: [groups, ranks of a group], a digest of what each rank recorded."""
-    if (marks != marks[:, :1]).any():
-        group = int((marks != marks[:, :1]).any(1).argmax())
-        raise mismatch(
-            f"token-owner group {group}",
-            found="ranks that recorded different routing",
-            expected=f"{marks.shape[1]} ranks that route the same tokens",
-            fix="report the model and its parallel layout; this one cannot be planned for",
+class _Snapshot:
+    def __init__(self, recorder: Recorder, group: dist.ProcessGroup, owner_group_size: int) -> None:
+        self._recorder, self._group, self._owners = recorder, group, owner_group_size
+        self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
+        rows = recorder.sample.shape[1]
+        # every owner fills its own part of the sample
+        self._share = max(1, rows // (self._size // owner_group_size))
+        self._first = self._rank // owner_group_size * self._share
+
+    def taken(self, layer_ids: list[int]) -> RoutingStatistics | None:
+        recorder, memory = self._recorder, self._allotted()
+        layers, rows, top_k = recorder.sample.shape
+        experts, side = recorder.num_experts, recorder.num_experts + 1
+        contributes = self._rank % self._owners == 0
+
+        def load_of(part: torch.Tensor, first: int) -> None:
+            part.copy_(recorder.load[first : first + len(part)])
+
+        def pairs_of(part: torch.Tensor, first: int) -> None:
+            part.copy_(recorder.pairs[first : first + len(part)].flatten(1))
+
+        def sample_of(part: torch.Tensor, first: int) -> None:
+            """Shifted by one, so that what is left empty sums to 0. Four 16-bit ids are summed as one number: every id
+            comes from one rank, so that nothing is carried from one to the next.
+            """
+            part.zero_()
+            if self._first + self._share > rows:
+                return
+            ids = part.view(torch.int16)[:, : rows * top_k].view(len(part), rows, top_k)
+            newest = memory.rows[: len(part) * self._share * top_k].view(len(part), self._share, top_k)
+            torch.index_select(recorder.sample[first : first + len(part)], 1, memory.slots, out=newest)
+            ids[:, self._first : self._first + self._share].copy_(newest.add_(1))
+
+        chunk = memory.chunk
+        dist.reduce(memory.marks, dst=dist.get_global_rank(self._group, 0), group=self._group)
+        load = self._summed(chunk, (layers, experts), load_of if contributes else _nothing)
+        pairs = self._summed(chunk, (layers, side**2), pairs_of if contributes else _nothing)
+        sample = self._summed(chunk, (layers, -(-rows * top_k // 4)), sample_of if contributes else _nothing)
+        if self._rank != 0:
+            return None
+        marks = memory.marks.cpu().numpy()
+        tokens = marks[:, 0]
+        differing = differing_tokens(marks[:, 1:], self._owners)
+        refuse_unequal_owners(tokens, differing, np.minimum(tokens, COMPARED), self._owners)
+        once = pairs.reshape(layers, side, side)[:, :-1, :-1]
+        return RoutingStatistics(
+            load=load,
+            coactivation=once + np.triu(once, 1).transpose(0, 2, 1),
+            sample=sample.view(np.int16)[:, : rows * top_k].reshape(layers, rows, top_k) - 1,
+            num_tokens=np.full(layers, tokens[:: self._owners].sum()),
+            layer_ids=np.array(layer_ids, np.int32),
         )
+
+    def _allotted(self) -> _Memory:
+        """Collective. Raises PluginError on every rank if one could not get it: none is left waiting for the others."""
+        problem, memory = "", None
+        try:
+            memory = self._allot()
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; not every allocator raises that
+            problem = " ".join(str(error).split())
+        vote = self._recorder.vote.fill_(memory is not None)
+        dist.all_reduce(vote, op=dist.ReduceOp.MIN, group=self._group)
+        if not vote.item() or memory is None:
+            found = f"none for it on this rank ({problem[:200]})" if problem else "none for it on another rank"
+            raise mismatch("memory for a snapshot", found=found, expected=f"{CHUNK * 16 >> 20} MiB", fix=_MEMORY)
+        return memory
+
+    def _allot(self) -> _Memory:
+        recorder, device = self._recorder, self._recorder.load.device
+        rows, top_k = recorder.sample.shape[1:]
+        largest = max((recorder.num_experts + 1) ** 2, -(-rows * top_k // 4))  # a layer is reduced at once
+        chunk = torch.empty(max(CHUNK, largest), dtype=torch.int64, device=device)
+        newest = torch.empty(4 * len(chunk), dtype=torch.int16, device=device)
+        compared = COMPARED if self._owners > 1 else 0
+        marks = torch.zeros(self._size, 1 + compared, dtype=torch.int64, device=device)
+        marks[self._rank, 0] = recorder.num_tokens
+        if compared:
+            marks[self._rank, 1:] = token_marks(recorder)
+        return _Memory(chunk, newest, recorder.newest_slots(self._share), marks)
+
+    def _summed(self, chunk: torch.Tensor, shape: tuple[int, int], fill: Fill) -> NDArray[np.int64]:
+        """Collective: [layers, numbers] on rank 0, nothing elsewhere. fill(part, first): the layers from `first` on."""
+        layers, numbers = shape
+        found = np.empty(shape if self._rank == 0 else (0, 0), np.int64)
+        step = len(chunk) // numbers
+        for first in range(0, layers, step):
+            part = chunk[: min(step, layers - first) * numbers].view(-1, numbers)
+            fill(part, first)
+            dist.reduce(part, dst=dist.get_global_rank(self._group, 0), group=self._group)
+            if self._rank == 0:
+                found[first : first + len(part)] = part.cpu().numpy()
+        return found
+
+
+def _nothing(part: torch.Tensor, first: int) -> None:
+    part.zero_()

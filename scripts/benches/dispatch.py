@@ -79,7 +79,7 @@ def passes(made: Plan, ids: torch.Tensor) -> tuple[Callable[[], None], Callable[
     enabled, off, real = torch.tensor(True), torch.tensor(False), torch.tensor(len(ids), dtype=torch.int32)
     load = torch.zeros(PASSED, TOPOLOGY.num_slots, dtype=torch.int32)
     recorder = Recorder(PASSED, EXPERTS, TOP_K, len(ids), 256, torch.device("cpu"))
-    counters = [Counters(*recorder.passing(layer), load[layer], enabled, enabled, real, 0) for layer in layers]
+    counters = [Counters(*recorder.passing(layer), load[layer], *[enabled] * 3, real, 0) for layer in layers]
     rows, counts = (torch.from_numpy(part) for part in hashed_maps(made, [0], layers))
     if covers:
         held = CoverTables(made, [0], torch.device("cpu"))

@@ -25,7 +25,7 @@ def summed(owners: int, unequal: bool) -> tuple[list, int, int] | str | None:
         route_layer(recorder, layer, rows(rank if unequal else rank // owners))
     recorder.fold()
     load = take_load(recorder)
-    left = int(recorder.load.sum()) + int(recorder.coactivation.sum()) + int(recorder.num_tokens)
+    left = int(recorder.load.sum()) + int(recorder.pairs.sum()) + int(recorder.num_tokens)
     try:
         window = sum_load(load(), dist.group.WORLD, owners, [3, 5])
     except PluginError as error:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eplb_plugin.recording.recorder import Recorder
-from recorded import Reference, route_layer
+from recorded import Reference, coactivation, route_layer
 
 CPU = torch.device("cpu")
 Rows = NDArray[np.int64]  # [T, L, K]
@@ -160,7 +160,7 @@ def test_many_windows_keep_the_addresses() -> None:
     """Captured graphs hold the addresses: no step, reset or drop may change one, and a new window starts at zero."""
     shape = Shape(2, 8, 2, 16, 32, ubatches=2)
     recorder, random = shape.recorder(), np.random.default_rng(0)
-    buffers = ("stage", "load", "_pairs", "sample", "num_tokens")
+    buffers = ("stage", "load", "pairs", "sample", "num_tokens")
     addresses = {name: getattr(recorder, name).data_ptr() for name in buffers}
     for window in range(20):
         reference = shape.reference()
@@ -178,6 +178,14 @@ def test_many_windows_keep_the_addresses() -> None:
         assert {name: getattr(recorder, name).data_ptr() for name in buffers} == addresses
 
 
+@pytest.mark.parametrize(("experts", "top_k", "tokens"), [(256, 8, 5), (6, 3, 7), (9, 1, 1)])
+def test_every_layer_begins_where_a_compiler_needs_no_copy(experts: int, top_k: int, tokens: int) -> None:
+    """Inductor clones what lies at other addresses than multiples of 16 bytes, and copies it back."""
+    recorder = Recorder(4, experts, top_k, tokens, 8, CPU, num_ubatches=2)
+    parts = [part for layer in range(4) for ubatch in range(2) for part in recorder.passing(layer, ubatch)]
+    assert all(part.data_ptr() % 16 == 0 and part.is_contiguous() for part in parts)
+
+
 def test_diagonal_of_coactivation_is_the_load() -> None:
     """Co-activation counts tokens: symmetric, and an expert with itself is its load."""
     shape = Shape(2, 8, 3, 64, 16)
@@ -185,7 +193,7 @@ def test_diagonal_of_coactivation_is_the_load() -> None:
     recorder.expect([64])
     stage(recorder, shape, routed(random, shape, 64), real=64)
     recorder.fold()
-    pairs = recorder.coactivation
+    pairs = coactivation(recorder)
     assert torch.equal(pairs, pairs.transpose(1, 2))
     assert torch.equal(pairs.diagonal(dim1=1, dim2=2), recorder.load)
     assert recorder.load.sum() > 0

@@ -8,10 +8,9 @@ from typing import Any
 from ...config import PluginConfig
 from .. import hooks
 from ..fit import log_through, slots_for
-from ..hooks import Hook
 from ..releases import VLLM
 from .entrance import refuse_unsuited
-from .runtime import RUNTIME
+from .runtime import RUNTIME, warm_up_hook
 from .state import Active, set_active
 
 REDUNDANT = "--eplb-config.num_redundant_experts"
@@ -28,7 +27,7 @@ def activate(config: PluginConfig, vllm_config: Any) -> None:
     redundant = parallel.eplb_config.num_redundant_experts
     slots_per_rank = slots_for(vllm_config.model_config.get_num_experts(), redundant, ep_size, config, REDUNDANT)
     config.topology_for(ep_size, slots_per_rank)
-    rows: tuple[Hook, ...] = RUNTIME
+    rows = tuple(dict.fromkeys((*RUNTIME, warm_up_hook(parallel.worker_cls))))
     if config.peo is not None:
         from . import peo  # without PEO, nothing that it hooks has to be there
 

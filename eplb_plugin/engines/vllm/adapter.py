@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class Adapter:
         self.vllm_config = active.vllm_config
         self.config, self._hosts = agree(active.config, get_eplb_group().cpu_group)
         self.rebalancer = Rebalancer(self.config, metrics())
+        self.serving = False  # warm-up is over, and graphs are captured
         self.resumes = False  # a placement waits for the first rebalance, on every rank
         self.cycle = Cycle(self.rebalancer, get_eplb_group().cpu_group)
         self._resplitting: dict[str, Resplitting] = {}
@@ -91,7 +93,7 @@ class Adapter:
             self._resplitting[key] = Resplitting(self.rebalancer, key, own_group(get_eplb_group().ranks), tables.stage)
 
     def _recorder(self, model: Any, top_k: int) -> Recorder:
-        return Recorder(
+        recorder = Recorder(
             num_layers=model.num_moe_layers,
             num_experts=model.num_logical_experts,
             top_k=top_k,
@@ -100,6 +102,14 @@ class Adapter:
             device=model.expert_weights[0][0].device,
             num_ubatches=max(1, self.vllm_config.parallel_config.num_ubatches),
         )
+        recorder.count(False)  # until warm-up is over
+        return recorder
+
+    def begin_serving(self, model_states: Iterable[Any]) -> None:
+        """Warm-up is over: what vLLM counted in it, which plans for drafts would be made from, is forgotten."""
+        for model_state in model_states:
+            model_state.expert_load_pass.zero_()
+        self.serving = True
 
     def expect(self, model_config: Any, real_tokens: int, ubatch_slices: list[Any] | None) -> None:
         """The coming forward pass has this many real tokens (in these micro-batches)."""
@@ -111,22 +121,33 @@ class Adapter:
         else:
             slices = [part.token_slice for part in ubatch_slices]
             counts = [max(0, min(real_tokens, one.stop) - one.start) for one in slices]
+        if entry.recorder.expecting:  # no step followed: that pass was a trial
+            entry.recorder.drop()
         entry.recorder.expect(counts)
 
-    def end_forward(self, real: bool, in_window: bool, steps_left: int) -> None:
-        """A forward pass is over: count what it routed, or forget it (dummy, profile, outside every window).
+    def end_forward(self, real: bool) -> None:
+        """A forward pass is over: count what it routed, or forget it (a dummy's)."""
+        for recorder in self._recorders():
+            recorder.fold() if real else recorder.drop()
 
-        steps_left: until the next rebalance begins.
-        """
-        in_window = in_window or any(one.records(steps_left) for one in self._resplitting.values())
-        for entry in self.rebalancer.entries.values():
-            if entry.recorder is not None:
-                entry.recorder.fold(in_window) if real else entry.recorder.drop()
+    def count(self, in_window: bool, steps_left: int) -> None:
+        """What the coming pass counts. in_window: a plan will be made from it; steps_left: see Resplitting.records."""
+        load = in_window or any(one.records(steps_left) for one in self._resplitting.values())
+        for recorder in self._recorders():
+            recorder.count(load, pairs=in_window)
+
+    def _recorders(self) -> list[Recorder]:
+        return [entry.recorder for entry in self.rebalancer.entries.values() if entry.recorder is not None]
 
     def end_step(self, steps_left: int) -> None:
         """An engine step is over, a dummy one too: the same one on every rank."""
         for key, one in self._resplitting.items():
             one.end_step(steps_left, self.cycle.settled(key))
+
+    def rehearse(self) -> None:
+        """Collective: a snapshot of nothing, whose memory is in use while vLLM measures how much is left."""
+        for key in self.rebalancer.entries:
+            self.rebalancer.rehearse(key, get_ep_group().device_group)
 
     def rebalance(self, model_states: dict[str, Any], background: bool) -> None:
         """Collective, main thread: the window of every model ends, and what comes of it begins (or is over)."""

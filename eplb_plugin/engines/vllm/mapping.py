@@ -33,12 +33,14 @@ class MappedLayer:
         self, original: Mapping, ids: torch.Tensor, load: torch.Tensor, maps: tuple[torch.Tensor, torch.Tensor],
         enabled: torch.Tensor, real: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
+        recorder = self.recorder
         passing, tokens = (
-            self.recorder.passing(self.index, dbo_current_ubatch_id()),
-            self.recorder.unbounded if real is None else real,
+            recorder.passing(self.index, dbo_current_ubatch_id()),
+            recorder.unbounded if real is None else real,
         )
-        # vLLM counts in its own window alone; the plugin's, which has others too, is settled after the pass
-        counters = Counters(*passing, load, self.recorder.always, enabled, tokens, self.chunk)
+        # vLLM counts in its own window alone; the plugin has others too, and switches of its own
+        switches = recorder.counting, recorder.counting_pairs, enabled
+        counters = Counters(*passing, load, *switches, tokens, self.chunk)
         if self.tables is not None:
             return cover(ids, self.tables, counters)
         record(ids, counters)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from ..hooks import Hook
 from .adapter import Adapter
 from .mapping import ROUTER
 
-_ADAPTER = "_eplb_plugin_adapter"  # on an EplbState
+_ADAPTER = "_eplb_plugin_adapter"  # on an EplbState; not there where this worker has no MoE model
 
 
 def _add_model(original: Callable[..., Any], self: Any, model: Any, model_config: Any, model_name: Any = None) -> None:
@@ -28,22 +29,46 @@ def _add_model(original: Callable[..., Any], self: Any, model: Any, model_config
         self.expert_rearrangement_step = self.expert_rearrangement_step_interval - 1
 
 
+def _warm_up(original: Callable[..., Any], self: Any) -> Any:
+    found = original(self)
+    state = self.model_runner.eplb_state
+    if hasattr(state, _ADAPTER):
+        with torch.inference_mode():  # as in every step
+            getattr(state, _ADAPTER).begin_serving(state.model_states.values())
+            _count_next(state)
+    return found
+
+
 def _prepare_forward(
     original: Callable[..., Any], self: Any, model_config: Any, num_unpadded_tokens: int, ubatch_slices: Any = None
 ) -> None:
     original(self, model_config, num_unpadded_tokens, ubatch_slices)
-    getattr(self, _ADAPTER).expect(model_config, num_unpadded_tokens, ubatch_slices)
+    if hasattr(self, _ADAPTER):
+        getattr(self, _ADAPTER).expect(model_config, num_unpadded_tokens, ubatch_slices)
 
 
 def _step(
     original: Callable[..., Any], self: Any, is_dummy: bool = False, is_profile: bool = False, log_stats: bool = False
 ) -> Any:
-    adapter: Adapter = getattr(self, _ADAPTER)
-    steps_left = self.expert_rearrangement_step_interval - self.expert_rearrangement_step - 1
-    adapter.end_forward(not is_dummy and not is_profile, self._should_record_current_step(), steps_left)
-    if not is_profile:  # before vLLM's own part, in which the next rebalance may begin
-        adapter.end_step(steps_left)
-    return original(self, is_dummy, is_profile, log_stats)
+    adapter: Adapter | None = getattr(self, _ADAPTER, None)
+    if adapter is None or is_profile:
+        return original(self, is_dummy, is_profile, log_stats)
+    if not adapter.serving:  # of a warm-up, after which graphs are captured: nothing may move, and nothing counts
+        return None
+    adapter.end_forward(real=not is_dummy)
+    adapter.end_step(_steps_left(self))  # before vLLM's own part, in which the next rebalance may begin
+    found = original(self, is_dummy, is_profile, log_stats)
+    _count_next(self)
+    return found
+
+
+def _steps_left(state: Any) -> int:
+    """After the step that is about to be over, until the next rebalance begins."""
+    return int(state.expert_rearrangement_step_interval - state.expert_rearrangement_step - 1)
+
+
+def _count_next(state: Any) -> None:
+    getattr(state, _ADAPTER).count(state._should_record_current_step(), _steps_left(state))
 
 
 def _rearrange(
@@ -53,10 +78,14 @@ def _rearrange(
     rank_mapping: dict[int, int] | None = None,
     use_last_expert_load: bool = False,
 ) -> Any:
-    if is_profile:  # vLLM reserves memory for the largest move; no placement is planned
+    adapter: Adapter | None = getattr(self, _ADAPTER, None)
+    if is_profile and adapter is not None:  # vLLM measures the memory of its largest move, and that of our snapshot
+        with gpu_sync_allowed():
+            adapter.rehearse()
+    if is_profile or adapter is None:
         return original(self, is_profile, rank_mapping, use_last_expert_load)
     with gpu_sync_allowed():
-        getattr(self, _ADAPTER).rebalance(self.model_states, background=self.is_async)
+        adapter.rebalance(self.model_states, background=self.is_async)
     if self.is_async:
         next(iter(self.model_states.values())).rebalanced = True  # vLLM asks every step, and defers the next rebalance
 
@@ -71,6 +100,18 @@ def _start_async_loop(
     original: Callable[..., Any], self: Any, rank_mapping: Any = None, is_profile: bool = False
 ) -> None:
     """vLLM's thread would wait for ever."""
+
+
+def warm_up_hook(worker_class: str) -> Hook:
+    """worker_class: as `worker_cls` of vLLM's ParallelConfig names it."""
+    module, _, name = worker_class.rpartition(".")
+    return Hook(
+        f"{module}:{name}.compile_or_warm_up_model",
+        "around",
+        "counts no token of a warm-up, and begins no rebalance before it is over and graphs are captured",
+        "(self)",
+        _warm_up,
+    )
 
 
 _STATE = "vllm.distributed.eplb.eplb_state:EplbState"
@@ -93,14 +134,15 @@ RUNTIME = (
     Hook(
         f"{_STATE}.step",
         "around",
-        "counts what a forward pass routed, or drops it if the pass was a dummy or outside the window",
+        "counts what a forward pass routed, or drops it if the pass was a dummy",
         "(self, is_dummy=False, is_profile=False, log_stats=False)",
         _step,
     ),
     Hook(
         f"{_STATE}.rearrange",
         "around",
-        "ends the window on every rank at the same step and begins the plugin's rebalance, in sync mode to its end",
+        "ends the window on every rank at the same step and begins the plugin's rebalance, in sync mode to its end; "
+        "rehearses a snapshot where vLLM measures memory",
         "(self, is_profile=False, rank_mapping=None, use_last_expert_load=False)",
         _rearrange,
     ),
@@ -118,5 +160,6 @@ RUNTIME = (
         "(self, rank_mapping=None, is_profile=False)",
         _start_async_loop,
     ),
+    warm_up_hook("vllm.v1.worker.gpu_worker.Worker"),
     ROUTER,
 )

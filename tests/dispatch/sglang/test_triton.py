@@ -88,7 +88,12 @@ def test_it_compiles_for_gpus(capability: int, task: str, nodes: int) -> None:
     from eplb_plugin.dispatch import triton_kernels
 
     types = {"ids": "*i64", "slots": "*i64", "nodes": "*i64", "rows": "*i16", "held": "i64"}
-    types |= {"enabled": "*i1", "slots_enabled": "*i1", "table": "*i64" if task == "TRANSLATE" else "*i32"}
+    types |= {
+        "enabled": "*i1",
+        "pairs_enabled": "*i1",
+        "slots_enabled": "*i1",
+        "table": "*i64" if task == "TRANSLATE" else "*i32",
+    }
     types |= {name: "*i32" for name in ("counts", "copies", "load", "pairs", "slot_load", "real")}
     constants = {"K": 6, "WIDTH": 8, "TOKENS": 16, "NODES": nodes, "TASK": getattr(triton_kernels, task).value}
     names = triton_kernels.pass_kernel.arg_names

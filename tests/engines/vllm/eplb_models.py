@@ -15,11 +15,12 @@ from vllm.distributed.eplb.eplb_state import EplbLayerState, EplbState
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.models.interfaces import MixtureOfExperts
+from vllm.v1.worker.cpu_worker import CPUWorker
 
 from eplb_plugin.config import parse_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import adapter
-from eplb_plugin.engines.vllm.runtime import RUNTIME
+from eplb_plugin.engines.vllm.runtime import RUNTIME, warm_up_hook
 from eplb_plugin.engines.vllm.state import Active, set_active
 
 EXPERTS, REDUNDANT, TOP_K, TOKENS = 12, 4, 2, 40
@@ -91,9 +92,10 @@ class Engine:
     """What vLLM's model runner does for EPLB: registers models, routes, steps."""
 
     def __init__(
-        self, use_async: bool, drafts: int = 0, interval: int = 4, all_to_all: bool = True, **settings: Any
-    ) -> None:
-        """all_to_all: without one, all ranks route the same tokens."""
+        self, use_async: bool, drafts: int = 0, interval: int = 4, all_to_all: bool = True, warm: bool = True,
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        """all_to_all: without one, all ranks route the same tokens. warm: vLLM's worker has warmed up."""
         _prepare()
         chosen = {"topology": {"nodes": 2}, "forecast_windows": 1, "sample_rows": 256, "dispatch": "hash", **settings}
         eplb = SimpleNamespace(
@@ -115,10 +117,23 @@ class Engine:
             self._add(f"draft{draft}", Model(1, 7 + draft), "draft")
         self._add("target", Model(3, 1, all_to_all=all_to_all), None)
         self.state.start_async_loop()
+        if warm:
+            self.warm_up()
         self.adapter = self.state._eplb_plugin_adapter
         self.random = np.random.default_rng(dist.get_rank())
         self.steps = 0
         dist.barrier()  # compiling takes one rank longer than votes may
+
+    def warm_up(self) -> None:
+        """What vLLM's worker does before it serves, by its own method as far as a CPU goes."""
+        runner = SimpleNamespace(kv_caches=[None], eplb_state=self.state)
+        seconds = SimpleNamespace(compilation_time=0.0, encoder_compilation_time=0.0)
+        CPUWorker.compile_or_warm_up_model(
+            SimpleNamespace(
+                model_runner=runner, model_config=SimpleNamespace(seed=0), compilation_config=seconds,
+                parallel_config=SimpleNamespace(data_parallel_index=0),
+            )
+        )  # fmt: skip
 
     def _add(self, key: str, model: Model, name: str | None) -> None:
         self.models[key] = model
@@ -167,7 +182,7 @@ def _prepare() -> None:
         return
     accelerator.install()
     routing.install()
-    hooks.apply(RUNTIME)
+    hooks.apply([*RUNTIME, warm_up_hook("vllm.v1.worker.cpu_worker.CPUWorker")])
     groups = {
         name: SimpleNamespace(
             device_group=dist.new_group(), cpu_group=dist.new_group(),

@@ -39,6 +39,7 @@ def engine(experts: int = 60, tp: int = 2, dp: int = 2, redundant: int = 4, **ch
         "tensor_parallel_size": tp,
         "data_parallel_size": dp,
         "prefill_context_parallel_size": 1,
+        "worker_cls": "vllm.v1.worker.gpu_worker.Worker",
         "rank": 0,
         "data_parallel_rank": 0,
         "eplb_config": EPLBConfig(num_redundant_experts=redundant),

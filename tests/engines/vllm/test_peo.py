@@ -210,6 +210,7 @@ def activations() -> None:
         parallel = SimpleNamespace(
             enable_eplb=True, enable_elastic_ep=False, tensor_parallel_size=1, data_parallel_size=1, rank=0,
             prefill_context_parallel_size=1, data_parallel_rank=0, eplb_config=EPLBConfig(), use_ubatching=ubatches,
+            worker_cls="vllm.v1.worker.gpu_worker.Worker",
         )  # fmt: skip
         return SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace(get_num_experts=lambda: EXPERTS))
 
