@@ -17,7 +17,6 @@ from sglang.srt.runtime_context import get_disagg, get_exec, get_schedule, get_s
 from ...config import PluginConfig
 from ...controller import Rebalancer
 from ...deployment import Deployment, Phase
-from ...dispatch.kernels import Counters, LayerTables
 from ...errors import mismatch
 from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
@@ -33,7 +32,7 @@ from ..tables import DispatchTables, owners_of, refuse_unequal
 from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
 from .mover import KEY, Mover
-from .recording import PassRecording
+from .recording import Mapped, PassRecording
 
 logger = logging.getLogger("eplb_plugin")
 _PHASES: dict[str, Phase] = {"prefill": "prefill", "decode": "decode"}  # SGLang's disaggregation_mode -> ours
@@ -55,6 +54,7 @@ class Adapter:
         self._tables: DispatchTables | None = None
         self._resplitting: Resplitting | None = None
         self._mover: Mover | None = None
+        self._mapped: dict[tuple[int, int, int], Mapped] = {}  # by row, micro-batch, and whether SGLang disables
         self._passes = -1  # since the last rebalance was over; SGLang's first interval has one more
         self._rebalancing = False
         self._loading = False  # SGLang writes the weights
@@ -107,6 +107,7 @@ class Adapter:
             device=get_global_expert_location_metadata().physical_to_logical_map.device,
             num_ubatches=2 if get_exec().overlap.enable_two_batch_overlap else 1,
         )
+        entry.recorder.count(False)  # what warms up and what is captured is no pass
         self._recording = PassRecording(entry.recorder, layers.layer_ids, mapped=entry.dispatch in WEIGHED)
         entry.owner_group_size = self.layout.owner_group_size
         entry.window_steps, entry.step_interval = self._window(), self._manager._rebalance_num_iterations
@@ -117,6 +118,7 @@ class Adapter:
         self._mover = Mover(model, entry, self.rebalancer, self._tables)
         self.rebalancer.add(KEY, entry, planning_rank=world.rank_in_group == 0)
         self.rebalancer.recall(KEY, self._earlier.window)
+        self.rebalancer.rehearse(KEY, self._mover.data)  # before SGLang gives the memory to the KV cache
         if self._tables is not None and self.rebalancer.renews(entry):
             self._resplitting = Resplitting(self.rebalancer, KEY, own_group(world.ranks), self._tables.stage)
 
@@ -130,14 +132,17 @@ class Adapter:
         refuse_unequal(tables, world.cpu_group)
         return tables
 
-    def tables_of(self, layer_id: int) -> tuple[torch.Tensor | LayerTables, Counters] | None:
-        """Inside the forward pass: what maps the next ids of a decoder layer, rows [E, entries] under `weighted`, and
-        where they are counted; None where another rule chooses.
-        """
+    def tables_of(self, layer_id: int) -> Mapped | None:
+        """Inside the forward pass: what maps the next ids of a decoder layer; None where another rule chooses."""
         row = None if self._recording is None else self._recording.row_of(layer_id)
         if row is None or self._recording is None or self._tables is None:
             return None
-        return self._tables.layer(row), self._recording.counters(row, get_global_expert_distribution_recorder())
+        counters = self._recording.counters(row, get_global_expert_distribution_recorder())
+        key = row, counters.rows.data_ptr(), counters.enabled.data_ptr()
+        if key not in self._mapped:
+            self._mapped[key] = Mapped(self._tables.layer(row), counters)
+        self._mapped[key].counters = counters
+        return self._mapped[key]
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
         return ModelEntry(
@@ -157,22 +162,29 @@ class Adapter:
         if self._recording is not None:
             self._recording.begin(forward_batch.global_num_token_non_padded_cpu or 0)
 
-    def stage(self, engine_recorder: Any, topk_ids: torch.Tensor) -> None:
-        """Inside the forward pass: SGLang's recorder is given [T, K] physical ids, -1 = padding."""
-        if self._recording is not None:
-            self._recording.stage(engine_recorder, topk_ids)
+    def stage(self, engine_recorder: Any, topk_ids: torch.Tensor) -> bool:
+        """Inside the forward pass: SGLang's recorder is given [T, K] physical ids, -1 = padding. Whether it counts."""
+        return self._recording is None or self._recording.stage(engine_recorder, topk_ids)
 
     def end_pass(self, recording: bool) -> None:
-        """A forward pass of the target is over: count what it routed, or forget it outside the window."""
+        """A forward pass of the target is over: count what it routed, or forget it if SGLang records nothing."""
         if self._recording is None:
             return
+        recorder = self._recording.recorder
+        recorder.fold() if recording else recorder.drop()
         self._passes += not self._rebalancing
-        left, resplitting = self._manager._rebalance_num_iterations - self._passes, self._resplitting
-        in_window = left < self._window() or (resplitting is not None and resplitting.records(left))
-        self._recording.recorder.fold(recording and in_window and not self._rebalancing)
-        if resplitting is not None and not self._rebalancing:
+        if self._resplitting is not None and not self._rebalancing:
             assert self._mover is not None
-            resplitting.end_step(left, self._mover.settled)
+            self._resplitting.end_step(self._manager._rebalance_num_iterations - self._passes, self._mover.settled)
+
+    def count_next(self) -> None:
+        """What the coming pass counts: pairs where a plan will be made from it, load alone where weights will."""
+        if self._recording is None:
+            return
+        left = self._manager._rebalance_num_iterations - self._passes - 1
+        in_window = left < self._window()
+        load = in_window or (self._resplitting is not None and self._resplitting.records(left))
+        self._recording.recorder.count(load and not self._rebalancing, pairs=in_window)
 
     def _window(self) -> int:
         buffered: int = get_exec().moe.expert_distribution_recorder_buffer_size

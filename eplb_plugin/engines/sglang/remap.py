@@ -30,12 +30,16 @@ class TableDispatchInfo(ExpertLocationDispatchInfo):  # type: ignore[misc]  # SG
 
 
 def _init_new(original: Callable[..., Any], cls: Any, layer_id: int, *, is_draft: bool = False) -> Any:
-    info = original(cls, layer_id, is_draft=is_draft)
-    if info is None or (own := get_adapter().tables_of(layer_id)) is None:
-        return info
-    tables, counters = own
-    # `dynamic`: whose chooser is hooked
-    return TableDispatchInfo(**vars(info) | {"ep_dispatch_algorithm": "dynamic"}, tables=tables, counters=counters)
+    own = None if is_draft else get_adapter().tables_of(layer_id)
+    if own is None:
+        return original(cls, layer_id, is_draft=is_draft)
+    if own.info is None:  # for good: what it points to is only ever written in place
+        info = original(cls, layer_id, is_draft=is_draft)
+        # `dynamic`: whose chooser is hooked
+        told = vars(info) | {"ep_dispatch_algorithm": "dynamic"}
+        own.info = TableDispatchInfo(**told, tables=own.tables, counters=own.counters)
+    own.info.counters = own.counters
+    return own.info
 
 
 def _choose(original: Callable[..., Any], topk_ids: torch.Tensor, info: Any) -> torch.Tensor:

@@ -46,13 +46,14 @@ def _on_forward_pass_start(original: Callable[..., Any], self: Any, forward_batc
 
 
 def _on_select_experts(original: Callable[..., Any], self: Any, topk_ids: torch.Tensor) -> None:
-    get_adapter().stage(self, topk_ids)
-    original(self, topk_ids)
+    if get_adapter().stage(self, topk_ids):
+        original(self, topk_ids)
 
 
 def _on_forward_pass_end(original: Callable[..., Any], self: Any) -> None:
     get_adapter().end_pass(get_global_expert_distribution_recorder().recording)
-    original(self)
+    original(self)  # a rebalance begins or ends in it
+    get_adapter().count_next()
 
 
 def _rebalance(original: Callable[..., Any], self: Any) -> Iterator[None]:
@@ -148,7 +149,8 @@ RUNTIME = (
     Hook(
         f"{_RECORDER}.on_select_experts",
         "around",
-        "sees the physical top-k ids of every layer with every all-to-all, also where SGLang's own count has none",
+        "sees the physical top-k ids of every layer with every all-to-all, also where SGLang's own count has none; "
+        "spares SGLang that count where the plugin's launch has made it",
         "(self, topk_ids)",
         _on_select_experts,
     ),

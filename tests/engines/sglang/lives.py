@@ -47,6 +47,7 @@ class Seen:
     plans: list[str] = field(default_factory=list)
     weighted: int = 0
     after_another_layout: tuple[bool, bool] | None = None
+    slots_counted: list[bool] = field(default_factory=list)  # by SGLang's recorder, of passes whole: are they right?
 
 
 def live(start: Start, shared: bool) -> Seen:
@@ -93,6 +94,9 @@ def live(start: Start, shared: bool) -> Seen:
             if expected is not None:
                 np.testing.assert_array_equal(np.sort(physical), np.sort(expected(logical, layer)))
                 seen.weighted += 1
+        whole = step % len(entry.recorder.stage) == 0  # in one batch
+        if whole and seen.gatherer == "_SelectExpertsSinglePassGatherer" and gatherer._data.any():
+            seen.slots_counted.append(counted_right(scheduler, gatherer._data.numpy()))
         if len(seen.begun) > len(seen.over) and not adapter._rebalancing:
             seen.over.append(step)
         seen.maps.append(metadata.physical_to_logical_map_cpu.numpy().copy())
@@ -113,6 +117,15 @@ def live(start: Start, shared: bool) -> Seen:
     if metadata.logical_to_rank_dispatch_physical_map is not None:
         seen.table = metadata.logical_to_rank_dispatch_physical_map.numpy()
     return seen
+
+
+def counted_right(scheduler: Scheduler, counts: np.ndarray) -> bool:
+    """Whether SGLang's recorder holds the slots of the pass that is just over. counts: [decoder layers, P]."""
+    found = [
+        np.array_equal(counts[layer], np.bincount(physical.ravel(), minlength=counts.shape[1]))
+        for layer, (_, physical) in zip(MOE_LAYERS, scheduler.routed, strict=True)
+    ]
+    return all(found)
 
 
 def planned_routes(rank: int, adapter: Any) -> Callable[[np.ndarray, int], np.ndarray] | None:

@@ -182,6 +182,13 @@ def test_tokens_go_where_route_says(case: Case, seen: list[Seen]) -> None:
     assert all((one.weighted > 10 * len(MOE_LAYERS)) == (case.rule != "nearest") for one in seen)
 
 
+def test_sglang_s_own_count_is_what_it_was(case: Case, seen: list[Seen]) -> None:
+    """Its recorder holds every pass's slots, though its launches are spared where the plugin's makes the count."""
+    for one in seen:
+        assert all(one.slots_counted)
+        assert bool(one.slots_counted) == (case.gatherer == "_SelectExpertsSinglePassGatherer")
+
+
 def test_weights_are_renewed_between_rebalances(case: Case, seen: list[Seen]) -> None:
     """Where a window leaves room for it: on the same pass on all ranks, and no expert moves."""
     first, other = seen
