@@ -5,7 +5,6 @@ Docs quote the launches and bytes that are counted here.
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from eplb_plugin.dispatch.kernels import Counters, cover, look_up, record
 from eplb_plugin.engines.tables import DispatchTables
 from eplb_plugin.recording.load import take_load
 from eplb_plugin.recording.recorder import Recorder
+from eplb_plugin.resplitting import _Solving
 from processes import run_ranks
 
 LAYERS, EXPERTS, TOP_K, TOKENS, SLOTS = 3, 12, 2, 20, 16
@@ -89,11 +89,10 @@ def steps(rule: str) -> dict[str, Any]:
         assert counts.stops == 0
         model.tables.switch([0, 2], plan((model.tables.cover and "cover") or "weighted", turn=len(found["addresses"])))
         assert counts.stops == 0, "new tables wait for the device"
-    arrived = take_load(recorder)
-    assert counts.stops == 0
-    thread = threading.Thread(target=lambda: (model.sim._set_device(0), found.update(load=arrived().tolist())))
-    thread.start()
-    thread.join()
+    solving = _Solving(lambda load: found.update(load=load().tolist()), take_load(recorder), model.device)
+    solving.found()
+    assert counts.host_reads == {}
+    assert counts.pageable == 0  # and the thread that solves, not this one, waited for the copy
     found["faults"] = list(model.sim.counts.faults)
     return found
 
