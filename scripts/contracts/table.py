@@ -26,6 +26,7 @@ VLLM = {
     "vllm.v1.executor.abstract:Executor": "collective_rpc",
     "vllm.v1.worker.worker_base:WorkerWrapperBase": "vllm_config",
     "vllm.v1.worker.gpu_worker:Worker": "model_runner",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": "eplb_state",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner": "eplb_state get_model",
     "vllm.distributed.parallel_state:GroupCoordinator": "cpu_group device_group rank_in_group ranks world_size",
     "vllm.distributed.eplb.eplb_state:EplbState": "_should_record_current_step expert_rearrangement_step "
