@@ -344,6 +344,7 @@ class Event:
     def query(self) -> bool:
         if _capturing:
             raise CaptureError("an event was asked")
+        _check_thread("query")
         self._asked += 1
         if self._asked > LAG and not _stopped:
             self._arrive()

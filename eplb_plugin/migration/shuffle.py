@@ -75,7 +75,6 @@ class Shuffler:
         self.wires = (
             NixlWires(data, layers, self.budget) if isinstance(data, Nixl) else GroupWires(data, layers, self.budget)
         )
-        self.wires.meet()
         self._ahead = self.wires.halves  # batches under way at once
         self._votes = Votes(votes, self.budget.vote_seconds)
         self._signature = hashlib.sha256(repr([[one.signature for one in layers], self.budget]).encode()).digest()
@@ -90,6 +89,7 @@ class Shuffler:
                 self.wires.name, self.wires.nbytes / 2**20, self.wires.staging.device, self.budget.layers_per_step,
                 min(self.budget.bytes_per_step or self.wires.half_bytes, self.wires.half_bytes) / 2**20,
             )  # fmt: skip
+        self.wires.meet()  # last: ranks leave together
 
     def rebind(self, layers: Sequence[ExpertRows]) -> None:
         """The engine has made its tensors anew, laid out as before. Raises PluginError if they are not, or in use."""
