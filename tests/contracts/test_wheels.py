@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,14 @@ def test_the_last_line_of_pip_says_why_there_is_none(pip: list[str], monkeypatch
     with pytest.raises(wheels.WheelMissing, match=r"^pip download some===1\.0: ERROR: the index is away$"):
         wheels.unpacked("some", "1.0")
     assert not list(wheels.kept_folder("some", "1.0").parent.iterdir())
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_without_an_index_tests_are_skipped_but_not_in_ci(
+    ci: str, outcome: type[BaseException], wheel: Callable[..., object], pip: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody reads what was skipped, a check that did not run must not look like one that passed."""
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(wheels, "PAUSES", ())
+    with pytest.raises(outcome, match="the index is away"):
+        wheel("some", "1.0")
