@@ -26,6 +26,7 @@ from .greedy import PROMPTS, complete_all, largest_difference
 from .made_model import make_model
 from .progress import Progress
 from .server import Server, ServerError
+from .vllm import RUNNER_V1
 
 ROOT = Path(__file__).resolve().parents[2]
 EPLB = Eplb(redundant_experts=4, window_size=48, step_interval=96)
@@ -77,7 +78,7 @@ def run_arm(run: Run, arm: str, reference: list[Completion] | None, progress: Pr
         engine.arm_arguments(arm, layout, EPLB, run.out / "affinity.yaml"),
         folder / "server.log",
         ranks=layout.ranks,
-        environment={"EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": "2"},
+        environment={"EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": "2", **RUNNER_V1},
         progress=progress.running("server"),
     )
     with server:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from .engine import ENVIRONMENT, METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
 
+# what is timed on a CPU is timed on model runner V1: V2's kernels are interpreted, which takes longer than all else
+RUNNER_V1 = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 # fp32, because bf16 output changes with the placement (order of summation) on any engine; eager, because a tiny model
 # gains nothing from compilation
 _COMMON = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "32")

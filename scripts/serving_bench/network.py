@@ -23,6 +23,7 @@ from serving.greedy import complete, prompts
 from serving.nodes import NodesServer
 from serving.progress import Progress
 from serving.server import ServerError
+from serving.vllm import RUNNER_V1
 
 from .arms import ARMS, Arm, ServerKind
 from .conditions import Condition, rate_of
@@ -87,6 +88,7 @@ class Campaign:
         config.write_text(yaml.safe_dump({**options.settings, **dict(kind.settings or ()), **layout.settings}))
         environment = {
             "EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": str(layout.nodes), "EPLB_METER_WINDOW": "8",
+            **RUNNER_V1,
         }  # fmt: skip
         if kind.takes_orders:
             environment |= switching_environment(folder)

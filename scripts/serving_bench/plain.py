@@ -30,6 +30,7 @@ from serving.made_model import make_model
 from serving.progress import Progress
 from serving.running import RunningServer
 from serving.server import Server, ServerError
+from serving.vllm import RUNNER_V1
 
 from .accuracy import Accuracy, measure
 from .rounds import rotated
@@ -92,10 +93,10 @@ class Benchmark:
         options = self.options
         if arm.name in options.urls:
             return RunningServer(self.engine, self.model, options.urls[arm.name])
-        ranks = self.layout.ranks if options.on_cpu else None
+        ranks, environment = (self.layout.ranks, RUNNER_V1) if options.on_cpu else (None, {})
         return Server(
-            self.engine, self.model, self.arguments[arm.name], log, ranks=ranks, start_seconds=options.start_seconds,
-            progress=self.progress.running("server"),
+            self.engine, self.model, self.arguments[arm.name], log, ranks=ranks, environment=environment,
+            start_seconds=options.start_seconds, progress=self.progress.running("server"),
         )  # fmt: skip
 
     def _arguments(self, arm: Arm) -> list[str]:

@@ -28,7 +28,7 @@ from serving.greedy import PROMPTS, complete, complete_all, largest_difference
 from serving.nodes import NodesServer
 from serving.progress import Progress
 from serving.server import Server, ServerError
-from serving.vllm import VLLM
+from serving.vllm import RUNNER_V1, VLLM
 
 from .arms import ARMS, Arm, Layout
 from .options import layout
@@ -216,7 +216,7 @@ def soak(
     config.write_text(yaml.safe_dump({**SETTINGS, **dict(arm.server.settings or ()), **layout.settings}))
     eplb = Eplb(layout.redundant_experts(model, 0.25), EPLB_WINDOW, EPLB_STEPS)
     words = arm.server.arguments(eplb, config)
-    environment = {"EPLB_METER_DIR": str(out / "meter"), "EPLB_METER_NODES": str(layout.nodes)}
+    environment = {"EPLB_METER_DIR": str(out / "meter"), "EPLB_METER_NODES": str(layout.nodes), **RUNNER_V1}
     progress.say("starting the server")
     server = NodesServer(
         network, model, words, out / "server.log", ranks_per_node=layout.ranks_per_node, environment=environment,

@@ -16,6 +16,16 @@ def test_the_known_function_is_replaced_and_can_be_called():
     assert engine.step(1) == 2
 
 
+def test_a_method_of_a_class_is_replaced_by_what_does_not_take_the_class():
+    class Engine:
+        @classmethod
+        def name(cls, suffix):
+            return cls.__name__ + suffix
+
+    replace(Engine, "name", "suffix", lambda original: lambda suffix: original(suffix) + "!")
+    assert Engine.name("-1") == Engine().name("-1") == "Engine-1!"
+
+
 def test_another_signature_is_refused_and_left_alone():
     engine = owner()
     original = engine.step

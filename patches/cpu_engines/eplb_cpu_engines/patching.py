@@ -12,10 +12,14 @@ class UnknownEngine(RuntimeError):
 
 
 def replace(owner: Any, name: str, parameters: str, make: Callable[[Callable], Callable]) -> None:
-    """Set `owner.name` to `make(original)`, if the original takes `parameters` ("self, x, *, y")."""
+    """Set `owner.name` to `make(original)`, if the original takes `parameters` ("self, x, *, y").
+
+    A class's own method is replaced, like its original, by what does not take the class.
+    """
     original = getattr(owner, name)
     require(f"{owner.__name__}.{name}({parameters})", f"{owner.__name__}.{name}({_parameters(original)})")
-    setattr(owner, name, functools.wraps(original)(make(original)))
+    replacement = functools.wraps(original)(make(original))
+    setattr(owner, name, staticmethod(replacement) if inspect.ismethod(original) else replacement)
 
 
 def require(expected: str, found: str) -> None:

@@ -4,7 +4,10 @@ One file for each thing that the CPU backend lacks. All of it is replaced in `re
 processes before it makes anything, hence before another plugin that hooks the same names when its worker starts.
 """
 
+import os
+
 from ..patching import say_in_force
+from ..triton_backend import ENVIRONMENT
 
 _registered = False
 
@@ -20,6 +23,8 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
+    for name, value in ENVIRONMENT.items():  # also for the processes that this one starts
+        os.environ.setdefault(name, value)
 
     from vllm.logger import init_logger
 
@@ -32,10 +37,11 @@ def register() -> None:
         model_runner,
         queues,
         routing,
+        scheduling,
         sparse_all_to_all,
     )
 
-    parts = (config_check, queues, collectives, accelerator, routing, experts, model_runner)
+    parts = (config_check, scheduling, queues, collectives, accelerator, routing, experts, model_runner)
     for part in parts:
         part.install()
     names = [part.__name__.rpartition(".")[2] for part in parts]

@@ -6,13 +6,15 @@ does so by a `threading.Event` of vLLM's, which stays. Everything else is the re
 """
 
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 from vllm.distributed.eplb import async_worker, eplb_communicator, eplb_state, eplb_utils
+from vllm.distributed.eplb.eplb_state import EplbState
 
-from ..patching import require
+from ..patching import replace, require
 
 _MODULES = (eplb_utils, eplb_state, eplb_communicator, async_worker)
 
@@ -69,6 +71,15 @@ def install() -> None:
     for module in _MODULES:
         require(f"{module.__name__}.torch is torch", f"{module.__name__}.torch is {_name(module)}")
         module.torch = _TorchWithAccelerator()
+    replace(EplbState, "__init__", "self, parallel_config, device", _with_a_number)
+
+
+def _with_a_number(original: Callable) -> Callable:
+    def __init__(self: EplbState, parallel_config: Any, device: torch.device) -> None:
+        original(self, parallel_config, device)
+        self.device_index = 0  # EPLB's thread asks for one
+
+    return __init__
 
 
 def _name(module: ModuleType) -> str:

@@ -4,20 +4,23 @@ It reads what leaves the router, after any mapping: physical expert ids, and wit
 the same. A forward says itself which rows are padding (all of them in a dummy step); one that does not say so is that
 of a draft model, and is not counted.
 
-A step ends where the model runner steps EPLB. Every rank passes there once per engine step, in dummy steps too; with
-EPLB off the engine's own method does nothing, but is called. Ranks that step together thus agree on the window.
+A step ends where the model runner, V1 or V2, steps EPLB. Every rank passes there once per engine step, in dummy steps
+too; with EPLB off the engine's own method does nothing, but is called. Ranks that step together thus agree on the
+window.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.distributed.eplb.eplb_state import EplbState
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.v1.worker.gpu.eplb_utils import EPLBController
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from ..meter import Meter
@@ -32,7 +35,8 @@ def install() -> bool:
         return False
     parameters = "self, hidden_states, router_logits, topk_indices_dtype, *, input_ids"
     replace(FusedMoERouter, "select_experts", parameters, _recorded)
-    replace(GPUModelRunner, "eplb_step", "self, is_dummy, is_profile", _ending_a_step)
+    replace(GPUModelRunner, "eplb_step", "self, is_dummy, is_profile", partial(_ending_a_step, "eplb_state"))
+    replace(EPLBController, "step", "self, is_dummy, is_profile", partial(_ending_a_step, "state"))
     return True
 
 
@@ -47,33 +51,35 @@ def _recorded(original: Callable) -> Callable:
     return select_experts
 
 
-def _ending_a_step(original: Callable) -> Callable:
-    def eplb_step(self: GPUModelRunner, is_dummy: bool = False, is_profile: bool = False) -> None:
-        maps, steps = _expert_maps(self), _steps_since_rebalance(self)
+def _ending_a_step(state: str, original: Callable) -> Callable:
+    """state: the attribute that holds EPLB's, None with EPLB off."""
+
+    def step(self: GPUModelRunner | EPLBController, is_dummy: bool = False, is_profile: bool = False) -> None:
+        maps, steps = _expert_maps(getattr(self, state)), _steps_since_rebalance(getattr(self, state))
         original(self, is_dummy, is_profile)
         if _meter is None:
             return
         if is_profile:  # measures memory before serving; its made-up tokens are not marked as padding
             _meter.forget()
             return
-        for old, new in zip(maps, _expert_maps(self), strict=True):
+        for old, new in zip(maps, _expert_maps(getattr(self, state)), strict=True):
             _meter.moved(old, new)
-        _meter.rebalances += _steps_since_rebalance(self) < steps
+        _meter.rebalances += _steps_since_rebalance(getattr(self, state)) < steps
         _meter.end_step()
 
-    return eplb_step
+    return step
 
 
-def _expert_maps(runner: GPUModelRunner) -> list[np.ndarray]:
+def _expert_maps(state: EplbState | None) -> list[np.ndarray]:
     """[L, slots] copies of the maps in force, of the target and of draft models; they change only inside a step."""
-    if runner.eplb_state is None:
+    if state is None:
         return []
-    return [state.physical_to_logical_map.numpy().copy() for state in runner.eplb_state.model_states.values()]
+    return [one.physical_to_logical_map.numpy().copy() for one in state.model_states.values()]
 
 
-def _steps_since_rebalance(runner: GPUModelRunner) -> int:
+def _steps_since_rebalance(state: EplbState | None) -> int:
     """vLLM's own count, which begins anew with every rebalance, whoever carries that out."""
-    return 0 if runner.eplb_state is None else runner.eplb_state.expert_rearrangement_step
+    return 0 if state is None else state.expert_rearrangement_step
 
 
 def _record(runner: MoERunner, physical_ids: torch.Tensor, is_padding: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Loading a model with EPLB: the CPU model runner loads it without the part that makes the EPLB state.
+"""Loading a model with EPLB: the CPU's model runner V1 loads it without making the EPLB state; V2 does make it.
 
 What the GPU model runner does is done after the CPU one has loaded: the draft model first, then the target, then the
 background thread. Stepping and preparing a forward are inherited and work as they are.
@@ -25,7 +25,6 @@ def _with_eplb(original: Callable) -> Callable:
         if not self.parallel_config.enable_eplb:
             return
         self.eplb_state = EplbState(self.parallel_config, self.device)
-        self.eplb_state.device_index = 0  # the background thread asks for one
         _add_draft(self)
         if self._moe_model is not None:
             self.eplb_state.add_model(self._moe_model, self.model_config)
