@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+TRITON = {"EPLB_CPU_TRITON": "1", "TRITON_INTERPRET": "1"}  # the plugin's kernel on CPU tensors; see eplb_triton.py
 
 
 def python_path(engine: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from server_plugins import TRITON, python_path
 from serving.engine import Completion
 from serving.server import Server
 from sglang_servers import CANARY, EPLB, LAYOUT, SETTINGS, serve_until_rebalanced
@@ -29,18 +31,24 @@ def test_output_is_unchanged(
     rebalances: int,
     serve: Callable[..., Server],
     reference: Callable[[str], list[Completion]],
+    tmp_path: Path,
 ) -> None:
-    """Moved one layer per step, by `cover`, and with policies that plan by load only; started by `sglang serve`.
+    """Moved one layer per step, by `cover` with the plugin's Triton kernel, and with policies that plan by load only;
+    started by `sglang serve`.
 
     Windows are half as long as intervals: the weights of the tables are solved again between rebalances.
     """
     arguments = ["--eplb-rebalance-layers-per-chunk", str(chunk)]
     settings = SETTINGS.format(policy=policy) + f"window_size: 4\ndispatch: {rule}\n"
-    server = serve("qwen3_moe", LAYOUT, EPLB, settings, arguments=arguments, **CANARY)
+    environment = dict(CANARY)
+    if rule == "cover":
+        environment |= {**TRITON, "EPLB_FAULTS": str(tmp_path / "none"), "PYTHONPATH": python_path("sglang")}
+    server = serve("qwen3_moe", LAYOUT, EPLB, settings, arguments=arguments, **environment)
     server.wait_ready()
     serve_until_rebalanced(server, reference("qwen3_moe"), rebalances)
     assert f"dispatch {rule}, token-owner groups of 2" in server.text()
     assert server.text().count("re-split of ") >= 5
+    assert ("launched by Triton: tables" in server.text()) == (rule == "cover")
 
 
 @pytest.mark.full

@@ -10,7 +10,7 @@ import pytest
 from eplb_cpu_engines.meter import read_meter
 
 from kept_state import metrics_of
-from server_plugins import python_path
+from server_plugins import TRITON, python_path
 from serving.bench import run_bench
 from serving.engine import Completion, Eplb, Load
 from serving.server import Server
@@ -48,6 +48,7 @@ def server(serve_shared: Callable[..., Server], meter: Path, faults: Path) -> Se
         EPLB_FAULTS=str(faults),
         PYTHONPATH=python_path("sglang"),
         **CANARY,
+        **TRITON,
     )
     server.wait_ready()
     return server
@@ -56,10 +57,12 @@ def server(serve_shared: Callable[..., Server], meter: Path, faults: Path) -> Se
 def test_output_is_unchanged_over_many_rebalances(
     server: Server, meter: Path, reference: Callable[[str], list[Completion]]
 ) -> None:
-    """Greedy output of 16 prompts, 8 at a time, equals the Hugging Face model's over 50 rebalances amid decoding."""
+    """Greedy output of 16 prompts, 8 at a time, equals the Hugging Face model's over 50 rebalances amid decoding, with
+    the plugin's Triton kernel."""
     serve_until_rebalanced(server, reference("qwen3_moe"), 50)
     assert "MiB of staging memory on cpu, at most 1 layers" in server.text()
     assert "dispatch weighted, token-owner groups of 2" in server.text()
+    assert "launched by Triton: rows" in server.text()
     counted = read_meter(meter)
     assert counted["rebalances"] > 40, "the meter does not see the plugin's rebalances; its last window may be missing"
     slots, moved = 4 * (32 + REDUNDANT), counted["slots_moved"]

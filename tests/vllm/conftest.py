@@ -11,7 +11,7 @@ from server_plugins import python_path
 from serving.engine import Completion, Engine, Layout
 from serving.greedy import complete_all
 from serving.server import Server
-from serving.vllm import VLLM
+from serving.vllm import RUNNER_V1, VLLM
 
 
 @pytest.fixture(scope="session")
@@ -28,13 +28,13 @@ def engine() -> Engine:
 def reference(
     models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], list[Completion]]:
-    """What a single process without expert parallelism answers."""
+    """What a single process without expert parallelism answers, by vLLM's other model runner, V1."""
     known: dict[str, list[Completion]] = {}
 
     def get(name: str) -> list[Completion]:
         if name not in known:
             log = tmp_path_factory.mktemp("reference") / "server.log"
-            with Server(VLLM, models(name), VLLM.arguments(Layout()), log, ranks=1) as server:
+            with Server(VLLM, models(name), VLLM.arguments(Layout()), log, ranks=1, environment=RUNNER_V1) as server:
                 known[name] = complete_all(server)
         return known[name]
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import eplb_triton
 from eplb_fault_switch import CONTROL, failing, wanted
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -24,6 +25,7 @@ def _install(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     from eplb_plugin import controller
     from eplb_plugin.migration import transfer
 
+    eplb_triton.install()
     controller.plan = failing(controller.plan)
     transfer.seal = _damaging(transfer.seal)
     return original(*args, **kwargs)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import eplb_triton
 from eplb_fault_switch import CONTROL, failing, wanted
 
 
@@ -39,6 +40,7 @@ def register() -> None:
             import eplb_proofs
 
             eplb_proofs.install(Path(os.environ["EPLB_PROOFS"]))
+        eplb_triton.install()
         controller.plan = failing(controller.plan)
         consensus.broadcast = _damaging(consensus.broadcast)
         Transfer._pack = _unreadable(Transfer._pack)
