@@ -431,14 +431,17 @@ def has_stopped() -> bool:
 
 
 @contextlib.contextmanager
-def capturing() -> Iterator[None]:
-    """As a graph is captured: host reads, waits, blocking copies and allocations raise CaptureError."""
+def capturing(pool: bool = False) -> Iterator[None]:
+    """As a graph is captured: host reads, waits, blocking copies and allocations raise CaptureError.
+
+    pool: memory comes from the graph's own, so that this thread may allocate.
+    """
     global _capturing
-    _capturing = True
+    _capturing, _thread.pool = True, pool
     try:
         yield
     finally:
-        _capturing = False
+        _capturing = _thread.pool = False
 
 
 _library: list[torch.library.Library] = []

@@ -1,10 +1,11 @@
-"""`eplb-plugin doctor`: would the plugin work with the engines installed here?"""
+"""`eplb-plugin doctor`: would the plugin work with the engines, or the GPU, of this machine?"""
 
 from __future__ import annotations
 
 import json
 import logging
 import warnings
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -19,16 +20,30 @@ from ..config import load_config
 from ..engines.releases import ENGINES, Engine
 from ..errors import mismatch
 from .options import Json
+from .writing import writing
 
 # "fail" ends the command with exit code 1; "not needed" is an engine that is not installed
 Row = dict[str, str]
 
 
 Settings = Annotated[Path | None, typer.Option("--config", help="Settings: list also the hooks that they ask for.")]
+Gpu = Annotated[
+    bool, typer.Option("--gpu", help="Check instead what a GPU does, on the first one; 10 minutes at most.")
+]
+File = Annotated[Path | None, typer.Argument(help="With --gpu: write what --json prints here, and show the table too.")]
 
 
-def doctor(config: Settings = None, as_json: Json = False) -> None:
-    """List every hook with ok, fail (found / expected / fix) or not needed. Exit code 1 if one fails."""
+def doctor(file: File = None, config: Settings = None, gpu: Gpu = False, as_json: Json = False) -> None:
+    """List every hook with ok, fail (found / expected / fix) or not needed. Exit code 1 if one fails.
+
+    With --gpu: run every check of what only a GPU shows; `eplb-plugin doctor --gpu --json FILE` makes the file to
+    attach to a report of a fault.
+    """
+    if gpu:
+        _check_gpu(file, as_json)
+        return
+    if file is not None:
+        raise mismatch("doctor", found=f"{file}", expected="a file only with --gpu", fix="redirect what --json prints")
     peo = config is not None and load_config(config).peo is not None
     rows = [row for engine in ENGINES for row in _rows(engine, peo)]
     if as_json:
@@ -36,6 +51,25 @@ def doctor(config: Settings = None, as_json: Json = False) -> None:
     else:
         _print(rows)
     if any(row["status"] == "fail" for row in rows):
+        raise typer.Exit(1)
+
+
+def _check_gpu(file: Path | None, as_json: bool) -> None:
+    """Torch comes with the engine: imported where it is needed."""
+    try:
+        from ..doctor import single
+        from ..doctor.site import CudaSite
+    except ImportError as error:
+        fix = "run it in the engine's environment"
+        raise mismatch("doctor", found=f"nothing to import ({error})", expected="torch", fix=fix) from None
+    single.refuse_no_gpu()
+    with writing(file) if file else nullcontext():
+        report = single.examine(CudaSite(), file)
+    if as_json and file is None:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        report.show()
+    if "failed" in report:
         raise typer.Exit(1)
 
 
