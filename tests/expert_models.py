@@ -122,7 +122,7 @@ def groups(wires: str = "gloo", fresh: bool = False) -> tuple[Any, Any]:
         _groups.clear()
     for use in (f"rows over {data}", f"votes over {votes}"):
         if use not in _groups:
-            _groups[use] = dist.new_group(backend=use.split()[-1], timeout=timedelta(seconds=30))
+            _groups[use] = dist.new_group(backend=use.split()[-1], timeout=timedelta(seconds=300))
     rows = _groups[f"rows over {data}"]
     return nixl(rows) if wires == "nixl" else rows, _groups[f"votes over {votes}"]
 
