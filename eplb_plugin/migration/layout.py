@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -96,33 +95,6 @@ def expert_rows(tensors: Mapping[str, torch.Tensor], num_slots: int, shared: Col
         offsets.append(end)
         end += -(-size // ALIGNMENT) * ALIGNMENT
     return ExpertRows(tuple(matrices.values()), tuple(offsets), end + 8 * SEAL_WORDS, sum(sizes), "; ".join(names))
-
-
-def refuse_derived(layer: object, tensors: Mapping[str, torch.Tensor], num_slots: int) -> None:
-    """Refuse per-expert state that `layer` keeps beside `tensors`: it would go on describing the old experts.
-
-    Looks through the attributes of `layer` and of the objects, lists and mappings in them (quantisation methods,
-    kernels, their settings) for a tensor with a leading dimension of `num_slots` in memory of its own.
-    Raises PluginError with the path to the first.
-    """
-    known = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
-    seen: set[int] = set()
-    ahead: list[tuple[str, Any]] = [(type(layer).__name__, layer)]
-    while ahead:
-        path, found = ahead.pop()
-        if id(found) in seen:
-            continue
-        seen.add(id(found))
-        if isinstance(found, torch.Tensor):
-            per_expert = found.dim() > 0 and num_slots > 1 and found.shape[0] == num_slots and found.stride(0) != 0
-            if per_expert and found.untyped_storage().data_ptr() not in known:
-                raise mismatch(path, found=f"{list(found.shape)} {found.dtype}", expected="a parameter", fix=_FIX)
-        elif isinstance(found, Mapping):
-            ahead += [(f"{path}[{key!r}]", value) for key, value in found.items()]
-        elif isinstance(found, (list, tuple)):
-            ahead += [(f"{path}[{index}]", value) for index, value in enumerate(found)]
-        elif not isinstance(found, (type, str, bytes)) and not callable(getattr(found, "__code__", None)):
-            ahead += [(f"{path}.{name}", value) for name, value in getattr(found, "__dict__", {}).items()]
 
 
 def _moves(name: str, tensor: torch.Tensor, num_slots: int) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing._internal.two_tensor import TwoTensor
 
 from eplb_plugin import PluginError
-from eplb_plugin.migration.layout import expert_rows, refuse_derived
+from eplb_plugin.migration.layout import expert_rows
 from strategies import QUICK
 
 SLOTS = 4
@@ -120,24 +118,3 @@ def test_a_layer_without_experts_is_refused() -> None:
     """A layer whose tensors are all shared is not what it was taken for."""
     with pytest.raises(PluginError, match="no tensor of experts"):
         expert_rows({"scale": torch.ones(1).expand(SLOTS)}, SLOTS)
-
-
-class Layer(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.w2 = torch.nn.Parameter(torch.zeros(SLOTS, 3), requires_grad=False)
-        self.quant_method = SimpleNamespace(kernel=SimpleNamespace(config={"scales": [self.w2.data.view(-1)[:SLOTS]]}))
-
-
-def test_derived_state_is_refused_by_its_path() -> None:
-    """A per-expert tensor outside the parameters would go on describing the experts that were there before."""
-    layer = Layer()
-    tensors = dict(layer.named_parameters())
-    refuse_derived(layer, tensors, SLOTS)  # views of parameters move with them
-    layer.quant_method.kernel.config["scales"].append(torch.ones(1).expand(SLOTS))  # for all experts
-    layer.quant_method.kernel.config["experts"] = torch.zeros(SLOTS + 1)
-    layer.quant_method.owner = layer  # a cycle
-    refuse_derived(layer, tensors, SLOTS)
-    layer.quant_method.kernel.g1_alphas = torch.ones(SLOTS)
-    with pytest.raises(PluginError, match=r"^Layer.quant_method.kernel.g1_alphas: found \[4\] torch.float32"):
-        refuse_derived(layer, tensors, SLOTS)

@@ -7,10 +7,18 @@ from typing import Any
 import torch
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 
-from ...errors import mismatch
-from ...migration.layout import ExpertRows, expert_rows, refuse_derived
+from ...errors import PluginError, mismatch
+from ...migration.layout import ExpertRows, expert_rows
+from ...migration.unmoved import Unmoved, unmoved
 
 _FIX = "use SGLang's own EPLB for this model, and report it"
+# The all-to-all's, whose buffers have an entry per rank and whose counts change; and what CUTLASS kernels write anew in
+# every call, and is not set before the first: sizes and offsets of the groups of tokens, and addresses of their parts.
+_PER_CALL = (
+    "dispatcher", "problem_sizes1", "problem_sizes2", "expert_offsets", "blockscale_offsets", "layout_sfa",
+    "layout_sfb", "a_ptr", "b_ptr", "out_ptr", "a_scales_ptr", "b_scales_ptr", "a_ptrs", "b_ptrs", "out_ptrs",
+    "a_scales_ptrs", "b_scales_ptrs", "alpha_ptrs",
+)  # fmt: skip
 
 
 def expert_layers(model: Any, layer_ids: list[int], num_slots: int, canaries: torch.Tensor | None) -> list[ExpertRows]:
@@ -28,20 +36,25 @@ def expert_layers(model: Any, layer_ids: list[int], num_slots: int, canaries: to
     return rows
 
 
-def refuse_left_behind(model: Any, layer_ids: list[int], layers: list[ExpertRows]) -> None:
-    """Raises PluginError for what describes experts and is not in `layers`, before the model has run.
+def left_behind(model: Any, layer_ids: list[int], layers: list[ExpertRows]) -> dict[str, Unmoved]:
+    """By layer, what does not move with the experts in `layers`: it has to be the same on all ranks.
 
-    That is per-expert state beside a layer's tensors, or a tensor that SGLang's own updater would move. (Once the model
-    has run, dispatchers keep counts by expert, which look the same.)
+    Raises PluginError for what describes experts and is not in `layers`: per-expert state beside a layer's tensors, or
+    a tensor that SGLang's own updater would move.
     """
+    found = {}
     for layer, module, rows in zip(layer_ids, _modules(model, layer_ids), layers, strict=True):
-        for size in {rows.num_slots, module.num_local_experts}:
-            refuse_derived(module, dict([*module.named_parameters(), *module.named_buffers()]), size)
+        tensors = dict([*module.named_parameters(), *module.named_buffers()])
+        try:
+            found[f"layer {layer}"] = unmoved(module, tensors, {rows.num_slots, module.num_local_experts}, _PER_CALL)
+        except PluginError as error:
+            raise PluginError(f"layer {layer}: {error}") from None
         known = {matrix.data_ptr() for matrix in rows.matrices}
         for tensor in model.routed_experts_weights_of_layer[layer]:
             if tensor.numel() and tensor.stride(0) and tensor.data_ptr() not in known:
-                found = f"{list(tensor.shape)} {tensor.dtype} that SGLang moves"
-                raise mismatch(f"layer {layer}", found=found, expected="a parameter of its experts", fix=_FIX)
+                what = f"{list(tensor.shape)} {tensor.dtype} that SGLang moves"
+                raise mismatch(f"layer {layer}", found=what, expected="a parameter of its experts", fix=_FIX)
+    return found
 
 
 def _modules(model: Any, layer_ids: list[int]) -> list[Any]:

@@ -18,11 +18,12 @@ from ...controller import Rebalancer
 from ...cycle import Cycle
 from ...errors import PluginError, mismatch
 from ...migration.layout import ExpertRows
+from ...migration.unmoved import Unmoved, refuse_unequal_values
 from ...model_entry import ModelEntry
 from ...placement import Placement
 from ...plan_types import Plan
 from ..tables import DispatchTables
-from .experts import expert_layers, refuse_left_behind
+from .experts import expert_layers, left_behind
 from .maps import switch_maps
 
 logger = logging.getLogger("eplb_plugin")
@@ -50,7 +51,6 @@ class Mover:
         canaries = torch.from_numpy(self._own(placed).copy()).to(metadata.physical_to_logical_map.device)
         self._canaries = canaries if get_bool_env_var(CANARY) else None
         layers = self._read()
-        refuse_left_behind(model, self._layer_ids, layers)
         entry.expert_bytes = layers[0].expert_bytes
         backend = dist.get_backend(world.device_group)  # over NCCL rows travel on SGLang's stream, as its updater's do
         self.data, votes, plans = (dist.new_group(world.ranks, backend=one) for one in (backend, "gloo", "gloo"))
@@ -86,7 +86,16 @@ class Mover:
         self._reloaded = True
 
     def _read(self) -> list[ExpertRows]:
-        return expert_layers(self._model, self._layer_ids, self._topology.slots_per_rank, self._canaries)
+        """Collective: no rank goes on with tensors that another refuses."""
+        layers: list[ExpertRows] = []
+
+        def find() -> dict[str, Unmoved]:
+            slots = self._topology.slots_per_rank
+            layers.extend(expert_layers(self._model, self._layer_ids, slots, self._canaries))
+            return left_behind(self._model, self._layer_ids, layers)
+
+        refuse_unequal_values(find, get_world_group().cpu_group)
+        return layers
 
     def _read_again(self) -> None:
         """SGLang may have made the tensors anew: what moves must be what the model computes with."""

@@ -14,6 +14,7 @@ from vllm.distributed.parallel_state import get_ep_group, get_eplb_group
 from ...controller import Rebalancer
 from ...cycle import Cycle
 from ...deployment import Phase
+from ...migration.unmoved import refuse_unequal_values
 from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement
@@ -23,7 +24,7 @@ from ..agreement import agree, own_group
 from ..tables import owners_of, refuse_unequal
 from .communicator import row_carrier
 from .entrance import DISPATCH
-from .layers import inspect_layers, movable
+from .layers import inspect_layers, left_behind, movable
 from .mapping import MappedLayer, hook_by_name, register
 from .state import get_active
 from .tables import Tables
@@ -58,6 +59,7 @@ class Adapter:
         if draft and rule == "cover":  # its weights come from recorded tokens, and a draft's are not
             rule = "weighted"
         weights = [movable(layer) for layer in model.moe_layers]
+        refuse_unequal_values(lambda: left_behind(model.moe_layers), get_eplb_group().cpu_group)
         entry = ModelEntry(
             name=f"{model_config.model}{' (draft)' if draft else ''}",
             topology=topology,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from vllm.distributed.eplb.eplb_state import EplbLayerState
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from ...errors import PluginError, mismatch
-from ...migration.layout import ExpertRows, expert_rows, refuse_derived
+from ...migration.layout import ExpertRows, expert_rows
+from ...migration.unmoved import INPUT_SCALES, Unmoved, unmoved
 
 NO_EXPERTS = ("e_score_correction_bias", "hash_indices_table")  # of logical experts, or of tokens
-INPUT_SCALES = ("w13_input_scale", "w2_input_scale")  # one value broadcast over the experts
+_PER_CALL = ("prepare_finalize",)  # the all-to-all's, whose buffers have an entry per rank
 _USE_VANILLA = "use vLLM's own EPLB for this model: remove the plugin's settings"
 
 
@@ -99,19 +102,33 @@ def owner_group_size(parallel: Any, tensor_parallel_size: int) -> int:
 
 def movable(layer: Any) -> ExpertRows:
     """What moves with the experts of a layer. Raises PluginError, with the layer's name, for what might have to."""
-    if is_mega_moe(layer):  # its parameters are gone: what it made of them is what vLLM moves, too
-        name, slots = layer.prefix, int(layer.num_local_experts)
-        experts: Any = [*layer.parameters(), *layer.buffers()]
-        tensors = {f"expert weights {index}": one for index, one in enumerate(layer.get_expert_weights())}
-    else:
-        name, experts, slots = layer.layer_name, layer.routed_experts, int(layer.routed_experts.local_num_experts)
-        tensors = dict(experts.named_parameters())
+    name, _, tensors, slots = _experts_of(layer)
     shared = NO_EXPERTS + (INPUT_SCALES if slots == 1 else ())  # else their stride tells
     try:
-        refuse_derived(experts, tensors, slots)
         return expert_rows(tensors, slots, shared)
     except PluginError as error:
         raise PluginError(f"{name}: {error}") from None
+
+
+def left_behind(layers: Iterable[Any]) -> dict[str, Unmoved]:
+    """By layer, what does not move with its experts. Raises PluginError for what describes single ones of them."""
+    found = {}
+    for layer in layers:
+        name, experts, tensors, slots = _experts_of(layer)
+        try:
+            found[name] = unmoved(experts, tensors, {slots}, _PER_CALL)
+        except PluginError as error:
+            raise PluginError(f"{name}: {error}") from None
+    return found
+
+
+def _experts_of(layer: Any) -> tuple[str, Any, dict[str, torch.Tensor], int]:
+    """Name, the object that keeps the experts of this rank, its tensors, and how many experts."""
+    if is_mega_moe(layer):  # its parameters are gone: what it made of them is what vLLM moves, too
+        tensors = {f"expert weights {index}": one for index, one in enumerate(layer.get_expert_weights())}
+        return layer.prefix, [*layer.parameters(), *layer.buffers()], tensors, int(layer.num_local_experts)
+    experts = layer.routed_experts
+    return layer.layer_name, experts, dict(experts.named_parameters()), int(experts.local_num_experts)
 
 
 def _refuse_unseen(layer: Any) -> None:

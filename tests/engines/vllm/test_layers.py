@@ -9,11 +9,18 @@ from typing import Any
 import pytest
 import torch
 from vllm.model_executor.layers.fused_moe import config as moe_config
-from vllm.model_executor.layers.fused_moe.config import FusedMoEParallelConfig
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
+from vllm.model_executor.layers.fused_moe.experts import cutlass_moe as cutlass
+from vllm.model_executor.layers.fused_moe.experts.flashinfer_cutlass_moe import FlashInferExperts
+from vllm.model_executor.layers.fused_moe.modular_kernel import FusedMoEKernel
+from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend, make_fp8_moe_quant_config
+from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend, make_nvfp4_moe_quant_config
+from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import MoEPrepareAndFinalizeNoDPEPModular
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from eplb_plugin.engines.vllm.layers import inspect_layers, owner_group_size
+from eplb_plugin.engines.vllm.layers import inspect_layers, left_behind, movable, owner_group_size
 from eplb_plugin.errors import PluginError
 
 
@@ -138,3 +145,135 @@ def test_layers_that_differ_refused() -> None:
         inspect_layers(SimpleNamespace(moe_layers=[layer(plain), layer(plain, 1, top_k=4)]), 2)
     with pytest.raises(PluginError, match=r"token-owner group sizes: found \[1, 2\]"):
         inspect_layers(SimpleNamespace(moe_layers=[layer(plain), layer(split, 1)]), 2)
+
+
+SLOTS = 9
+
+
+def config() -> FusedMoEConfig:
+    """One rank's 9 of 72 slots."""
+    parallel = FusedMoEParallelConfig(
+        tp_size=1, pcp_size=1, dp_size=8, ep_size=8, tp_rank=0, pcp_rank=0, dp_rank=2, ep_rank=2, sp_size=1,
+        use_ep=True, all2all_backend="deepep_low_latency", enable_eplb=True,
+    )  # fmt: skip
+    return FusedMoEConfig(
+        num_experts=8 * SLOTS, experts_per_token=8, hidden_dim=32, intermediate_size=16, num_local_experts=SLOTS,
+        num_logical_experts=64, activation=MoEActivation.SILU, device="cpu", routing_method=RoutingMethodType.Default,
+        moe_parallel_config=parallel, in_dtype=torch.bfloat16,
+    )  # fmt: skip
+
+
+def parameters(*more: str) -> dict[str, torch.Tensor]:
+    """Of one rank's experts, all entries different."""
+    names = ("w13_weight", "w2_weight", "w13_weight_scale", "w2_weight_scale", *more)
+    return {name: torch.rand(SLOTS, 3) if name.endswith("weight") else torch.rand(SLOTS) for name in names}
+
+
+def fp8() -> Any:
+    made = parameters()
+    return made, moe_config.fp8_w8a8_moe_quant_config(made["w13_weight_scale"], made["w2_weight_scale"])
+
+
+def cutlass_fp8() -> Any:
+    made, quant = fp8()
+    return made, cutlass.CutlassExpertsFp8(config(), quant)
+
+
+def cutlass_batched_fp8() -> Any:
+    made, quant = fp8()
+    return made, cutlass.CutlassBatchedExpertsFp8(config(), quant, max_num_tokens=4, num_dispatchers=8)
+
+
+def cutlass_w4a8() -> Any:
+    """b_strides: as CUTLASS answers them when it encodes the weights."""
+    made = parameters("w13_weight_chan_scale", "w2_weight_chan_scale")
+    quant = moe_config.int4_w4afp8_moe_quant_config(
+        made["w13_weight_scale"], made["w2_weight_scale"], made["w13_weight_chan_scale"], made["w2_weight_chan_scale"]
+    )
+    strides = [torch.full((SLOTS, 2), value) for value in (32, 16)]
+    return made, cutlass.CutlassExpertsW4A8Fp8(config(), quant, *strides, group_size=128)
+
+
+def nvfp4(backend: NvFp4MoeBackend, kind: type, per_expert: bool = False) -> Any:
+    """per_expert: scales of activations, which vLLM makes one for all where the kernel has only one."""
+    made = parameters("w13_weight_scale_2", "w2_weight_scale_2")
+    scales = [torch.rand(SLOTS) if per_expert else torch.rand(1).repeat(SLOTS) for _ in range(2)]
+    quant = make_nvfp4_moe_quant_config(
+        backend, made["w13_weight_scale"], made["w2_weight_scale"], made["w13_weight_scale_2"],
+        made["w2_weight_scale_2"], *scales,
+    )  # fmt: skip
+    kernel = kind(config(), quant)
+    made |= {"w13_input_scale": scales[0][:1].expand(SLOTS), "w2_input_scale": scales[1][:1].expand(SLOTS)}
+    return made, kernel
+
+
+def flashinfer_nvfp4() -> Any:
+    return nvfp4(NvFp4MoeBackend.FLASHINFER_CUTLASS, FlashInferExperts)
+
+
+def flashinfer_mxfp4_limits() -> Any:
+    """gpt-oss on Hopper."""
+    made = parameters("w13_bias", "w2_bias")
+    quant = moe_config.mxfp4_mxfp8_moe_quant_config(
+        made["w13_weight_scale"], made["w2_weight_scale"], gemm1_alpha=1.702, gemm1_beta=1.0, gemm1_clamp_limit=7.0
+    )
+    return made, FlashInferExperts(config(), quant)
+
+
+def served(made: dict[str, torch.Tensor], kernel: Any) -> Any:
+    """A layer with these parameters and this kernel, where vLLM keeps it."""
+    experts = torch.nn.Module()
+    for name, tensor in made.items():
+        experts.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+    experts.local_num_experts = SLOTS
+    whole = FusedMoEKernel.__new__(FusedMoEKernel)  # its own checks ask for the GPU's kernels
+    all_to_all = MoEPrepareAndFinalizeNoDPEPModular()
+    all_to_all.workspace = torch.rand(SLOTS, 4)  # as FlashInfer's: an entry per rank
+    whole.impl = SimpleNamespace(prepare_finalize=all_to_all, fused_experts=kernel)
+    experts.quant_method = SimpleNamespace(moe_kernel=whole, moe_quant_config=kernel.quant_config)
+    (_, parallel), *_ = parallel_configs(2, 1, False)
+    return layer(parallel, 5, routed_experts=experts)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kept"),
+    [
+        (cutlass_fp8, 3),
+        (cutlass_batched_fp8, 3),
+        (cutlass_w4a8, 7),
+        (flashinfer_nvfp4, 2),
+        (flashinfer_mxfp4_limits, 4),
+    ],
+)
+def test_kernels_that_keep_the_same_for_every_expert_are_served(kernel: Any, kept: int) -> None:
+    """vLLM's own: strides, limits, one scale for all: compared over ranks, and refused if one entry differs."""
+    made, experts = kernel()
+    one = served(made, experts)
+    values = left_behind([one])["model.layers.5.mlp.experts"].values
+    shared = {name for name in made if name.endswith("input_scale")}
+    assert len(movable(one).matrices) == len(made) - len(shared)
+    beside = {path: value for path, value in values.items() if path not in shared}
+    assert set(values) == {*beside, *shared}
+    assert len(beside) == kept
+    for path, value in beside.items():
+        before = value.clone()
+        value += 1  # in the memory of the kernel's first entry
+        with pytest.raises(PluginError) as caught:
+            left_behind([one])
+        assert str(caught.value).startswith(f"model.layers.5.mlp.experts: {path}: found [9")
+        value.copy_(before)
+
+
+def test_scales_of_single_experts_beside_the_parameters_are_refused() -> None:
+    """FP8 with scales of activations folded into alphas, and NVFP4 on vLLM's CUTLASS: they stay with the slot."""
+    made = parameters()
+    scales = torch.tensor(0.5), torch.tensor(0.25)
+    quant = make_fp8_moe_quant_config(
+        Fp8MoeBackend.FLASHINFER_CUTLASS, made["w13_weight_scale"], made["w2_weight_scale"], *scales
+    )
+    kernel = FlashInferExperts(config(), quant)
+    with pytest.raises(PluginError, match=r"found \[9\] torch.float32, expected a parameter, or entries that are all"):
+        left_behind([served(made, kernel)])
+    made, kernel = nvfp4(NvFp4MoeBackend.VLLM_CUTLASS, cutlass.CutlassExpertsFp4, per_expert=True)
+    with pytest.raises(PluginError, match=r"alpha_or_gscale: found \[9\] torch.float32"):
+        left_behind([served(made, kernel)])
