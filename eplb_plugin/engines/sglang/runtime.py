@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
+from sglang.srt.runtime_context import get_exec
 
 from ...errors import PluginError
 from .. import hooks
@@ -21,6 +22,17 @@ from .remap import REMAP
 from .state import get_adapter
 
 _PLUGIN = object()  # stands for a member of SGLang's closed enumeration of algorithms
+
+
+def _init_gatherer(original: Callable[..., Any], expert_location_metadata: Any, rank: int) -> Any:
+    """Under DeepEP's `auto` a pass is of either kind, and SGLang has no count for that; what is routed, both show."""
+    moe = get_exec().moe
+    mode = (moe.moe_a2a_backend, moe.deepep_mode, moe.expert_distribution_recorder_mode)
+    if mode == ("deepep", "auto", "stat"):
+        from sglang.srt.eplb.expert_distribution import _SelectExpertsSinglePassGatherer
+
+        return _SelectExpertsSinglePassGatherer(expert_location_metadata, rank)
+    return original(expert_location_metadata, rank)
 
 
 def _manager_init(original: Callable[..., Any], self: Any, **collaborators: Any) -> None:
@@ -131,6 +143,13 @@ RUNTIME = (
         "verifies that every hook is in force: SGLang only logs those that it could not apply",
         "(self, *, model_config, get_model, get_expert_location_updater, get_expert_backup_client, get_weight_updater)",
         _manager_init,
+    ),
+    Hook(
+        "sglang.srt.eplb.expert_distribution:_SinglePassGatherer.init_new",
+        "around",
+        "counts with --deepep-mode auto, which SGLang's EPLB refuses: the plugin's own count fits every mode",
+        "(expert_location_metadata, rank)",
+        _init_gatherer,
     ),
     Hook(
         "sglang.srt.model_executor.model_runner_components.moe_ep_setup:prepare_moe_topk",

@@ -59,8 +59,8 @@ CASES = (
          {**DEEPEP, "deepep_mode": "low_latency", "expert_distribution_recorder_buffer_size": 2}, False,
          "_DeepepLowLatencySinglePassGatherer", window=2, canary=True),
     Case("cover, no all-to-all", {}, True, "_SelectExpertsSinglePassGatherer", rule="cover"),
-    Case("cover, DeepEP normal",
-         {**DEEPEP, "deepep_mode": "normal", "enable_two_batch_overlap": True,
+    Case("cover, DeepEP auto",
+         {**DEEPEP, "deepep_mode": "auto", "enable_two_batch_overlap": True,
           "expert_distribution_recorder_buffer_size": 2}, False,
          "_SelectExpertsSinglePassGatherer", start="placement", window=2, rule="cover", canary=True),
 )  # fmt: skip
