@@ -118,8 +118,10 @@ class MigrationConfig(Section):
     transfer_seconds: Annotated[float, Field(ge=0.001, le=86_400.0)] = Field(
         30.0, description="A message between ranks that takes longer breaks the move off; the old placement serves on."
     )
-    vote_seconds: Annotated[float, Field(ge=0.001, le=86_400.0)] = Field(
-        120.0, description="A rank that says nothing for so long ends the server; longer than the slowest engine step."
+    vote_seconds: Annotated[float, Field(ge=0.001, le=86_400.0)] | None = Field(
+        None,
+        description="A rank that says nothing for so long ends the server; longer than the slowest engine step; left "
+        "out: 300, or SGLang's --watchdog-timeout if that is longer.",
     )
 
 

@@ -62,7 +62,7 @@ class Cycle:
         switch(layers, plan): the experts of these layers lie as in `plan`; from now on tokens are sent there by it.
         Raises PluginError if the tensors do not fit the plan's topology.
         """
-        budget = Budget(**self.rebalancer.config.migration.model_dump())
+        budget = Budget(**self.rebalancer.config.migration.model_dump(exclude_none=True))
         shuffler = Shuffler(
             layers, plan.topology, data=data, votes=votes, switch=partial(self._switch, key), budget=budget
         )

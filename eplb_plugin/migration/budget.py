@@ -31,7 +31,7 @@ class Budget:
     message_bytes: int = 128 << 20  # no setting; three experts of DeepSeek-V3
     planning_seconds: float = _DEFAULT.planning_seconds
     transfer_seconds: float = _DEFAULT.transfer_seconds
-    vote_seconds: float = _DEFAULT.vote_seconds
+    vote_seconds: float = 300.0  # as long as either engine's own patience is by default
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from sglang.srt.distributed.parallel_state import get_world_group
 from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
-from sglang.srt.runtime_context import get_disagg, get_exec, get_schedule, get_spec
+from sglang.srt.runtime_context import get_device, get_disagg, get_exec, get_schedule, get_spec
 
 from ...config import PluginConfig
 from ...controller import Rebalancer
 from ...deployment import Deployment, Phase
 from ...errors import mismatch
+from ...migration.budget import Budget
 from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
@@ -42,7 +43,7 @@ class Adapter:
     """One per scheduler: feeds the Rebalancer, and moves experts where it says."""
 
     def __init__(self, config: PluginConfig, layout: Layout, topology: Topology, experts: Any, name: str) -> None:
-        config = _within_chunks(config)
+        config = _as_sglang_bounds(config)
         self.config, self.layout, self.topology, self.name = config, layout, topology, name
         self.num_experts, self.num_groups = experts.num_logical_experts, max(1, experts.num_groups or 1)
         self.num_layers: int = experts.num_layers
@@ -240,11 +241,14 @@ class Adapter:
         return Placement(rows)
 
 
-def _within_chunks(config: PluginConfig) -> PluginConfig:
-    """SGLang's own bound on the layers of a pass, where it was given, can only lower ours."""
+def _as_sglang_bounds(config: PluginConfig) -> PluginConfig:
+    """SGLang's own bound on the layers of a pass, where it was given, can only lower ours; and no rank is given up
+    before SGLang's watchdog would end it.
+    """
     chunk = get_exec().moe.eplb_rebalance_layers_per_chunk
     bound = min(config.migration.layers_per_step, chunk or config.migration.layers_per_step)
-    migration = config.migration.model_copy(update={"layers_per_step": bound})
+    patience = config.migration.vote_seconds or max(Budget.vote_seconds, get_device().watchdog_timeout or 0.0)
+    migration = config.migration.model_copy(update={"layers_per_step": bound, "vote_seconds": patience})
     return config.model_copy(update={"migration": migration})
 
 

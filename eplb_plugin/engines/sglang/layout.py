@@ -22,6 +22,8 @@ class Layout:
     """As asked for on a command line, or, in a scheduler, as resolved; None = SGLang will decide.
 
     all_to_all: backend that sends tokens to experts; "none" = every rank routes every token.
+    weight_cache: who owns the memory of the weights; "off" = this process.
+    local_control: ranks handle a request to load weights at passes of their own.
     """
 
     enable_eplb: bool
@@ -36,6 +38,8 @@ class Layout:
     recorder_mode: str | None
     elastic: str | None
     lora: bool
+    weight_cache: str
+    local_control: bool
 
     @classmethod
     def requested(cls, args: argparse.Namespace) -> Layout:
@@ -53,12 +57,14 @@ class Layout:
             recorder_mode=args.expert_distribution_recorder_mode,
             elastic=args.elastic_ep_backend,
             lora=bool(args.enable_lora or args.lora_paths),
+            weight_cache=args.weight_cache_mode,
+            local_control=args.enable_dp_attention_local_control_broadcast,
         )
 
     @classmethod
     def resolved(cls) -> Layout:
         """In a scheduler process, from SGLang's published configuration."""
-        from sglang.srt.runtime_context import get_exec, get_lora, get_parallel
+        from sglang.srt.runtime_context import get_exec, get_lora, get_model, get_parallel
 
         moe, parallel = get_exec().moe, get_parallel()
         return cls(
@@ -74,6 +80,8 @@ class Layout:
             recorder_mode=moe.expert_distribution_recorder_mode,
             elastic=moe.elastic_ep_backend,
             lora=bool(get_lora().enable_lora or get_lora().lora_paths),
+            weight_cache=get_model().weight_cache_mode,
+            local_control=parallel.enable_dp_attention_local_control_broadcast,
         )
 
     @property
@@ -105,6 +113,11 @@ def refuse_unsuited(config: PluginConfig | None, layout: Layout) -> None:
          f"{layout.tp_size} (the TP size): all ranks of the server are one EP group",
          f"--ep-size {layout.tp_size}"),
         ("lora", True, layout.lora, "no LoRA: adapters of experts are not moved with them", "remove --enable-lora"),
+        ("weight_cache_mode", layout.weight_cache, layout.weight_cache != "off",
+         "off: experts are moved in memory that other servers would share", "remove --weight-cache-mode"),
+        ("local_control_broadcast", True, layout.local_control,
+         "requests that all ranks handle at the same pass: loading weights ends a move, which takes all of them",
+         "remove --enable-dp-attention-local-control-broadcast"),
         ("recorder_mode", layout.recorder_mode, layout.recorder_mode not in (None, "stat", "stat_approx"),
          "stat or stat_approx, the modes that can drive EPLB", "--expert-distribution-recorder-mode stat"),
         ("ep_dispatch_algorithm", layout.dispatch, layout.dispatch not in (None, *_RULES),

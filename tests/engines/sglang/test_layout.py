@@ -14,6 +14,7 @@ from eplb_plugin.errors import PluginError
 RESOLVED = Layout(
     enable_eplb=True, algorithm="affinity", tp_size=8, pp_size=1, ep_size=8, attention_dp=False, context_parallel=False,
     all_to_all="none", dispatch="dynamic", recorder_mode="stat", elastic=None, lora=False,
+    weight_cache="off", local_control=False,
 )  # fmt: skip
 DEEPEP = replace(RESOLVED, all_to_all="deepep", dispatch="static")
 
@@ -44,6 +45,8 @@ def test_served(layout: Layout, rule: str, owners: int) -> None:
         ({"pp_size": 2}, "pp_size: found 2, expected 1"),
         ({"ep_size": 4}, "ep_size: found 4, expected 8"),
         ({"lora": True}, "lora: found True"),
+        ({"weight_cache": "client"}, "weight_cache_mode: found client, expected off"),
+        ({"local_control": True}, "local_control_broadcast: found True, expected requests that all ranks handle at"),
         ({"recorder_mode": "per_token"}, "recorder_mode: found per_token, expected stat or stat_approx"),
         ({"dispatch": "lp"}, "ep_dispatch_algorithm: found lp, expected static or dynamic"),
         ({"dispatch": "fake"}, "ep_dispatch_algorithm: found fake"),
