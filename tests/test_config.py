@@ -27,8 +27,8 @@ from eplb_plugin.config import (
 )
 from eplb_plugin.errors import PluginError
 from gain_model.clusters import SHAPES
+from shipped_configs import CONFIGS, commands
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 READY = {"deepseek_v3": "deepseek-v3", "kimi_k2": "kimi-k2", "qwen3_235b": "qwen3-235b", "glm_4_5": "glm-4.5"}
 KEYS = sorted(PluginConfig.model_fields)
 
@@ -168,7 +168,9 @@ def test_ready_files_are_valid(path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "shape"), READY.items())
 def test_files_for_models_have_their_published_figures(name: str, shape: str) -> None:
-    """The comments have the published sizes and what follows from them, and a command line for each engine."""
+    """The comments have the published sizes and what follows from them, and a command line for each engine that serves
+    the model with the plugin.
+    """
     known, text = SHAPES[shape], (CONFIGS / f"{name}.yaml").read_text()
     config, model = load_config(CONFIGS / f"{name}.yaml"), known.model
     assert isinstance(config.topology, TopologyConfig)
@@ -182,11 +184,17 @@ def test_files_for_models_have_their_published_figures(name: str, shape: str) ->
         f"hidden size {model.hidden}, an expert's intermediate size {model.intermediate}.",
         f"which is {ranks} redundant experts, takes {gib:.1f} GiB", f"# {slots} slots on a rank",
         f"--eplb-config.num_redundant_experts {config.num_redundant_experts} ", f"--data-parallel-size {ranks} ",
-        f"--ep-num-redundant-experts {config.num_redundant_experts} ", f"--ep-size {ranks} ",
-        f"--nnodes {config.topology.nodes} ", f"--data-parallel-size-local {config.topology.ranks_per_node} ",
+        f"--data-parallel-size-local {config.topology.ranks_per_node} ",
     ):  # fmt: skip
         assert part in text
-    assert text.count(f"--eplb-plugin-config configs/{name}.yaml") == 2
+    assert [one.engine for one in commands(CONFIGS / f"{name}.yaml")] == (
+        ["vllm"] if "# SGLang: not with this model." in text else ["vllm", "sglang"]
+    )
+    for command in commands(CONFIGS / f"{name}.yaml")[1:]:
+        words = command.words
+        assert words[words.index("--ep-num-redundant-experts") + 1] == str(config.num_redundant_experts)
+        assert words[words.index("--ep-size") + 1] == str(ranks)
+        assert words[words.index("--nnodes") + 1] == str(config.topology.nodes)
 
 
 def test_default_file_is_the_defaults() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from eplb_plugin.config import parse_config
+from eplb_plugin.config import load_config, parse_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.settings import ENVIRONMENT, from_environment
+from shipped_configs import CONFIGS, commands
 
 Launch = Callable[..., Any]
 AFFINITY = ["--enable-eplb", "--eplb-algorithm", "affinity", "--tp-size", "4", "--ep-size", "4"]
@@ -113,6 +114,16 @@ def test_another_node_may_wait_for_the_settings(launch: Launch) -> None:
     launch(*AFFINITY, "--nnodes", "2", "--node-rank", "1", "--dist-init-addr", "127.0.0.1:1")
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_command_in_a_shipped_file_is_accepted(path: Path, launch: Launch) -> None:
+    """SGLang's own parser reads it, and the plugin's checks of it pass; a file without commands goes with any."""
+    written = commands(path)
+    found = [one.words for one in written if one.engine == "sglang"]
+    for words in found or [["--tp-size", "32", *AFFINITY[:3], "--eplb-plugin-config", str(path)]] * (not written):
+        assert launch(*words).eplb_algorithm == "affinity"
+        assert from_environment() == load_config(path)
+
+
 REFUSED = [
     # settings, or None; words; the line on stderr ({path} = the file)
     (None, AFFINITY, "--eplb-algorithm: found affinity alone, expected settings of the plugin, which affinity means; "),
@@ -122,6 +133,12 @@ REFUSED = [
     ("", [*AFFINITY, "--ep-size", "2"], "ep_size: found 2, expected 4 (the TP size): all ranks of the server are"),
     ("", [*AFFINITY, "--elastic-ep-backend", "mooncake"], "elastic_ep_backend: found mooncake, expected a fixed EP"),
     ("", [*AFFINITY, "--enable-lora"], "lora: found True, expected no LoRA: adapters of experts are not moved with"),
+    ("", [*AFFINITY, "--weight-cache-mode", "daemon"], "weight_cache_mode: found daemon, expected off: experts are"),
+    (
+        "",
+        [*AFFINITY, "--enable-dp-attention-local-control-broadcast"],
+        "local_control_broadcast: found True, expected requests that all ranks handle at the same pass: ",
+    ),
     ("", [*AFFINITY, "--ep-dispatch-algorithm", "lp"], "ep_dispatch_algorithm: found lp, expected static or dynamic, "),
     ("", [*AFFINITY, "--expert-distribution-recorder-mode", "per_token"], "recorder_mode: found per_token, expected "),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,12 @@ from sglang.srt.layers.moe.topk import TopK, TopKConfig, TopKOutputFormat
 
 from eplb_plugin.engines.sglang.layers import inspect_layers, refuse_immovable
 from eplb_plugin.errors import PluginError
+from shipped_configs import ARCHITECTURES, CONFIGS, commands
 
 SLOTS = 36
+MODULES = {
+    "DeepseekV3ForCausalLM": "deepseek_v2", "Qwen3MoeForCausalLM": "qwen3_moe", "Glm4MoeForCausalLM": "glm4_moe"
+}  # fmt: skip
 
 
 def router(layer: int, kind: type = TopK, draft: bool = False, **config: Any) -> torch.nn.Module:
@@ -85,3 +90,22 @@ def test_a_model_that_ignores_redundant_experts_refused() -> None:
     """SGLang's maps would name slots that its layers do not have."""
     with pytest.raises(PluginError, match="layer 3: found 32 slots, expected 36; fix: --ep-num-redundant-experts 0"):
         inspect_layers(model(router(3), experts(3, 32)), SLOTS)
+
+
+def is_movable(model: type) -> bool:
+    """Whether SGLang's class has, or makes while it loads, what `refuse_immovable` looks for in a loaded model."""
+    name = "routed_experts_weights_of_layer"
+    members = [member for kind in model.__mro__ for member in vars(kind).values()]
+    made = any(name in getattr(getattr(one, "__code__", None), "co_names", ()) for one in members)
+    return hasattr(model, name) or made
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES])
+def test_a_command_for_sglang_is_given_where_its_class_can_move_experts(name: str) -> None:
+    """The model's class tells SGLang its expert layout and weights, or the file says that it does not serve it."""
+    (path,) = (path for path in CONFIGS.glob("*.yaml") if name in [one.model for one in commands(path)])
+    architecture = ARCHITECTURES[name]
+    model = getattr(importlib.import_module(f"sglang.srt.models.{MODULES[architecture]}"), architecture)
+    assert hasattr(model, "get_model_config_for_expert_location")
+    assert is_movable(model) == ("sglang" in [one.engine for one in commands(path)])
+    assert is_movable(model) == (f"{architecture} names no expert weights" not in path.read_text())
