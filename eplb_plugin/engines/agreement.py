@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch.distributed as dist
 
 from ..config import PluginConfig, parse_config
 from ..errors import mismatch
-from .settings import FLAG
+from .settings import DISABLE, FLAG
+
+PRESENT_SECONDS = 120.0
+INSTALL = f"install eplb-plugin on every node; unset {DISABLE} there, and let VLLM_PLUGINS name eplb_plugin"
 
 
 def agree(config: PluginConfig | None, group: dist.ProcessGroup) -> tuple[PluginConfig, list[str]]:
@@ -34,6 +38,29 @@ def agree(config: PluginConfig | None, group: dist.ProcessGroup) -> tuple[Plugin
             fix="pass the same configuration to every node",
         )
     return given[0], [host for _, host in gathered]
+
+
+def all_present(group: dist.ProcessGroup, seconds: float = PRESENT_SECONDS) -> None:
+    """On ranks that have just made this group together: the plugin is active on all of them.
+
+    They leave word in the store of the default group, for a collective would wait for ever for a rank without the
+    plugin, which does not come. Raises PluginError, on every rank with it, after `seconds`.
+    """
+    store = dist.distributed_c10d._get_default_store()
+    keys = {rank: f"eplb_plugin/active/{rank}" for rank in dist.get_process_group_ranks(group)}
+    try:
+        store.set(keys[dist.get_rank()], "")
+        store.wait(list(keys.values()), timedelta(seconds=seconds))
+    except RuntimeError:  # PyTorch's DistStoreError is one
+        found = f"not active on ranks {_silent(store, keys)} of {len(keys)}"
+        raise mismatch("plugin", found=found, expected="active on every rank", fix=INSTALL) from None
+
+
+def _silent(store: Any, keys: dict[int, str]) -> list[int] | str:
+    try:
+        return [rank for rank, key in keys.items() if not store.check([key])]
+    except RuntimeError:  # the rank that holds the store was as quick to end
+        return "that another rank names"
 
 
 def own_group(ranks: list[int]) -> dist.ProcessGroup:

@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from eplb_plugin.config import PluginConfig
-from eplb_plugin.engines.agreement import agree
+from eplb_plugin.engines.agreement import agree, all_present
 from eplb_plugin.errors import PluginError
 from processes import run_ranks
 
@@ -41,3 +41,28 @@ def test_settings_that_differ_or_are_missing_are_refused(given: list[PluginConfi
         assert config is None
         assert message.startswith(line)
         assert "; fix: " in message
+
+
+def met(absent: int | None) -> str:
+    if dist.get_rank() == absent:
+        return ""
+    try:
+        all_present(dist.group.WORLD, seconds=1.0)
+    except PluginError as error:
+        return str(error)
+    return "all"
+
+
+def test_all_ranks_meet() -> None:
+    """Nothing is said where every rank has the plugin."""
+    assert run_ranks(3, met, None) == ["all"] * 3
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_a_rank_without_the_plugin_is_missed(absent: int) -> None:
+    """Every other rank names it after the deadline, in one line."""
+    lines = run_ranks(3, met, absent)
+    assert lines.pop(absent) == ""
+    fix = "install eplb-plugin on every node; unset EPLB_PLUGIN_DISABLE there, and let VLLM_PLUGINS name eplb_plugin"
+    line = f"plugin: found not active on ranks [{absent}] of 3, expected active on every rank; fix: {fix}"
+    assert lines == [line, line]

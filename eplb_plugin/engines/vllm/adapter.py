@@ -26,7 +26,7 @@ from .communicator import row_carrier
 from .entrance import DISPATCH
 from .layers import inspect_layers, left_behind, movable
 from .mapping import MappedLayer, hook_by_name, register
-from .state import get_active
+from .state import before_sleep, get_active
 from .tables import Tables
 
 
@@ -45,6 +45,7 @@ class Adapter:
         self.serving = False  # warm-up is over, and graphs are captured
         self.resumes = False  # a placement waits for the first rebalance, on every rank
         self.cycle = Cycle(self.rebalancer, get_eplb_group().cpu_group)
+        before_sleep(self.cycle.finish)
         self._resplitting: dict[str, Resplitting] = {}
 
     def add(self, model_state: Any, model_config: Any, draft: bool) -> None:

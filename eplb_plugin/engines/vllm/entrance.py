@@ -1,13 +1,16 @@
-"""How a vLLM server learns that it should use the plugin: pass-through wrappers, inert until a config is given.
+"""How a vLLM engine learns that it should use the plugin: pass-through wrappers, inert until a config is given.
 
 Precedence: `--eplb-plugin-config FILE`, then `--additional-config '{"eplb_plugin": {…}}'`, then `EPLB_PLUGIN_CONFIG`.
-The launcher reads and checks the file once and passes its content on in `additional_config`, so that workers, also on
-other nodes, need no copy. A worker decides in `init_device`, the first point at which it knows its configuration.
+The process that makes the engine's configuration (`vllm serve`, `LLM(...)`, `AsyncLLM`) reads and checks the settings
+once and passes their content on in `additional_config`. So workers, also on other nodes and of Ray, which keeps most
+variables to itself, need neither file nor variable. A worker decides in `init_device`, the first point at which it
+knows its configuration, and the engine asks all of them afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -34,34 +37,74 @@ def _from_cli_args(original: Callable[..., Any], cls: Any, args: argparse.Namesp
     except PluginError as error:
         print(f"eplb-plugin: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    if config is not None:
-        # into the namespace, so that server processes that get it instead of our hook see the same
-        args.additional_config = {**(args.additional_config or {}), KEY: config.model_dump(mode="json")}
+    _pass_on(config, args)  # into the namespace, so that server processes that get it instead of our hook see the same
     return original(cls, args)
+
+
+def _create_engine_config(
+    original: Callable[..., Any], self: Any, usage_context: Any = None, headless: Any = False
+) -> Any:
+    _pass_on(_requested(self), self)
+    return original(self, usage_context, headless)
 
 
 def _init_device(original: Callable[..., Any], self: Any) -> Any:
     config = configured(self.vllm_config.additional_config)
-    if config is not None:
-        from .activation import activate
+    if config is None:
+        _refuse_alone()
+        return original(self)
+    from . import activation
 
-        activate(config, self.vllm_config)
-    return original(self)
+    activation.activate(config, self.vllm_config)
+    done = original(self)
+    activation.confirm(self.vllm_config)
+    return done
+
+
+def _initialize_kv_caches(original: Callable[..., Any], self: Any, vllm_config: Any) -> Any:
+    config = configured(vllm_config.additional_config)
+    if config is not None:
+        from .presence import refuse_inactive
+
+        refuse_inactive(self.model_executor, config.logging.level)
+    return original(self, vllm_config)
+
+
+def _sleep(original: Callable[..., Any], self: Any, level: int = 1, mode: Any = "abort") -> Any:
+    if level >= 2 and configured(self.vllm_config.additional_config) is not None:
+        fix = "sleep at level 1, or remove the plugin's settings"
+        expected = "level 1: level 2 discards experts, and weights load again where they lay at the start"
+        raise mismatch("sleep level", found=level, expected=expected, fix=fix)
+    return original(self, level, mode)
 
 
 def configured(additional_config: Any) -> PluginConfig | None:
-    """The settings given through vLLM's additional config, or else through the environment; None if neither."""
+    """The settings in vLLM's additional config; None if there are none."""
     if isinstance(additional_config, str) and KEY in additional_config:
         raise _no_object(additional_config)
     if isinstance(additional_config, dict) and KEY in additional_config:
         return parse_config(additional_config[KEY], f"--additional-config {KEY}")
-    return from_environment()
+    return None
 
 
-def _requested(args: argparse.Namespace) -> PluginConfig | None:
-    """Settings by precedence, checked as far as the command line allows; None if the plugin is not asked for."""
+def _pass_on(config: PluginConfig | None, options: Any) -> None:
+    """options: a command line's namespace or vLLM's EngineArgs."""
+    if config is not None:
+        options.additional_config = {**(options.additional_config or {}), KEY: config.model_dump(mode="json")}
+
+
+def _refuse_alone() -> None:
+    """A worker's own environment asks for the plugin and the engine's configuration does not."""
+    if os.environ.get(ENVIRONMENT):
+        expected = "the same where the engine is started"
+        fix = f"set {ENVIRONMENT} there too, or unset it here"
+        raise mismatch(ENVIRONMENT, found="settings in a worker's environment", expected=expected, fix=fix)
+
+
+def _requested(args: Any) -> PluginConfig | None:
+    """Settings by precedence, checked as far as the options allow; None if the plugin is not asked for."""
     path, additional = getattr(args, "eplb_plugin_config", None), getattr(args, "additional_config", None)
-    config = load_config(path) if path else configured(additional)
+    config = load_config(path) if path else configured(additional) or from_environment()
     if config is None:
         return None
     if additional is not None and not isinstance(additional, dict):
@@ -109,10 +152,31 @@ ENTRANCE = (
         _from_cli_args,
     ),
     Hook(
+        "vllm.engine.arg_utils:EngineArgs.create_engine_config",
+        "around",
+        "the same for engines without a command line, e.g. LLM(...)",
+        "(self, usage_context=None, headless=False)",
+        _create_engine_config,
+    ),
+    Hook(
         "vllm.v1.worker.worker_base:WorkerWrapperBase.init_device",
         "around",
         "a worker knows its configuration from here on, and its model is not loaded yet",
         "(self)",
         _init_device,
+    ),
+    Hook(
+        "vllm.v1.engine.core:EngineCore._initialize_kv_caches",
+        "around",
+        "all workers of the engine are there: the plugin must be active in each of them",
+        "(self, vllm_config)",
+        _initialize_kv_caches,
+    ),
+    Hook(
+        "vllm.v1.engine.core:EngineCore.sleep",
+        "around",
+        "refuses the level that would lose the experts' places, before requests are ended for it",
+        "(self, level=1, mode='abort')",
+        _sleep,
     ),
 )

@@ -15,6 +15,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from ..hooks import Hook
 from .adapter import Adapter
 from .mapping import ROUTER
+from .worker import WORKER
 
 _ADAPTER = "_eplb_plugin_adapter"  # on an EplbState; not there where this worker has no MoE model
 
@@ -162,4 +163,5 @@ RUNTIME = (
     ),
     warm_up_hook("vllm.v1.worker.gpu_worker.Worker"),
     ROUTER,
+    *WORKER,
 )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.config import VllmConfig, WeightTransferConfig
 from vllm.config.parallel import EPLBConfig
 from vllm.distributed.eplb.eplb_state import EplbState
 
+from engines.vllm.engine_configs import engine_config
 from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.releases import VLLM, Engine
-from eplb_plugin.engines.vllm import state
-from eplb_plugin.engines.vllm.activation import activate
+from eplb_plugin.engines.vllm import activation, state
+from eplb_plugin.engines.vllm.activation import activate, confirm
 from eplb_plugin.engines.vllm.runtime import RUNTIME
 from eplb_plugin.errors import PluginError
 
@@ -32,29 +36,27 @@ def clean() -> Iterator[None]:
     logger.setLevel(before[2])
 
 
-def engine(experts: int = 60, tp: int = 2, dp: int = 2, redundant: int = 4, **changes: Any) -> SimpleNamespace:
-    parallel = {
-        "enable_eplb": True,
-        "enable_elastic_ep": False,
-        "tensor_parallel_size": tp,
-        "data_parallel_size": dp,
-        "prefill_context_parallel_size": 1,
-        "worker_cls": "vllm.v1.worker.gpu_worker.Worker",
-        "rank": 0,
-        "data_parallel_rank": 0,
-        "eplb_config": EPLBConfig(num_redundant_experts=redundant),
-    }
-    return SimpleNamespace(
-        parallel_config=SimpleNamespace(**{**parallel, **changes}),
-        model_config=SimpleNamespace(get_num_experts=lambda: experts),
-    )
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., VllmConfig]:
+    """vLLM's own configuration, of four ranks; changes: to its ParallelConfig, after it was made."""
+
+    def make(redundant: int = 4, changes: dict[str, Any] | None = None, **options: Any) -> VllmConfig:
+        sizes = {"tensor_parallel_size": 2, "data_parallel_size": 2}
+        eplb = EPLBConfig(num_redundant_experts=redundant)
+        config = engine_config(tmp_path, monkeypatch, eplb_config=eplb, **(sizes | options))
+        config.parallel_config.worker_cls = "vllm.v1.worker.gpu_worker.Worker"  # a GPU's
+        for name, value in (changes or {}).items():
+            setattr(config.parallel_config, name, value)
+        return config
+
+    return make
 
 
 def applied() -> list[bool]:
     return [status.applied for status in hooks.check(RUNTIME)]
 
 
-def test_activate() -> None:
+def test_activate(engine: Callable[..., VllmConfig]) -> None:
     """Every runtime hook is in force, and the window and interval of the settings are the engine's."""
     config, vllm_config = PluginConfig(window_size=10, step_interval=20), engine()
     activate(config, vllm_config)
@@ -66,10 +68,10 @@ def test_activate() -> None:
     assert all(applied())
 
 
-def test_engine_settings_stay_where_ours_are_left_out() -> None:
+def test_engine_settings_stay_where_ours_are_left_out(engine: Callable[..., VllmConfig]) -> None:
     """window_size and step_interval left out: the engine's own."""
     vllm_config = engine()
-    before = EPLBConfig(num_redundant_experts=4)
+    before = deepcopy(vllm_config.parallel_config.eplb_config)
     activate(PluginConfig(), vllm_config)
     assert vllm_config.parallel_config.eplb_config == before
 
@@ -79,7 +81,7 @@ def test_engine_settings_stay_where_ours_are_left_out() -> None:
     [
         ({}, {"enable_eplb": False}, "enable_eplb: found False"),
         ({}, {"enable_elastic_ep": True}, "enable_elastic_ep: found True"),
-        ({}, {"redundant": 5}, "num_redundant_experts: found 60 + 5 slots on 4 ranks"),
+        ({}, {"num_redundant_experts": 5}, "num_redundant_experts: found 60 + 5 slots on 4 ranks"),
         (
             {"num_redundant_experts": 8},
             {},
@@ -89,10 +91,12 @@ def test_engine_settings_stay_where_ours_are_left_out() -> None:
         ({"topology": {"node_of_rank": [0, 1]}}, {}, "topology.node_of_rank: found 2 ranks, expected 4"),
     ],
 )
-def test_refused_before_anything_is_touched(values: Any, changes: dict[str, Any], line: str) -> None:
+def test_refused_before_anything_is_touched(
+    values: Any, changes: dict[str, Any], line: str, engine: Callable[..., VllmConfig]
+) -> None:
     """What does not fit is refused with nothing hooked and the engine's settings unchanged."""
-    vllm_config = engine(**changes)
-    before = EPLBConfig(num_redundant_experts=vllm_config.parallel_config.eplb_config.num_redundant_experts)
+    vllm_config = engine(changes.pop("num_redundant_experts", 4), changes)
+    before = deepcopy(vllm_config.parallel_config.eplb_config)
     config = parse_config({**values, "window_size": 10, "step_interval": 20}, "")
     with pytest.raises(PluginError) as caught:
         activate(config, vllm_config)
@@ -103,7 +107,7 @@ def test_refused_before_anything_is_touched(values: Any, changes: dict[str, Any]
     assert vllm_config.parallel_config.eplb_config == before
 
 
-def test_moved_engine_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moved_engine_refused(engine: Callable[..., VllmConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine whose internals moved is refused as a whole: no hook of the table is applied."""
 
     def rearrange(self: Any) -> None: ...
@@ -115,25 +119,28 @@ def test_moved_engine_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("version", "rank"), [(VLLM.tested, 0), ("0.33.1", 0), ("0.33.1", 1)])
-def test_untested_version_warns(monkeypatch: pytest.MonkeyPatch, version: str, rank: int) -> None:
+def test_untested_version_warns(
+    engine: Callable[..., VllmConfig], monkeypatch: pytest.MonkeyPatch, version: str, rank: int
+) -> None:
     """A version that was not tested but whose signatures all match starts with one warning, of one rank."""
     monkeypatch.setattr(Engine, "installed", version)
+    vllm_config = engine(changes={"data_parallel_rank": rank})
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(logging.getLogger("vllm"), "handlers", [handler])
-    activate(PluginConfig(), engine(data_parallel_rank=rank))
+    activate(PluginConfig(), vllm_config)
     expected = f"vLLM {version} is untested (tested: {VLLM.tested}); all hooked signatures are checked"
     assert lines == ([] if version == VLLM.tested or rank else [expected])
 
 
-def test_tested_version_is_the_installed_one() -> None:
+def test_tested_version_is_the_installed_one(engine: Callable[..., VllmConfig]) -> None:
     """These tests run against the version that the plugin says it was tested with."""
     assert VLLM.installed == VLLM.tested
 
 
 @pytest.mark.parametrize("level", ["debug", "warning"])
-def test_log_level(level: str) -> None:
+def test_log_level(engine: Callable[..., VllmConfig], level: str) -> None:
     """Our lines go where vLLM's go, from the level of the settings on."""
     activate(parse_config({"logging": {"level": level}}, ""), engine())
     logger = logging.getLogger("eplb_plugin")
@@ -141,7 +148,51 @@ def test_log_level(level: str) -> None:
     assert logger.handlers == logging.getLogger("vllm").handlers
 
 
-def test_another_rule_than_the_engines_is_refused() -> None:
+def test_another_rule_than_the_engines_is_refused(engine: Callable[..., VllmConfig]) -> None:
     """A plan made for a replica choice that vLLM does not make would be balanced for nobody."""
     with pytest.raises(PluginError, match=r"found nearest, expected auto or one of weighted, hash"):
         activate(PluginConfig(dispatch="nearest"), engine())
+
+
+@pytest.mark.parametrize(("level", "communicator"), [(False, "nixl"), (True, "torch_gloo"), (True, "nixl")])
+def test_sleep_mode_needs_another_carrier_than_nixl(
+    engine: Callable[..., VllmConfig], level: bool, communicator: str
+) -> None:
+    """Sleep mode gives pages away that NIXL has registered: the two together are refused, each alone is not."""
+    vllm_config = engine()
+    vllm_config.model_config.enable_sleep_mode = level  # vLLM refuses it on a CPU
+    vllm_config.parallel_config.eplb_config.communicator = communicator
+    if level and communicator == "nixl":
+        with pytest.raises(PluginError, match="enable_sleep_mode: found True with communicator nixl, expected another"):
+            activate(PluginConfig(), vllm_config)
+        assert not any(applied())
+    else:
+        activate(PluginConfig(), vllm_config)
+
+
+def test_weights_from_a_trainer_are_refused(engine: Callable[..., VllmConfig]) -> None:
+    """vLLM writes what it receives where experts lay at the start: after a move, into others' slots."""
+    with pytest.raises(PluginError, match="weight_transfer_config: found one, expected none: vLLM writes experts"):
+        activate(PluginConfig(), engine(weight_transfer_config=WeightTransferConfig(backend="nccl")))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "line"),
+    [("OlmoeForCausalLM", "model: found OlmoeForCausalLM, for which vLLM has no EPLB, expected a"), ("", "")],
+)
+def test_confirmed_before_the_model_is_loaded(
+    engine: Callable[..., VllmConfig], monkeypatch: pytest.MonkeyPatch, architecture: str, line: str
+) -> None:
+    """A worker with its groups refuses a model without EPLB by its class; with EPLB it meets the others."""
+    overrides = {"hf_overrides": {"architectures": [architecture]}} if architecture else {}
+    vllm_config, met = engine(**overrides), []
+    group = SimpleNamespace(cpu_group="the EPLB group's")
+    monkeypatch.setattr(activation, "get_eplb_group", lambda: group)
+    monkeypatch.setattr(activation, "all_present", met.append)
+    if architecture:
+        with pytest.raises(PluginError, match=line):
+            confirm(vllm_config)
+        assert met == []
+    else:
+        confirm(vllm_config)
+        assert met == [group.cpu_group]

@@ -9,12 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import pytest
 import vllm.plugins
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.core import EngineCore
 
+from engines.vllm.engine_configs import engine_config
 from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import activation
@@ -223,32 +226,122 @@ def test_ep_size_is_all_ranks_that_share_experts(launch: Launch, write: Callable
     assert engine_args.additional_config[KEY]["topology"]["nodes"] == 2
 
 
+# engines without a command line
+
+
+def made(folder: Path, patch: pytest.MonkeyPatch, environment: str = "", **options: Any) -> Any:
+    """The configuration that `LLM(**options)` makes with this variable set."""
+    patch.setenv("EPLB_PLUGIN_CONFIG", environment)
+    return engine_config(folder, patch, **options)
+
+
+def test_the_variable_alone_reaches_workers_that_lack_it(
+    parser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., str]
+) -> None:
+    """LLM(...) with the variable: vLLM's configuration holds the content, which Ray sends to workers without either."""
+    path = write("policy: balanced\nbudget: {max_moved_slots: 5}\n")
+    config = made(tmp_path, monkeypatch, path)
+    Path(path).unlink()
+    monkeypatch.delenv("EPLB_PLUGIN_CONFIG")
+    sent = cloudpickle.loads(cloudpickle.dumps(config))
+    found = configured(sent.additional_config)
+    assert found is not None
+    assert (found.policy, found.budget.max_moved_slots) == ("balanced", 5)
+
+
+def test_given_in_the_program_before_the_environment(
+    parser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLM(additional_config={"eplb_plugin": ...}) counts, whatever the variable says; other keys stay."""
+    given = {KEY: {"policy": "deepseek"}, "other": 1}
+    config = made(tmp_path, monkeypatch, "no-such-file.yaml", additional_config=given)
+    assert config.additional_config["other"] == 1
+    assert configured(config.additional_config) == PluginConfig(policy="deepseek")
+
+
+def test_llm_without_settings_is_stock(parser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing given: vLLM's configuration has no word of us."""
+    assert made(tmp_path, monkeypatch).additional_config == {}
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "line"),
+    [
+        ("no-such-file.yaml", {}, "no-such-file.yaml: cannot be read"),
+        ("{}", {"enable_eplb": False}, "enable_eplb: found False, expected --enable-eplb"),
+        ('{"topology": {"nodes": 3}}', {}, "topology: found nodes=3"),
+    ],
+)
+def test_llm_refuses_what_the_command_line_refuses(
+    parser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: str, options: Any, line: str
+) -> None:
+    """In the program that calls LLM(...), as an exception of one line."""
+    with pytest.raises(PluginError) as caught:
+        made(tmp_path, monkeypatch, environment, **options)
+    assert str(caught.value).startswith(line)
+
+
 # workers
 
 
-def test_configured(monkeypatch: pytest.MonkeyPatch, write: Callable[..., str]) -> None:
-    """A worker takes what the launcher passed on, else (LLM(...) without a launcher) what its environment names."""
-    monkeypatch.delenv("EPLB_PLUGIN_CONFIG", raising=False)
+def test_configured() -> None:
+    """A worker goes by vLLM's configuration alone."""
     for nothing in (None, {}, {"other": 1}, object()):
         assert configured(nothing) is None
-    monkeypatch.setenv("EPLB_PLUGIN_CONFIG", "")
-    assert configured({}) is None
-    monkeypatch.setenv("EPLB_PLUGIN_CONFIG", write("policy: balanced"))
-    assert configured({}) == PluginConfig(policy="balanced")
     assert configured({KEY: {"policy": "deepseek"}}) == PluginConfig(policy="deepseek")
     with pytest.raises(PluginError, match="--additional-config eplb_plugin: polcy: found unknown key"):
         configured({KEY: {"polcy": 1}})
 
 
-def test_worker_activates_before_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """init_device with settings: activation first, with the worker's configuration; without: only the original."""
+def test_worker_activates_before_its_device_and_confirms_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """init_device with settings: activation first, with the worker's configuration, and a look at the others last;
+    without settings: only the original."""
     monkeypatch.delenv("EPLB_PLUGIN_CONFIG", raising=False)
     calls: list[Any] = []
     monkeypatch.setattr(activation, "activate", lambda config, vllm_config: calls.append((config, vllm_config)))
+    monkeypatch.setattr(activation, "confirm", lambda vllm_config: calls.append(vllm_config))
     worker = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
     _init_device(lambda self: calls.append(self), worker)
     assert calls == [worker]
     calls.clear()
     worker.vllm_config.additional_config = {KEY: {"policy": "balanced"}}
     _init_device(lambda self: calls.append(self), worker)
-    assert calls == [(PluginConfig(policy="balanced"), worker.vllm_config), worker]
+    assert calls == [(PluginConfig(policy="balanced"), worker.vllm_config), worker, worker.vllm_config]
+
+
+def test_a_worker_alone_with_settings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that only a worker's environment has would place experts on some ranks: refused, and not ignored."""
+    monkeypatch.setenv("EPLB_PLUGIN_CONFIG", "{}")
+    worker = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
+    with pytest.raises(PluginError, match="EPLB_PLUGIN_CONFIG: found settings in a worker's environment, expected the"):
+        _init_device(lambda self: None, worker)
+
+
+# the engine
+
+
+@pytest.fixture
+def core(parser: Any) -> Any:
+    """vLLM's EngineCore with settings, as far as sleeping goes: what it tells scheduler and executor is in `told`."""
+    core = object.__new__(EngineCore)
+    core.told = []
+    core.vllm_config = SimpleNamespace(additional_config={KEY: {}})
+    core.model_executor = SimpleNamespace(sleep=lambda level: core.told.append(level))
+    core.pause_scheduler = lambda **_: core.told.append("paused")
+    return core
+
+
+def test_sleep_level_2_is_refused_before_anything_pauses(core: Any) -> None:
+    """It would discard the maps and tables with the experts: one line, and the engine goes on."""
+    with pytest.raises(PluginError, match=r"sleep level: found 2, expected level 1: .*; fix: sleep at level 1, or"):
+        core.sleep(2)
+    assert core.told == []
+
+
+def test_other_sleep_is_vllms(core: Any) -> None:
+    """Levels 0 and 1, and every level without settings."""
+    core.sleep(0)
+    core.sleep()
+    core.vllm_config.additional_config = {}
+    core.sleep(level=2)
+    assert core.told == ["paused", "paused", 1, "paused", 2]
