@@ -101,6 +101,9 @@ class PriceConfig(Section):
         return self
 
 
+STAGING_BYTES = 256 << 20
+
+
 class MigrationConfig(Section):
     """How fast experts are moved while the engine serves, and when a move is given up; see docs/migration.md."""
 
@@ -109,8 +112,13 @@ class MigrationConfig(Section):
     )
     bytes_per_step: Annotated[int, Field(ge=1, le=1 << 50)] | None = Field(
         None,
-        description="Bytes that a rank may copy on one engine step; a single layer may need more; left out: one "
-        "layer's experts.",
+        description="Bytes that a rank may copy on one engine step; a single layer may need more; left out: what is "
+        "staged at once.",
+    )
+    staging_bytes: Annotated[int, Field(ge=1, le=1 << 50)] | None = Field(
+        None,
+        description="Memory of a rank for experts on their way, in bytes; a layer that does not fit is moved in "
+        "several hops; left out: 256 MiB, or what a few experts need where these are larger.",
     )
     planning_seconds: Annotated[float, Field(ge=0.001, le=86_400.0)] = Field(
         600.0, description="A plan that takes longer is refused by all ranks."

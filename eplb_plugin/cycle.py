@@ -18,6 +18,7 @@ from .migration.layout import ExpertRows
 from .migration.nixl_wires import Nixl
 from .migration.shuffle import Shuffler
 from .outcome import Outcome
+from .placement import Placement
 from .plan_types import Plan
 
 Switch = Callable[[Sequence[int], Plan], None]
@@ -122,9 +123,16 @@ class Cycle:
         return model.plan.placement.phy2log
 
     def _switch(self, key: str, layers: list[int], rows: NDArray[np.int32]) -> None:
+        """Tokens of a layer that has hops before it are spread evenly over the replicas that it has meanwhile."""
         model = self._models[key]
         model.placed[layers] = rows
-        model.switch(layers, model.plan)
+        arrived = (rows == model.plan.placement.phy2log[layers]).all(axis=1)
+        there, on_the_way = (np.array(layers)[chosen].tolist() for chosen in (arrived, ~arrived))
+        if there:
+            model.switch(there, model.plan)
+        if on_the_way:
+            placed = Placement(model.placed, model.plan.placement.layer_ids)
+            model.switch(on_the_way, self.rebalancer.entries[key].in_force(placed))
 
     def _end(self, key: str) -> None:
         model = self._models[key]

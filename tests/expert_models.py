@@ -17,7 +17,8 @@ import nccl_rules
 import simulated_device as sim
 from eplb_plugin import Topology
 from eplb_plugin.migration.budget import Budget
-from eplb_plugin.migration.layout import expert_rows
+from eplb_plugin.migration.hops import least_rows
+from eplb_plugin.migration.layout import ExpertRows, expert_rows
 from eplb_plugin.migration.nixl_wires import Nixl
 from eplb_plugin.migration.shuffle import Shuffler
 
@@ -91,9 +92,16 @@ class Model:
         return [tensor.data_ptr() for layer in self.tensors for tensor in layer.values()]
 
     def shuffler(self, topology: Topology, data: Any, votes: Any, budget: Budget | None = None) -> Shuffler:
+        switch = lambda *args: self.switch(*args)  # noqa: E731  # looked up when it is called: tests replace it
+        return Shuffler(self.rows(), topology, data=data, votes=votes, switch=switch, budget=budget)
+
+    def rows(self) -> list[ExpertRows]:
         shared = ("w13_input_scale",) if self.slots == 1 else ()  # else its stride tells
-        rows = [expert_rows(layer, self.slots, shared) for layer in self.tensors]
-        return Shuffler(rows, topology, data=data, votes=votes, switch=lambda *args: self.switch(*args), budget=budget)
+        return [expert_rows(layer, self.slots, shared) for layer in self.tensors]
+
+    def least_staging(self) -> int:
+        """Bytes with which this model can only just be moved, over any wires."""
+        return max(rows.row_bytes for rows in self.rows()) * (2 * least_rows(self.slots) + 2)
 
     def switch(self, layers: list[int], rows: NDArray[np.int32]) -> None:
         self.switched.append(layers)

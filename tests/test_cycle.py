@@ -13,6 +13,7 @@ from eplb_plugin import Plan, Topology, controller
 from eplb_plugin.config import parse_config
 from eplb_plugin.controller import Rebalancer
 from eplb_plugin.cycle import Cycle
+from eplb_plugin.migration import transfer
 from eplb_plugin.migration.layout import expert_rows
 from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.outcome import Outcome
@@ -27,12 +28,15 @@ TOPOLOGY, EXPERTS, LAYERS = Topology(2, 2, 4), 12, {"target": 3, "draft": 1}
 class Group:
     """The models of one rank, and what happened to them: layers switched, in order, and outcomes."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, scarce: bool = False) -> None:
+        """scarce: there is only just enough memory, so that layers take several hops."""
         self.outcomes: list[Outcome] = []
         self.switched: list[tuple[str, list[int]]] = []
         self.plans: dict[str, Plan] = {}
         self.models: dict[str, Model] = {}
-        rebalancer = Rebalancer(parse_config({"forecast_windows": 1, **settings}, "test"), self.outcomes.append)
+        least = Model(linear_placement(1, EXPERTS, TOPOLOGY.num_slots).phy2log, TOPOLOGY.slots_per_rank).least_staging()
+        settings = {"forecast_windows": 1, "migration": {"staging_bytes": least} if scarce else {}}
+        rebalancer = Rebalancer(parse_config(settings, "test"), self.outcomes.append)
         data, votes = groups()
         self.cycle = Cycle(rebalancer, dist.new_group())
         for key, layers in LAYERS.items():
@@ -121,6 +125,62 @@ def test_what_fails_is_reported_and_the_next_rebalance_works() -> None:
     first = ["target refused", "draft accepted"]
     second = ["target accepted", "target interrupted", "draft accepted"]
     assert found == [[*first, *second, "target accepted", "draft accepted"], [], [], []]
+
+
+def on_the_way() -> tuple[int, list[str]]:
+    """Layers take several hops; the first rebalance succeeds, in the next a row is damaged once a layer has hops
+    before it. -> switches of layers on their way, and outcomes.
+    """
+    group, hops = Group(scarce=True), 0
+    cycle, target = group.cycle, group.models["target"]
+
+    def switch(key: str, layers: list[int], plan: Plan) -> None:
+        nonlocal hops
+        Group.switch(group, key, layers, plan)
+        final = cycle._models[key].plan
+        if plan is not final:
+            hops += 1
+            even = plan_of(plan.placement, TOPOLOGY, "weighted")
+            np.testing.assert_array_equal(plan.replica_weights[layers], even.replica_weights[layers])
+            assert all((plan.placement.phy2log[layers] != final.placement.phy2log[layers]).any(axis=1))
+
+    group.switch = switch
+    cycle.run(loads(0))
+    group.check()
+    assert cycle.settled("target")
+    np.testing.assert_array_equal(target.phy2log, cycle._models["target"].plan.placement.phy2log)
+
+    seal = transfer.seal
+
+    def damaged(rows: Any, *args: Any) -> None:
+        seal(rows, *args)
+        if hops > before:
+            rows[0, 0] ^= 1
+
+    before, transfer.seal = hops, damaged
+    cycle.begin(loads(1))
+    while cycle.step():
+        time.sleep(0.005)
+        group.check()
+    transfer.seal = seal
+    placed = cycle._models["target"].placed
+    assert not cycle.settled("target")
+    np.testing.assert_array_equal(placed, target.phy2log)
+    planned = cycle._models["target"].plan.placement.phy2log
+    assert (placed != planned).any()
+    struck = hops
+    cycle.run(loads(1))  # goes on from there
+    group.check()
+    assert cycle.settled("target")
+    return struck, [f"{outcome.model} {outcome.result}" for outcome in group.outcomes]
+
+
+def test_layers_on_their_way_serve() -> None:
+    """Between two hops a layer is used evenly, by maps that fit its weights, also when the rebalance ends there."""
+    found = run_ranks(4, on_the_way, timeout=300.0)
+    assert min(hops for hops, _ in found) >= 2
+    expected = ["target accepted", "draft accepted", "target accepted", "target interrupted", "draft accepted"]
+    assert found[0][1] == [*expected, "target accepted", "draft accepted"]
 
 
 def losing() -> list[str]:

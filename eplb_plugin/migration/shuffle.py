@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NoReturn
 
 import numpy as np
@@ -24,11 +25,12 @@ from ..topology import Topology
 from .background import Background
 from .budget import Budget, batches
 from .group_wires import GroupWires
+from .hops import hops
 from .layout import ExpertRows
-from .migration import Migration
+from .migration import Batch, Migration
 from .nixl_wires import Nixl, NixlWires
 from .schedule import Schedule, schedule
-from .transfer import Transfer
+from .transfer import StagedLayer, Transfer
 from .votes import PLANNING, Vote, Votes
 
 logger = logging.getLogger("eplb_plugin")
@@ -44,8 +46,8 @@ class Shuffler:
     layers: [L] the layer's tensors; topology: of the EP group, whose rank order `data` and `votes` have. data: what
     rows travel on, a group (GroupWires) or NIXL (NixlWires); votes: a CPU group. During a migration nothing else may
     use the group of `data`, nor `votes` from another thread. switch(layers, phy2log [n, P]): puts the maps of these
-    layers in force, called on the same step on every rank, after their weights are in place; once for every layer,
-    those without a change last.
+    layers in force, called on the same step on every rank, after their weights are in place; once for every hop of a
+    layer, for those without a change last.
 
     Over gloo and NIXL, rows travel in a background thread, otherwise on the engine's stream. The engine's thread waits
     for neither: a batch counts as staged when the background thread has seen that it is.
@@ -137,17 +139,27 @@ class Shuffler:
             migration.problem = f"planning: {_one_line(error)}"
             return
         try:
-            plan = schedule(old, migration.new, self.topology)
-            sizes = [layer.row_bytes for layer in self.layers]
-            if len(migration.new) != len(sizes):
-                raise mismatch("phy2log", found=len(migration.new), expected=f"{len(sizes)} layers", fix="report this")
-            migration.batches = batches(plan, sizes, self.budget, self.wires.half_bytes)
-            migration.transfer = Transfer(plan, self.layers, self.wires, self._serial)
-            migration.plan, migration.digest = plan, self._digest(plan)
+            plans = self._hops(migration, old)
+            migration.digest = self._digest(plans)
         except Exception as error:
             migration.problem = f"planning: {_one_line(error)}"
             return
-        self._announce(plan)
+        self._announce(plans)
+
+    def _hops(self, migration: Migration, old: NDArray[np.int32]) -> list[Schedule]:
+        """Fill the batches: of all layers the first hop, then of those that need more the second, and so on."""
+        new, sizes = migration.new, [layer.row_bytes for layer in self.layers]
+        plans = [schedule(old, new, self.topology)]  # also the check of both
+        if len(new) != len(sizes):
+            raise mismatch("phy2log", found=len(new), expected=f"{len(sizes)} layers", fix="report this")
+        way = [old, *hops(old, new, self.topology.slots_per_rank, [self.wires.half_bytes // size for size in sizes])]
+        if len(way) > 2:
+            plans = [schedule(before, after, self.topology) for before, after in pairwise(way)]
+        for plan, placed in zip(plans, way[1:], strict=True):
+            transfer = Transfer(plan, self.layers, self.wires, self._serial)
+            found = batches(plan, sizes, self.budget, self.wires.half_bytes)
+            migration.batches += [Batch(layers, placed, transfer) for layers in found]
+        return plans
 
     def step(self) -> bool:
         """Collective, once per forward step: commit at most one batch. Returns whether the migration goes on.
@@ -228,17 +240,17 @@ class Shuffler:
 
     def _stage(self, migration: Migration) -> None:
         """The same batches on every rank: which ones depends on the verdicts alone."""
-        transfer = migration.transfer
-        assert transfer is not None
         ahead = migration.batches[: migration.committed + self._ahead]
         for number in range(len(migration.staged), len(ahead)):
+            if not migration.can_stage(number):
+                return
             migration.progress = time.monotonic()
-            half = number % self._ahead
-            batch = ahead[number]
+            batch, half = ahead[number], number % self._ahead
+            transfer = batch.transfer
             if self.wires.background:
-                staged = self._thread.beside(lambda *args: transfer.settle(transfer.stage(*args)), batch, half)
+                staged = self._thread.beside(_staged, transfer, batch.layers, half)
             else:
-                staged = self._thread.submit(transfer.settle, transfer.stage(batch, half))
+                staged = self._thread.submit(transfer.settle, transfer.stage(batch.layers, half))
             migration.staged.append(staged)
 
     @torch.inference_mode()
@@ -246,43 +258,44 @@ class Shuffler:
         batch = migration.batches[migration.committed]
         for staged in migration.staged[migration.committed].result():
             staged.write(self.layers[staged.layer])
-        self._switch(batch, migration.new[batch])
+        self._switch(batch.layers, batch.placed[batch.layers])
         migration.committed += 1
 
-    def _digest(self, plan: Schedule) -> int:
-        digest = hashlib.sha256(self._signature + plan.digest.to_bytes(8, "big") + self._serial.to_bytes(8, "big"))
-        return int.from_bytes(digest.digest()[:7], "big")
+    def _digest(self, plans: list[Schedule]) -> int:
+        numbers = b"".join(number.to_bytes(8, "big") for number in (*(plan.digest for plan in plans), self._serial))
+        return int.from_bytes(hashlib.sha256(self._signature + numbers).digest()[:7], "big")
 
-    def _announce(self, plan: Schedule) -> None:
-        if self.wires.rank == 0 and plan.changed_layers:
+    def _announce(self, plans: list[Schedule]) -> None:
+        if self.wires.rank == 0 and plans[0].changed_layers:
             sizes = [layer.expert_bytes for layer in self.layers]
-            ranks, nodes = plan.rank_traffic(sizes), plan.node_traffic(sizes)
+            ranks = np.sum([plan.rank_traffic(sizes) for plan in plans], axis=0)
+            nodes = np.sum([plan.node_traffic(sizes) for plan in plans], axis=0)
             np.fill_diagonal(ranks, 0)
             np.fill_diagonal(nodes, 0)
             logger.info(
-                "migration %d: %d of %d layers, %.1f MiB between ranks (busiest pair %.1f), %.1f MiB between nodes "
-                "(busiest pair %.1f)",
-                self._serial, len(plan.changed_layers), len(sizes),
+                "migration %d: %d of %d layers, at most %d hops each, %.1f MiB between ranks (busiest pair %.1f), "
+                "%.1f MiB between nodes (busiest pair %.1f)",
+                self._serial, len(plans[0].changed_layers), len(sizes), len(plans),
                 *(part / 2**20 for part in (ranks.sum(), ranks.max(), nodes.sum(), nodes.max())),
             )  # fmt: skip
 
     def _complete(self, migration: Migration) -> None:
         """What stays where it is may be used otherwise: by other weights of its copies."""
-        moved = {layer for batch in migration.batches for layer in batch}
+        moved = migration.layers
         stay = [layer for layer in range(len(self.layers)) if layer not in moved]
         if stay:
             self._switch(stay, migration.new[stay])
         self._now = None
         if self.wires.rank == 0 and moved:
             seconds = time.monotonic() - migration.began
-            logger.info("migration %d: %d layers in %.2f s", self._serial, migration.layers_committed, seconds)
+            logger.info("migration %d: %d layers in %.2f s", self._serial, len(moved), seconds)
 
     def _refuse(self, migration: Migration, why: str) -> None:
         self.refusal = f"{why}; here: {migration.reason}" if migration.reason else why
         logger.log(
             logging.ERROR if migration.reason or self.wires.rank == 0 else logging.DEBUG,
-            "migration %d refused after %d of %d changed layers, the old placement serves on in the others: %s%s",
-            self._serial, migration.layers_committed, sum(len(batch) for batch in migration.batches), self.refusal,
+            "migration %d refused after %d of %d changed layers, the others serve on as they are placed: %s%s",
+            self._serial, len(migration.layers_done), len(migration.layers), self.refusal,
             "" if self.wires.intact else "; a rank was lost: no migration before the server is restarted",
         )  # fmt: skip
 
@@ -291,6 +304,10 @@ class Shuffler:
         logger.critical("migration %d: %s, rank %d ends: %s", self._serial, what, self.wires.rank, _one_line(error))
         logging.shutdown()
         os._exit(EXIT_CODE)
+
+
+def _staged(transfer: Transfer, layers: list[int], half: int) -> list[StagedLayer]:
+    return transfer.settle(transfer.stage(layers, half))
 
 
 def _one_line(error: Exception) -> str:

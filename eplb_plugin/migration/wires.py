@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from ..devices import host_memory
 from ..errors import mismatch
-from .budget import Budget
-from .layout import ALIGNMENT, ExpertRows
+from .budget import Budget, share_memory
+from .layout import ExpertRows
 
 _MEETING = timedelta(minutes=10)  # for the first message of a pair: transports are made for it
 _GREETING = 4 << 20  # bytes of it: as large a message as it takes to use all that a transport would use
@@ -32,8 +32,7 @@ class Wires(ABC):
     group: the ranks, in the order of the topology; name: for the log. device: of the memory that rows pass through: the
     layers' or the host's. background: whether messages may travel beside whatever the engine's stream does; then a
     batch is staged while the one before is committed, in two halves of staging memory, and a message is packed while
-    the one before travels, in two buffers. Else there is one of each. A half holds a whole layer of this rank. A buffer
-    for outgoing messages has `budget.message_bytes` (at least one expert, at most a layer).
+    the one before travels, in two buffers. Else there is one of each. All of them share `budget.staging_bytes`.
     """
 
     def __init__(
@@ -45,10 +44,9 @@ class Wires(ABC):
         self.deadline = _MEETING
         self._seconds = budget.transfer_seconds
         widest = max(layer.row_bytes for layer in layers)
-        self.half_bytes = widest * layers[0].num_slots
-        aligned = -(-budget.message_bytes // ALIGNMENT) * ALIGNMENT
-        self.message_bytes = min(max(aligned, widest), self.half_bytes)
         self.halves = 2 if background else 1
+        rows = share_memory(budget, widest, layers[0].num_slots, halves=self.halves, buffers=self.halves)
+        self.half_bytes, self.message_bytes = (count * widest for count in rows)
         self.staging, self.outgoing = (
             _memory(self.halves, size, device, layers[0].device) for size in (self.half_bytes, self.message_bytes)
         )

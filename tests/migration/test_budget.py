@@ -1,15 +1,18 @@
-"""What is switched together: every changed layer once, in order, within the bounds."""
+"""What is switched together: every changed layer once, in order, within the bounds; and the memory for it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_plugin import Topology
-from eplb_plugin.migration.budget import Budget, batches
+from eplb_plugin import PluginError, Topology
+from eplb_plugin.config_sections import STAGING_BYTES
+from eplb_plugin.migration.budget import Budget, batches, share_memory
+from eplb_plugin.migration.hops import least_rows
 from eplb_plugin.migration.schedule import schedule
 from strategies import QUICK, migrations
 
@@ -34,3 +37,38 @@ def test_batches_keep_to_the_budget(
         assert len(batch) == 1 or staged[batch].sum(axis=0).max() <= bound
         if index + 1 < len(found) and len(batch) < layers:
             assert staged[[*batch, found[index + 1][0]]].sum(axis=0).max() > bound
+
+
+@given(
+    staging=st.integers(1, 1 << 32),
+    message=st.integers(1, 1 << 30),
+    row_bytes=st.integers(1, 1 << 30),
+    slots=st.integers(1, 40),
+    halves=st.integers(1, 2),
+    buffers=st.integers(1, 2),
+)
+@QUICK
+def test_memory_is_bounded_by_the_setting(
+    staging: int, message: int, row_bytes: int, slots: int, halves: int, buffers: int
+) -> None:
+    """All of it together; enough rows to get on and a message of one; no more than a layer, nor than is asked for."""
+    budget, least = Budget(message_bytes=message, staging_bytes=staging), halves * least_rows(slots) + buffers
+    if staging < least * row_bytes:
+        with pytest.raises(PluginError, match=f"staging_bytes: found {staging}, expected at least {least * row_bytes}"):
+            share_memory(budget, row_bytes, slots, halves=halves, buffers=buffers)
+        return
+    rows = share_memory(budget, row_bytes, slots, halves=halves, buffers=buffers)
+    assert (halves * rows.staged + buffers * rows.sent) * row_bytes <= staging
+    assert least_rows(slots) <= rows.staged <= slots
+    assert 1 <= rows.sent <= rows.staged
+    assert rows.sent == 1 or rows.sent * row_bytes <= message
+    assert rows.staged == slots or (halves * (rows.staged + 1) + buffers * rows.sent) * row_bytes > staging
+
+
+def test_memory_by_default() -> None:
+    """DeepSeek-V3's experts of 42 MiB keep to 256 MiB, over any wires; experts too large for that get the least."""
+    row_bytes = 44_040_192 + 10_752 + 32  # FP8 weights, scales, seal and alignment
+    assert share_memory(Budget(), row_bytes, 36, halves=2, buffers=2) == (2, 1)
+    assert share_memory(Budget(), row_bytes, 36, halves=1, buffers=1) == (5, 1)
+    assert share_memory(Budget(), STAGING_BYTES, 2, halves=2, buffers=2) == (2, 1)
+    assert share_memory(Budget(), 1 << 20, 36, halves=2, buffers=2) == (36, 36)  # whole layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,20 +47,24 @@ def pool(pools: dict[int, Ranks], size: int) -> Ranks:
 
 def migrate(
     wires: str, old: Any, new: Any, topology: Topology, budget: Budget,
-    stepwise: bool, long_rows: bool, planned: bool = False,
+    stepwise: bool, long_rows: bool, planned: bool = False, scarce: bool = False,
 ) -> int:  # fmt: skip
     """-> steps; the weights, the maps and the addresses are checked here, after every step.
 
-    planned: the new placement is not known before some steps, later on some ranks.
+    planned: the new placement is not known before some steps, later on some ranks. scarce: there is only just enough
+    memory, so that layers take several hops.
     """
     model = Model(old, topology.slots_per_rank, long_rows)
+    budget = replace(budget, staging_bytes=model.least_staging() if scarce else None)
     shuffler = model.shuffler(topology, *groups(wires), budget)
+    assert not scarce or shuffler.wires.nbytes <= model.least_staging()
     steps = 0
     shuffler.begin(old, (lambda: (time.sleep(0.01 * model.rank), new)[1]) if planned else new)
     if stepwise:
         while shuffler.step():
             steps += 1
             model.check()
+            assert all(set(row) == set(before) for row, before in zip(model.phy2log, old, strict=True))
     else:
         shuffler.finish()
     model.check()
@@ -67,7 +72,9 @@ def migrate(
     assert np.array_equal(model.phy2log, new)
     changes = (np.asarray(old) != new).any(axis=1)
     moved, stay = np.flatnonzero(changes).tolist(), np.flatnonzero(~changes).tolist()
-    assert [layer for layers in model.switched for layer in layers] == moved + stay
+    switched = [layer for layers in model.switched for layer in layers]
+    assert list(dict.fromkeys(switched)) == moved + stay
+    assert scarce or len(switched) == len(old)
     assert all(len(layers) <= budget.layers_per_step or layers == stay for layers in model.switched)
     return steps
 
@@ -83,7 +90,7 @@ def test_any_placement_becomes_any_other(pools: dict[int, Ranks], size: int, wir
         bytes_per_step=data.draw(st.sampled_from([None, 1, 2000])),
         message_bytes=data.draw(st.sampled_from([1, 1500, 1 << 20])),
     )
-    flags = [data.draw(st.booleans()) for _ in ("stepwise", "long_rows", "planned")]
+    flags = [data.draw(st.booleans()) for _ in ("stepwise", "long_rows", "planned", "scarce")]
     pool(pools, size).run(migrate, wires, old, new, topology, budget, *flags)
 
 
@@ -98,9 +105,8 @@ def test_any_placement_becomes_any_other_at_length(
     """The same, for longer."""
     old, new, topology = data.draw(migrations(size, max_layers=6))
     budget = Budget(data.draw(st.integers(1, 4)), None, data.draw(st.sampled_from([1, 1500, 1 << 20])))
-    pool(pools, size).run(
-        migrate, wires, old, new, topology, budget, data.draw(st.booleans()), data.draw(st.booleans())
-    )
+    flags = [data.draw(st.booleans()) for _ in ("stepwise", "long_rows", "planned", "scarce")]
+    pool(pools, size).run(migrate, wires, old, new, topology, budget, *flags)
 
 
 def rotated(layers: int, topology: Topology, by: int) -> np.ndarray[Any, Any]:
@@ -115,6 +121,14 @@ def test_one_layer_a_step(pools: dict[int, Ranks]) -> None:
     steps = pool(pools, 2).run(migrate, *args)
     assert len(set(steps)) == 1
     assert steps[0] >= 12
+
+
+@pytest.mark.parametrize("wires", WIRES)
+def test_a_layer_takes_several_hops(pools: dict[int, Ranks], wires: str) -> None:
+    """Six slots a rank all change, two at a time: every step's maps and bytes agree, and every expert is held."""
+    topology = Topology(2, 1, 6)
+    args = (wires, rotated(1, topology, 0), rotated(1, topology, 1), topology, Budget(), True, False, False, True)
+    assert min(pool(pools, 2).run(migrate, *args)) >= 6  # one layer: each hop is staged after the one before
 
 
 def many(wires: str, rounds: int, topology: Topology) -> None:
@@ -228,10 +242,13 @@ def under_way(topology: Topology) -> None:
         model.shuffler(other, *groups())
     with pytest.raises(PluginError, match="ranks of the groups"):
         model.shuffler(Topology(1, topology.num_ranks + 1, topology.slots_per_rank), *groups())
+    least = model.least_staging()
+    with pytest.raises(PluginError, match=f"staging_bytes: found {least - 1}, expected at least {least}, 6 experts"):
+        model.shuffler(topology, *groups(), Budget(staging_bytes=least - 1))
 
 
 def test_misuse_is_refused(pools: dict[int, Ranks]) -> None:
-    """A second migration during one, tensors or groups of another topology: one line each."""
+    """A second migration during one, tensors or groups of another topology, too little memory: one line each."""
     pool(pools, 2).run(under_way, Topology(1, 2, 3))
 
 
@@ -251,7 +268,7 @@ def test_tensors_of_inference_mode(pools: dict[int, Ranks]) -> None:
     pool(pools, 2).run(inference, Topology(1, 2, 3))
 
 
-def on_the_stream(topology: Topology) -> None:
+def on_the_stream(topology: Topology, scarce: bool) -> None:
     names = {thread.name for thread in threading.enumerate()}
     start, callers = GroupWires.start, set()
 
@@ -262,7 +279,8 @@ def on_the_stream(topology: Topology) -> None:
     backend, dist.get_backend = dist.get_backend, lambda group: "nccl"
     GroupWires.start = seen  # type: ignore[method-assign]
     try:
-        migrate("gloo", rotated(5, topology, 0), rotated(5, topology, 1), topology, Budget(), True, False)
+        old, new = rotated(5, topology, 0), rotated(5, topology, 1)
+        migrate("gloo", old, new, topology, Budget(), True, False, False, scarce)
     finally:
         dist.get_backend, GroupWires.start = backend, start  # type: ignore[method-assign]
     assert callers <= names
@@ -270,7 +288,8 @@ def on_the_stream(topology: Topology) -> None:
 
 def test_rows_on_the_engines_stream(pools: dict[int, Ranks]) -> None:
     """What a backend other than gloo gets: transfers inside `step`, one batch at a time, on the caller's thread."""
-    pool(pools, 4).run(on_the_stream, Topology(2, 2, 3))
+    pool(pools, 4).run(on_the_stream, Topology(2, 2, 3), False)
+    pool(pools, 4).run(on_the_stream, Topology(1, 4, 6), True)
 
 
 @pytest.mark.parametrize("field", ["layers_per_step", "bytes_per_step", "transfer_seconds"])
