@@ -15,6 +15,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from ..hooks import Hook
 from .adapter import Adapter
 from .mapping import ROUTER
+from .transfers import TRANSFERS, free_buffer
 from .worker import WORKER
 
 _ADAPTER = "_eplb_plugin_adapter"  # on an EplbState; not there where this worker has no MoE model
@@ -25,6 +26,7 @@ def _add_model(original: Callable[..., Any], self: Any, model: Any, model_config
     if not hasattr(self, _ADAPTER):
         setattr(self, _ADAPTER, Adapter())
     model_state = self.model_states[model_config.compute_hash()]
+    free_buffer(model_state)
     getattr(self, _ADAPTER).add(model_state, model_config, draft=model_name is not None)
     if getattr(self, _ADAPTER).resumes:  # at the first step, before much traffic has come
         self.expert_rearrangement_step = self.expert_rearrangement_step_interval - 1
@@ -164,4 +166,5 @@ RUNTIME = (
     warm_up_hook("vllm.v1.worker.gpu_worker.Worker"),
     ROUTER,
     *WORKER,
+    TRANSFERS,
 )

@@ -1,0 +1,51 @@
+"""vLLM's own means to transfer experts take no memory, with vLLM's real EplbState."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from eplb_plugin.engines import hooks
+from eplb_plugin.engines.vllm.transfers import TRANSFERS, NoCommunicator
+from processes import run_ranks
+
+
+def registered() -> list[Any]:
+    """-> [kind of communicator, size of the buffer] of target and draft, after vLLM has measured memory."""
+    from vllm.distributed.eplb import rebalance_execute
+
+    from engines.vllm.eplb_models import Engine
+
+    def reserve(*_: Any, **__: Any) -> None:
+        raise AssertionError("vLLM reserves memory for transfers of its own")
+
+    rebalance_execute.all_gather = reserve
+    engine = Engine(use_async=True, drafts=1)
+    engine.state.rearrange(is_profile=True)
+    engine.step()
+    states = engine.state.model_states.values()
+    return [[type(one.communicator).__name__, len(one.expert_buffer)] for one in states]
+
+
+def test_no_memory_for_transfers_of_vllm() -> None:
+    """Its buffer is gone once a model has been registered, and nothing is reserved while vLLM measures memory."""
+    assert run_ranks(2, registered, timeout=300.0) == [[["NoCommunicator", 0]] * 2] * 2
+
+
+def test_nixl_where_vllm_refuses_it() -> None:
+    """Asked for on a CPU, or not installed: vLLM's own refusal, not another carrier in silence."""
+    from vllm.distributed.eplb import eplb_state
+
+    rows, group = [[torch.zeros(2, 3)]], SimpleNamespace(cpu_group=None, device_group=None)
+    hooks.apply([TRANSFERS])
+    try:
+        with pytest.raises(RuntimeError, match="'nixl'"):
+            eplb_state.create_eplb_communicator(group, "nixl", rows, rows[0])
+        for backend in ("torch_gloo", "torch_nccl", "pynccl"):
+            made = eplb_state.create_eplb_communicator(group, backend, rows, rows[0])
+            assert isinstance(made, NoCommunicator)
+    finally:
+        hooks.remove([TRANSFERS])
