@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from eplb_plugin import Topology
+from eplb_plugin.migration.budget import Budget, share_memory
 from eplb_plugin.migration.hops import hops, least_rows
 from strategies import QUICK, migrations
 
@@ -79,6 +81,42 @@ def test_replicas_make_room() -> None:
         assert len(way) - 1 <= 1.1 * fewest + 1
         refills = sum(int((one != other).sum()) for one, other in pairwise(way))
         assert refills <= 1.1 * (old != new).sum()
+
+
+V3_ROW = 3 * 7168 * 2048 + 3 * 56 * 16 * 4 + 16  # FP8 weights, scales of blocks, seal
+
+
+def changed(old: NDArray[np.int32], slots: int) -> NDArray[np.int32]:
+    """So many slots of every layer exchange their experts."""
+    rng, new = np.random.default_rng(4), old.copy()
+    for row in new:
+        at = rng.choice(len(row), slots, replace=False)
+        row[at] = row[np.roll(at, 1)]
+    return new
+
+
+def table_line(ranks: int, carrier: str, halves: int, buffers: int) -> str:
+    size = 288 // ranks
+    rows = share_memory(Budget(), V3_ROW, size, halves=halves, buffers=buffers)
+    before = (halves * size * V3_ROW + 2 * (64 << 20)) / 2**20
+    now = (halves * rows.staged + buffers * rows.sent) * V3_ROW / 2**20
+    cells = [f"{ranks}", carrier, f"{before:,.0f} MiB", f"{now:.0f} MiB", f"{rows.staged}"]
+    old = drawn(5, 256, 288, layers=58)
+    for new in (changed(old, 23), drawn(6, 256, 288, layers=58)):
+        way = [old, *hops(old, new, size, [rows.staged] * 58)]
+        taken = sum((one != other).any(axis=1).astype(int) for one, other in pairwise(way))
+        further = sum(int((one != other).sum()) for one, other in pairwise(way)) / (old != new).sum() - 1
+        cells += [f"{taken.mean():.1f}, {taken.max()}", f"{further:.1%}".replace("%", " %")]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("ranks", [8, 16, 32])
+def test_the_table_of_the_docs(ranks: int) -> None:
+    """Its numbers are those of today's code, and no rank has more than 256 MiB."""
+    text = (Path(__file__).parents[2] / "docs/migration.md").read_text()
+    for carrier, halves, buffers in (("NIXL, gloo", 2, 2), ("NCCL", 1, 1)):
+        line = table_line(ranks, carrier, halves, buffers)
+        assert line in text, line
 
 
 def cycle(slots: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
