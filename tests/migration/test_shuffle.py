@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, Topology
+from eplb_plugin.migration import transfer
 from eplb_plugin.migration.budget import Budget
 from eplb_plugin.migration.group_wires import GroupWires
 from expert_models import NO_NIXL, WIRES, Log, Model, groups
@@ -129,6 +130,43 @@ def test_a_layer_takes_several_hops(pools: dict[int, Ranks], wires: str) -> None
     topology = Topology(2, 1, 6)
     args = (wires, rotated(1, topology, 0), rotated(1, topology, 1), topology, Budget(), True, False, False, True)
     assert min(pool(pools, 2).run(migrate, *args)) >= 6  # one layer: each hop is staged after the one before
+
+
+def struck_between_hops(topology: Topology) -> tuple[str, Any]:
+    """-> why it was refused, and where the layers were then."""
+    old, new = rotated(3, topology, 0), rotated(3, topology, 1)
+    model = Model(old, topology.slots_per_rank)
+    shuffler = model.shuffler(topology, *groups(), Budget(staging_bytes=model.least_staging()))
+    seal = transfer.seal
+
+    def damaged(rows: torch.Tensor, *args: Any) -> None:
+        seal(rows, *args)
+        if model.rank == 1 and len(model.switched) >= 4:
+            rows[0, 0] ^= 1
+
+    transfer.seal = damaged
+    shuffler.begin(old, new)
+    while shuffler.step():
+        model.check()
+    transfer.seal = seal
+    refusal, found = shuffler.refusal, model.phy2log.copy()
+    model.check()
+    shuffler.begin(found, new)
+    shuffler.finish()
+    model.check()
+    assert np.array_equal(model.phy2log, new)
+    return refusal, found
+
+
+def test_a_failure_between_two_hops(pools: dict[int, Ranks]) -> None:
+    """Layers stay where they are then, on all ranks alike; the next migration goes on from there."""
+    topology = Topology(2, 1, 6)
+    old, new = rotated(3, topology, 0), rotated(3, topology, 1)
+    (why, found), (_, same) = pool(pools, 2).run(struck_between_hops, topology)
+    assert "rank 0 refused" in why
+    assert np.array_equal(found, same)
+    assert ((found != old).any(axis=1) & (found != new).any(axis=1)).any()
+    assert all(sorted(row) == sorted(before) for row, before in zip(found, old, strict=True))
 
 
 def many(wires: str, rounds: int, topology: Topology) -> None:
