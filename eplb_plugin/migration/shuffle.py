@@ -25,7 +25,7 @@ from ..topology import Topology
 from .background import Background
 from .budget import Budget, batches
 from .group_wires import GroupWires
-from .hops import hops
+from .hops import hops, least_rows
 from .layout import ExpertRows
 from .migration import Batch, Migration
 from .nixl_wires import Nixl, NixlWires
@@ -85,6 +85,7 @@ class Shuffler:
         self.refusal = ""
         slots = np.arange(topology.num_slots, dtype=np.int32)[None]
         schedule(slots, np.roll(slots, 1), topology)  # compiled here, so that no migration waits for it
+        hops(slots, np.roll(slots, 1), topology.slots_per_rank, [least_rows(topology.slots_per_rank)])
         if self.wires.rank == 0:
             logger.info(
                 "migration over %s: %.1f MiB of staging memory on %s, at most %d layers and %.1f MiB a step",
