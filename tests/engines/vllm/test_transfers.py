@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from eplb_plugin import controller
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm.transfers import TRANSFERS, NoCommunicator
 from processes import run_ranks
@@ -23,9 +24,9 @@ def registered() -> list[Any]:
         raise AssertionError("vLLM reserves memory for transfers of its own")
 
     rebalance_execute.all_gather = reserve
+    controller.warm_up = lambda *_: 0.0  # nothing is planned here
     engine = Engine(use_async=True, drafts=1)
     engine.state.rearrange(is_profile=True)
-    engine.step()
     states = engine.state.model_states.values()
     return [[type(one.communicator).__name__, len(one.expert_buffer)] for one in states]
 
