@@ -53,7 +53,7 @@ class Rows(NamedTuple):
 
 
 def share_memory(budget: Budget, row_bytes: int, slots_per_rank: int, *, halves: int, buffers: int) -> Rows:
-    """Divide `staging_bytes` among the halves, which get at most a layer each, and the buffers, at most a third.
+    """Divide `staging_bytes` among the halves, which get at most a layer each, and the buffers, at most a quarter.
 
     row_bytes: of the widest layer's rows. Raises PluginError if the memory is too little to move any experts.
     """
@@ -63,7 +63,7 @@ def share_memory(budget: Budget, row_bytes: int, slots_per_rank: int, *, halves:
     if rows < least:
         expected = f"at least {least * row_bytes}, {least} experts of {row_bytes} bytes"
         raise mismatch("migration.staging_bytes", found=bound, expected=expected, fix="raise it, or leave it out")
-    sent = max(1, min(budget.message_bytes // row_bytes, rows // (3 * buffers), slots_per_rank))
+    sent = max(1, min(budget.message_bytes // row_bytes, rows // (4 * buffers), slots_per_rank))
     return Rows(min((rows - buffers * sent) // halves, slots_per_rank), sent)
 
 
