@@ -15,25 +15,21 @@ from processes import run_ranks
 
 
 def registered() -> list[Any]:
-    """-> [kind of communicator, size of the buffer] of target and draft, after vLLM has measured memory."""
-    from vllm.distributed.eplb import rebalance_execute
-
+    """-> [kind of communicator, whether memory is reserved for it, size of the buffer] of draft and target."""
     from engines.vllm.eplb_models import Engine
 
-    def reserve(*_: Any, **__: Any) -> None:
-        raise AssertionError("vLLM reserves memory for transfers of its own")
-
-    rebalance_execute.all_gather = reserve
     controller.warm_up = lambda *_: 0.0  # nothing is planned here
-    engine = Engine(use_async=True, drafts=1)
-    engine.state.rearrange(is_profile=True)
-    states = engine.state.model_states.values()
-    return [[type(one.communicator).__name__, len(one.expert_buffer)] for one in states]
+    states = Engine(use_async=True, drafts=1).state.model_states.values()
+    kinds = [one.communicator for one in states]
+    return [
+        [type(kind).__name__, kind.needs_profile_buffer_reservation, len(one.expert_buffer)]
+        for kind, one in zip(kinds, states, strict=True)
+    ]
 
 
 def test_no_memory_for_transfers_of_vllm() -> None:
-    """Its buffer is gone once a model has been registered, and nothing is reserved while vLLM measures memory."""
-    assert run_ranks(2, registered, timeout=300.0) == [[["NoCommunicator", 0]] * 2] * 2
+    """Its buffer is gone once a model has been registered, and nothing is to be reserved while vLLM measures memory."""
+    assert run_ranks(2, registered, timeout=300.0) == [[["NoCommunicator", False, 0]] * 2] * 2
 
 
 def test_nixl_where_vllm_refuses_it() -> None:
