@@ -28,6 +28,12 @@ def test_a_row_that_is_missing_is_told_with_the_line_that_needs_it(name: str, li
     assert all(one.partition(":")[2][0].isdigit() for one in problems)
 
 
+@pytest.mark.parametrize("name", RELIANCES)
+def test_every_row_is_still_needed(name: str) -> None:
+    reliance = RELIANCES[name]
+    assert check.unused(reliance.files(), reliance.table) == []
+
+
 def test_files_of_every_table_are_there() -> None:
     assert all(isinstance(file, PythonFile) for one in RELIANCES.values() for file in one.files())
     assert all(one.files() for one in RELIANCES.values())
