@@ -18,7 +18,6 @@ from ..engines.vllm.entrance import DISPATCH as VLLM
 from ..errors import PluginError, mismatch
 from ..files import write_atomic
 from ..plan_types import PlanOptions
-from ..workloads.trace import read_window
 from .options import (
     PRICES,
     ExpertBytes,
@@ -31,6 +30,7 @@ from .options import (
     Seconds,
     TokenBytes,
 )  # fmt: skip
+from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
 from .writing import writing
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ def advise(
     rules: Rules = None,
     engine: Engine = "vllm",
     num_groups: NumGroups = 1,
+    num_experts: NumExperts = None,
+    layout: Layout = None,
+    model_config: ModelConfig = None,
     hidden: Hidden = None,
     intermediate: Intermediate = None,
     weight_bytes: WeightBytes = 2.0,
@@ -92,7 +95,8 @@ def advise(
         expert_bytes = 3.0 * hidden * intermediate * weight_bytes  # gate, up and down projections
     if token_bytes is None and hidden is not None:
         token_bytes = BYTES_PER_VALUE * hidden
-    window = read_window(recording)
+    readings = read_traces([recording], shape_of(num_experts, layout, model_config))
+    window = readings[0].window
     prices = _prices(expert_bytes, token_bytes, link_gbps, seconds_per_selection)
     try:
         tried = _candidates(window, nodes, ranks_per_node, policies, rules, redundant, ENGINE_RULES[engine][0])
@@ -114,6 +118,7 @@ def advise(
         "best": None if chosen.best is None else asdict(chosen.best.candidate),
         "settings": settings, "file": None if out is None else str(out),
     }  # fmt: skip
+    say_understood(readings, as_json)
     if as_json:
         typer.echo(json.dumps(_finite(answer), indent=2))
     else:

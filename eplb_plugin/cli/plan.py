@@ -16,7 +16,6 @@ from ..placement import Placement, linear_placement
 from ..plan_types import Effort, Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from ..topology import Topology
-from ..workloads.trace import read_window
 from . import judged
 from .models import model_of
 from .options import (
@@ -38,6 +37,7 @@ from .options import (
     Traces,
     fingerprint,
 )  # fmt: skip
+from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
 from .writing import writing
 
 Out = Annotated[Path, typer.Option("--out", help="Placement file to write.")]
@@ -60,6 +60,9 @@ def plan(
     policy: Policy = "affinity",
     rule: Rule = "hash",
     num_groups: NumGroups = 1,
+    num_experts: NumExperts = None,
+    layout: Layout = None,
+    model_config: ModelConfig = None,
     max_moved_slots: MaxMovedSlots = None,
     effort: EffortName = "thorough",
     balance_tolerance: Tolerance = 0.02,
@@ -93,7 +96,8 @@ def plan(
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
     model = model_of([*traces, *([] if previous is None else [previous])])
     old = None if previous is None else Placement.load(previous, fingerprint(topology))
-    history = [read_window(trace, *_shape_of(old)) for trace in traces]
+    readings = read_traces(traces, shape_of(num_experts, layout, model_config, old))
+    history = [reading.window for reading in readings]
     window, error = forecast(history), forecast_error(history)
     if np.isfinite(error).any():
         options = replace(options, load_error=float(np.nanmean(error)))
@@ -112,15 +116,11 @@ def plan(
         "after": _figures(made, window, draws, seed),
         "moved_slots": int(moved.sum()), "slots": int(start.phy2log.size), "skipped_layers": made.skipped_layers,
     }  # fmt: skip
+    say_understood(readings, as_json)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:
         _print(answer)
-
-
-def _shape_of(placement: Placement | None) -> tuple[int | None, Any]:
-    """Experts and layer ids for a trace that does not name its own."""
-    return (None, None) if placement is None else (placement.num_experts, placement.layer_ids)
 
 
 def _save(placement: Placement, out: Path, header: dict[str, Any]) -> None:

@@ -17,10 +17,10 @@ from ..errors import PluginError, mismatch
 from ..placement import Placement
 from ..statistics import RoutingStatistics
 from ..topology import Topology
-from ..workloads.trace import read_window
 from . import judged
 from .models import model_of
 from .options import Draws, Json, Nodes, NumGroups, RanksPerNode, Rule, Seed, SlotsPerRank, Trace, fingerprint
+from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
 
 if TYPE_CHECKING:
     from ..planning.score import LayerScores
@@ -42,6 +42,9 @@ def replay(
     policy: PolicyOrNone = None,
     rule: Rule = "hash",
     num_groups: NumGroups = 1,
+    num_experts: NumExperts = None,
+    layout: Layout = None,
+    model_config: ModelConfig = None,
     draws: Draws = 3,
     seed: Seed = 0,
     per_layer: PerLayer = False,
@@ -53,13 +56,17 @@ def replay(
     if placement is not None and policy is not None:
         raise PluginError("replay: found both --placement and --policy, expected one of them; fix: drop one")
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
-    if placement is not None:
-        what, runs, layer_ids = f"file {placement}", *_judge_file(trace, placement, topology, rule, draws, seed)
+    placed = None if placement is None else Placement.load(placement, fingerprint(topology))
+    readings = read_traces([trace], shape_of(num_experts, layout, model_config, placed))
+    window = readings[0].window
+    if placement is not None and placed is not None:
+        model_of([trace, placement])
+        what, runs, layer_ids = f"file {placement}", *_judge_file(trace, window, placed, topology, rule, draws, seed)
     else:
         policy = policy or "affinity"
         what, runs, layer_ids = (
             f"policy {policy}",
-            *_judge_halves(trace, policy, topology, rule, num_groups, draws, seed),
+            *_judge_halves(trace, window, policy, topology, rule, num_groups, draws, seed),
         )
     scores = average([score for _, score in runs])
     answer: dict[str, Any] = {
@@ -70,6 +77,7 @@ def replay(
     }  # fmt: skip
     if per_layer:
         answer["layers"] = judged.layer_figures(scores, layer_ids)
+    say_understood(readings, as_json)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:
@@ -77,15 +85,12 @@ def replay(
 
 
 def _judge_file(
-    trace: Path, file: Path, topology: Topology, rule: str, draws: int, seed: int
+    trace: Path, window: RoutingStatistics, placement: Placement, topology: Topology, rule: str, draws: int, seed: int
 ) -> tuple[list[Run], NDArray[Any]]:
     from ..dispatch.rules import checked_rule
     from ..observe.judging import judge_draws
     from ..planning.job import plan_of
 
-    model_of([trace, file])
-    placement = Placement.load(file, fingerprint(topology))
-    window = read_window(trace, placement.num_experts, placement.layer_ids)
     found = f"layers {window.layer_ids.tolist()} × {window.num_experts} experts"
     expected = f"layers {placement.layer_ids.tolist()} × {placement.num_experts} experts"
     if found != expected:
@@ -95,14 +100,20 @@ def _judge_file(
 
 
 def _judge_halves(
-    trace: Path, policy: str, topology: Topology, rule: str, num_groups: int, draws: int, seed: int
+    trace: Path,
+    window: RoutingStatistics,
+    policy: str,
+    topology: Topology,
+    rule: str,
+    num_groups: int,
+    draws: int,
+    seed: int,
 ) -> tuple[list[Run], NDArray[Any]]:
     from ..dispatch.rules import checked_rule
     from ..observe.judging import judge_draws
     from ..planning.checks import checked_policy
     from ..planning.plan import plan
 
-    window = read_window(trace)
     rows = _sample(trace, window, 2)
     middle = rows.shape[1] // 2
     halves, runs = {"first": rows[:, :middle], "second": rows[:, middle:]}, []

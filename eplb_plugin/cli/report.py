@@ -11,10 +11,10 @@ import typer
 from ..errors import mismatch
 from ..files import write_atomic
 from ..placement import Placement
-from ..workloads.trace import read_window
 from .compare import read_arms
 from .models import model_of
 from .options import TRACE_HELP, Json
+from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
 from .writing import writing
 
 Out = Annotated[Path, typer.Option("--out", help="HTML file to write.")]
@@ -39,6 +39,9 @@ def report(
     nodes: Nodes = 1,
     ranks_per_node: RanksPerNode = 1,
     rule: Rule = "hash",
+    num_experts: NumExperts = None,
+    layout: Layout = None,
+    model_config: ModelConfig = None,
     layer: Layer = None,
     title: Title = "Expert placement",
     as_json: Json = False,
@@ -49,10 +52,11 @@ def report(
     from ..observe.report import report as make_report
 
     model_of([*(traces or []), *(placements or [])])
-    layout = {"num_nodes": nodes, "num_ranks": nodes * ranks_per_node}
-    placed = _named({path: Placement.load(path, layout) for path in placements or []})
-    shape = next(((one.num_experts, one.layer_ids) for one in placed.values()), (None, None))
-    windows = _named({path: read_window(path, *shape) for path in traces or []})
+    group = {"num_nodes": nodes, "num_ranks": nodes * ranks_per_node}
+    placed = _named({path: Placement.load(path, group) for path in placements or []})
+    shape = shape_of(num_experts, layout, model_config, next(iter(placed.values()), None))
+    readings = read_traces(traces or [], shape)
+    windows = _named(dict(zip(traces or [], [reading.window for reading in readings], strict=True)))
     html = make_report(
         title, windows, placed, read_arms(bench or []),
         nodes=nodes, ranks_per_node=ranks_per_node, rule=checked_rule(rule), layer=layer,
@@ -60,6 +64,7 @@ def report(
     ).encode(errors="replace")  # fmt: skip
     with writing(out):
         write_atomic(out, html)
+    say_understood(readings, as_json)
     if as_json:
         typer.echo(json.dumps({"report": str(out), "bytes": len(html)}))
     else:

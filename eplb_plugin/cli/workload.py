@@ -14,6 +14,7 @@ from rich.table import Table
 from ..errors import PluginError, mismatch
 from ..files import write_atomic
 from .options import Json, NumGroups
+from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
 from .writing import writing
 
 if TYPE_CHECKING:
@@ -99,15 +100,18 @@ def make(
 def fit(
     loads: Annotated[Path, typer.Argument(help="Statistics file, .npz with topk_ids, or .json with heat per layer.")],
     ranks: Annotated[int | None, typer.Option(min=1, help="EP size: print the recorded imbalance factor too.")] = None,
+    num_experts: NumExperts = None,
+    layout: Layout = None,
+    model_config: ModelConfig = None,
     as_json: Json = False,
 ) -> None:
     """Fit every family to recorded LOADS, layer by layer, and say which fits best (least SSE)."""
     from ..workloads.families import FAMILIES
     from ..workloads.families import fit as fit_family
     from ..workloads.imbalance import imbalance_factor
-    from ..workloads.trace import read_window
 
-    window = read_window(loads)
+    readings = read_traces([loads], shape_of(num_experts, layout, model_config))
+    window = readings[0].window
     try:
         fits = {name: fit_family(window.load, family) for name, family in FAMILIES.items()}
     except PluginError as error:
@@ -128,6 +132,7 @@ def fit(
     }  # fmt: skip
     if ranks is not None:
         answer["ranks"], answer["factor"] = ranks, _spread_of(imbalance_factor(window.load, ranks))
+    say_understood(readings, as_json)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:

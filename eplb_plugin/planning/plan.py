@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
@@ -11,8 +12,10 @@ from ..plan_types import Dispatch, Plan, PlanOptions, Policy
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .checks import check_input
-from .job import Job, placement_of
+from .job import Job, placement_of, plan_of
 from .rounds import check_rounds, even_rounds
+
+logger = logging.getLogger("eplb_plugin")
 
 
 def plan(
@@ -33,6 +36,7 @@ def plan(
     no bound on moves, a layer is solved afresh (`resolved_layers`). If the options name prices, a layer moves only if
     that saves more time than it costs (`skipped_layers`).
     num_groups: the model's expert groups (group-limited routing); contiguous in the expert ids.
+    A window without any selection says nothing: `previous` stays as it is, whatever the policy, and the log says so.
     options.peo_rounds: last, slots are ordered within their ranks; that moves nothing between ranks and counts no move.
 
     Deterministic. Raises PluginError on input that does not fit together, before computing anything.
@@ -42,6 +46,11 @@ def plan(
     old = None if previous is None else placement_of(previous)
     check_input(statistics, topology, policy, old, checked_rule(dispatch), num_groups, options)
     check_rounds(options.peo_rounds, topology.slots_per_rank)
+    if previous is not None and not statistics.load.any():
+        logger.info("the window holds no selection: nothing moves")
+        made = previous if isinstance(previous, Plan) and previous.dispatch == dispatch else None
+        made = plan_of(placement_of(previous), topology, dispatch) if made is None else made
+        return replace(made, seconds=time.perf_counter() - began, resolved_layers=0, skipped_layers=0)
     job = Job(statistics, topology, policy, dispatch, num_groups, options)
     made = job.made(previous) if previous is None or not options.is_priced else job.priced(previous)
     if options.peo_rounds is not None:

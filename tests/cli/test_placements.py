@@ -113,7 +113,7 @@ def test_replay_refuses(call: Callable[..., Answer], files: Path) -> None:
         return call("replay", trace, *CLUSTER, *words)
 
     refused(replay(trace, "--placement", files / "layers.safetensors"), "trace.npz: found layers [0, 1] × 32 experts")
-    refused(replay(trace, "--placement", files / "experts.safetensors"), "expected layers [0, 1] × 16 experts")
+    refused(replay(trace, "--placement", files / "experts.safetensors"), "experts: found 32, expected 16")
     refused(replay(trace, "--placement", files / "slots.safetensors"), "placement slots: found 36, expected 40")
     refused(replay(window, "--placement", files / "fits.safetensors"), "window.safetensors: found layers [3, 4]")
     refused(replay(trace, "--placement", window), "found statistics v1, expected placement v1")
@@ -200,7 +200,7 @@ def test_plan_refuses(call: Callable[..., Answer], files: Path) -> None:
     trace, out = files / "trace.npz", files / "made.safetensors"
     words = ("plan", trace, *CLUSTER, "--out", out)
     refused(call(*words, "--expert-bytes", 1e9), "price of a move: found expert_bytes")
-    refused(call(*words, "--previous", files / "other.safetensors"), "previous placement: found layers, experts")
+    refused(call(*words, "--previous", files / "other.safetensors"), "trace.npz: experts: found 32, expected 16")
     refused(call(*words, "--previous", files / "missing.safetensors"), "cannot be read as a placement file")
     refused(call("plan", trace, files / "window.safetensors", *CLUSTER, "--out", out), "history: found layers")
     refused(call("plan", trace, *CLUSTER, "--out", files), "cannot be written")

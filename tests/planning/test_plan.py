@@ -213,3 +213,19 @@ def test_an_empty_window_plans_something(policy):
     check(made, statistics, made.topology, twins_excused=policy != "affinity")
     again = plan(statistics, Topology(2, 2, 3), policy=policy, previous=made.placement)
     assert moved_slots(again.placement, made.placement, made.topology).sum() == 0
+
+
+@pytest.mark.parametrize("policy", ["deepseek", "balanced", "affinity"])
+def test_planning_on_nothing_moves_nothing(policy: str, caplog):
+    """A window without a selection says nothing of where experts should be; its plan goes on, and the log says why."""
+    shape = SHAPES[1]
+    before = plan(shape.statistics(), shape.topology, policy="balanced", dispatch="weighted")
+    nothing = RoutingStatistics.from_topk(
+        np.full((before.placement.num_layers, 8, 2), -1), before.placement.num_experts
+    )
+    with caplog.at_level("INFO", "eplb_plugin"):
+        after = plan(nothing, shape.topology, policy=policy, previous=before)
+        other = plan(nothing, shape.topology, policy=policy, previous=before.placement, dispatch="hash")
+    assert after.digest == before.digest
+    assert np.array_equal(other.placement.phy2log, before.placement.phy2log)
+    assert "no selection" in caplog.text

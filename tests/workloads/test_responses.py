@@ -40,6 +40,23 @@ def test_answers_are_one_window(tmp_path: Path) -> None:
     np.testing.assert_array_equal(window.sample[1], [[3, 0], [0, 1], [3, 0]])
 
 
+def test_a_layer_is_dense_by_its_rows(tmp_path: Path) -> None:
+    """A dense layer stays out though one of its rows is cut off; a top-1 layer that chose expert 0 only is an MoE's."""
+    path, rows = tmp_path / "answers.jsonl", ROWS.astype(np.int16)
+    rows[1, 0, 1] = -1
+    path.write_text(answer(np.concatenate([rows, ROWS.astype(np.int16)])))
+    assert read_window(path, num_experts=8).layer_ids.tolist() == [1, 2]
+    path.write_text(answer(np.zeros((5, 2, 1), np.uint8)))
+    assert read_window(path, num_experts=8).load[:, 0].tolist() == [5, 5]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(f"{answer(ROWS)}\n\n{answer(ROWS)[:-5]}\n")
+    with pytest.raises(PluginError, match="line 3, JSONDecodeError"):
+        read_window(path)
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -64,7 +64,10 @@ def _from_counts(counts: NDArray[Any], owner_group_size: int) -> RoutingStatisti
 
 def _from_records(records: list[dict[str, Any]], phy2log: NDArray[Any]) -> RoutingStatistics:
     """records: of one rank, [L, T, K] physical ids each, -1 = padding; phy2log: [L, P], the same for all of them."""
-    ids = np.concatenate([np.asarray(record["topk_ids_of_layer"]) for record in records], axis=1).astype(np.int64)
+    blocks = [np.asarray(record["topk_ids_of_layer"]) for record in records]
+    if not any(block.size for block in blocks):  # a rank that no request came to
+        _refuse_empty(np.empty(0))
+    ids = np.concatenate([block for block in blocks if block.size], axis=1).astype(np.int64)
     if ids.ndim != 3 or len(ids) != len(phy2log) or ids.min() < -1 or ids.max() >= phy2log.shape[1]:
         found = f"ids {ids.shape} of a map {phy2log.shape}"
         raise mismatch("records", found=found, expected="physical ids [layers, tokens, k]", fix=_FIX)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology, plan
-from eplb_plugin.engines.sglang.dumps import read_dump
+from eplb_plugin.engines.sglang.dumps import EmptyRecording, read_dump
 
 LAYERS, EXPERTS, SLOTS, TOP_K = 4, 8, 12, 3
 MOE_LAYERS = [1, 2, 3]
@@ -95,7 +95,7 @@ class Evil:
         (lambda path: torch.save({"logical_count": torch.zeros(2, 3)}, path), "expected counts [steps, layers, expert"),
         (lambda path: torch.save({"logical_count": -torch.ones(1, 2, 3).int()}, path), "expected counts [steps, laye"),
         (lambda path: torch.save({"logical_count": torch.zeros(1, 2, 3).int()}, path), "found no token"),
-        (lambda path: torch.save({"records": [], "last_physical_to_logical_map": torch.zeros(1, 2)}, path), "no recor"),
+        (lambda path: torch.save({"records": [], "last_physical_to_logical_map": torch.zeros(1, 2)}, path), "no token"),
         (lambda path: torch.save({"records": [{}], "last_physical_to_logical_map": torch.zeros(1, 2)}, path), "no rec"),
         (
             lambda path: torch.save(
@@ -137,3 +137,12 @@ def test_another_number_of_owners_is_refused(tmp_path: Path) -> None:
     write_stat(tmp_path / "one.pt", 1)
     with pytest.raises(PluginError, match="owner_group_size: found 64, expected a divisor of all counts"):
         read_dump(tmp_path / "one.pt", 64)
+
+
+def test_a_rank_without_tokens_has_an_empty_recording(tmp_path: Path) -> None:
+    """Not a damaged one: the other ranks' files are still a window."""
+    phy2log = torch.arange(SLOTS).repeat(LAYERS, 1) % EXPERTS
+    for records in ([], [{"topk_ids_of_layer": torch.empty(LAYERS, 0, 8, dtype=torch.int32)}]):
+        torch.save({"records": records, "last_physical_to_logical_map": phy2log}, tmp_path / "rank_1.pt")
+        with pytest.raises(EmptyRecording):
+            read_dump(tmp_path / "rank_1.pt")
