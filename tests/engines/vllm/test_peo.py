@@ -212,7 +212,8 @@ def activations() -> None:
             prefill_context_parallel_size=1, data_parallel_rank=0, eplb_config=EPLBConfig(), use_ubatching=ubatches,
             worker_cls="vllm.v1.worker.gpu_worker.Worker",
         )  # fmt: skip
-        return SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace(get_num_experts=lambda: EXPERTS))
+        model = SimpleNamespace(get_num_experts=lambda: EXPERTS, enable_sleep_mode=False)
+        return SimpleNamespace(parallel_config=parallel, model_config=model, weight_transfer_config=None)
 
     def applied(table: Any) -> set[bool]:
         return {status.applied for status in hooks.check(table)}
