@@ -94,6 +94,8 @@ def show(made: Comparison, column: tuple[str, Mapping[str, str]] | None = None) 
             f"{fewest} runs per arm can hardly decide {made.comparisons} comparisons at this level: "
             f"{made.runs_needed} runs could, where all of one arm are better than all of the other."
         )
+    if made.unknown:
+        typer.echo(f"not every file says: {', '.join(made.unknown)}. Nothing shows that all arms had the same.")
     if any(cell.verdict == "not reported" for cell in made.cells):
         typer.echo("–: not in every result; vllm bench serve needs --metric-percentiles 50,90,95,99")
 

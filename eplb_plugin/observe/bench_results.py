@@ -33,6 +33,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
         "random_output_len", "random_range_ratio",
     ),
 }  # fmt: skip
+MODELS = ("model_id", "tokenizer_id", "model_path")
 NOT_RESULTS = ".pytorch.json"  # vLLM can write the same figures once more under this name
 
 
@@ -40,9 +41,9 @@ NOT_RESULTS = ".pytorch.json"  # vLLM can write the same figures once more under
 class Run:
     """One run of a load generator.
 
-    settings: what must be equal in runs that are compared; figures: by the names of FIGURES, where reported;
-    concurrency: bound on requests in flight, None = none; input_tokens, output_tokens: of all requests; digest: of the
-    whole record, by which a copy is told.
+    settings: what must be equal in runs that are compared, as far as the record says it; figures: by the names of
+    FIGURES, where reported; concurrency: bound on requests in flight, None = none; input_tokens, output_tokens: of all
+    requests; digest: of the whole record, by which a copy is told.
     """
 
     file: str
@@ -104,10 +105,13 @@ def _run(path: str, record: Any) -> Run:
         concurrency = _count(path, record, "max_concurrency")
     completed = _count(path, record, "completed")
     _refuse_failures(path, record, completed)
-    settings = {name: _plain(path, record, name) for name in SETTINGS[generator]}
+    settings = {name: _plain(path, record, name) for name in SETTINGS[generator] if name in record}
     settings["requests"] = completed
     if generator == "sglang" and isinstance(record.get("server_info"), dict):
-        settings["model_path"] = str(record["server_info"].get("model_path"))
+        settings["model_path"] = _plain(path, record["server_info"], "model_path")
+    for name in MODELS:
+        if settings.get(name, "") is None:  # no model at all: the record does not know it
+            del settings[name]
     return Run(
         path, generator, concurrency, completed, _number(path, record, "total_input_tokens"),
         _number(path, record, "total_output_tokens"), settings, figures,
@@ -118,14 +122,17 @@ def _run(path: str, record: Any) -> Run:
 def _generator(record: Any) -> Literal["vllm", "sglang"] | None:
     if not isinstance(record, dict) or "request_throughput" not in record:
         return None
-    if {"model_id", "num_prompts", "endpoint_type"} <= set(record):
+    if {"model_id", "num_prompts"} <= set(record):
         return "vllm"
     return "sglang" if {"dataset_name", "random_input_len", "backend"} <= set(record) else None
 
 
 def _refuse_failures(path: str, record: dict[str, Any], completed: int) -> None:
-    wanted = record.get("num_prompts", completed)
-    if not completed or completed != wanted or record.get("failed"):
+    """vLLM counts them; SGLang's generator lists what went wrong, request by request, with --output-details."""
+    errors = record.get("errors")
+    wanted = record.get("num_prompts", len(errors) if isinstance(errors, list) else completed)
+    failed = record.get("failed") or (isinstance(errors, list) and any(errors))
+    if not completed or completed != wanted or failed:
         found = f"{completed} of {wanted} requests answered"
         raise mismatch(path, found=found, expected="all", fix="find out why in the server's log, and run it again")
 

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Literal, TypeVar
 
 from ..errors import mismatch
-from .bench_results import FIGURES, Run
+from .bench_results import FIGURES, MODELS, Run
 
 LEAST_RUNS = 3
 TOKEN_TOLERANCE = 0.01  # of tokens per request between runs: other prompts of the same lengths differ by less
@@ -56,12 +56,14 @@ class Cell:
 @dataclass(frozen=True)
 class Comparison:
     """cells: concurrency by concurrency, figure by figure, arm by arm; runs_needed: per arm, for any of so many
-    comparisons to be decided, all runs of one arm being better than all of the other."""
+    comparisons to be decided, all runs of one arm being better than all of the other; unknown: settings that not every
+    file says, so that nothing shows that they are equal."""
 
     cells: list[Cell]
     level: float
     comparisons: int
     runs_needed: int
+    unknown: list[str]
 
 
 def compare(arms: Mapping[str, Sequence[Run]], level: float = 0.05, least_runs: int = LEAST_RUNS) -> Comparison:
@@ -73,8 +75,9 @@ def compare(arms: Mapping[str, Sequence[Run]], level: float = 0.05, least_runs: 
         raise mismatch("level", found=level, expected="above 0 and below 1", fix="0.05 is usual")
     _refuse_copies(arms)
     points = sorted({run.concurrency for runs in arms.values() for run in runs}, key=lambda one: one or float("inf"))
+    unknown: set[str] = set()
     for point in points:
-        _refuse_unequal(arms, point, least_runs)
+        unknown |= _refuse_unequal(arms, point, least_runs)
     raw = {}
     reference, *others = arms
     for point, figure, arm in product(points, FIGURES, others):
@@ -83,7 +86,7 @@ def compare(arms: Mapping[str, Sequence[Run]], level: float = 0.05, least_runs: 
             raw[point, figure, arm] = rank_sum_p(values[0], values[1])
     adjusted = holm(raw)
     cells = [_cell(arms, arm, point, figure, adjusted, level) for point, figure, arm in product(points, FIGURES, arms)]
-    return Comparison(cells, level, len(raw), runs_needed(level, max(len(raw), 1)))
+    return Comparison(cells, level, len(raw), runs_needed(level, max(len(raw), 1)), sorted(unknown))
 
 
 def runs_needed(level: float, comparisons: int) -> int:
@@ -156,7 +159,8 @@ def _refuse_copies(arms: Mapping[str, Sequence[Run]]) -> None:
             seen[run.digest] = run.file
 
 
-def _refuse_unequal(arms: Mapping[str, Sequence[Run]], point: int | None, least_runs: int) -> None:
+def _refuse_unequal(arms: Mapping[str, Sequence[Run]], point: int | None, least_runs: int) -> set[str]:
+    """-> the settings that are not known to be equal, because a file does not say them."""
     where = "without a bound on concurrency" if point is None else f"at concurrency {point}"
     for arm, runs in arms.items():
         if len(_at(runs, point)) < least_runs:
@@ -167,13 +171,28 @@ def _refuse_unequal(arms: Mapping[str, Sequence[Run]], point: int | None, least_
         if run.generator != first.generator:
             expected = f"{first.generator} as in {first.file}"
             raise mismatch(run.file, found=f"results of {run.generator}", expected=expected, fix="use one generator")
-        for name, value in first.settings.items():
-            if run.settings.get(name) != value:
-                found, expected = f"{name} {run.settings.get(name)!r}", f"{value!r} as in {first.file}"
-                raise mismatch(run.file, found=found, expected=expected, fix="run all arms with equal settings")
+    unknown = _unknown_settings([first, *others])
+    for run in others:
         for name in ("input_tokens", "output_tokens"):
             ours, theirs = getattr(run, name) / run.completed, getattr(first, name) / first.completed
             if abs(ours - theirs) > TOKEN_TOLERANCE * max(ours, theirs):
                 found, expected = f"{ours:.1f} {name} per request", f"{theirs:.1f} as in {first.file} (±1 %)"
                 fix = "use equal prompts, and --ignore-eos"
                 raise mismatch(run.file, found=found, expected=expected, fix=fix)
+    return unknown
+
+
+def _unknown_settings(runs: Sequence[Run]) -> set[str]:
+    """Of every setting that any of the runs names; whoever names it must name the same. Raises PluginError."""
+    unknown = set()
+    for name in sorted({name for run in runs for name in run.settings}):
+        known = [run for run in runs if name in run.settings]
+        for run in known:
+            if run.settings[name] != known[0].settings[name]:
+                found, expected = f"{name} {run.settings[name]!r}", f"{known[0].settings[name]!r} as in {known[0].file}"
+                raise mismatch(run.file, found=found, expected=expected, fix="run all arms with equal settings")
+        if len(known) < len(runs):
+            unknown.add(name)
+    if not any(set(MODELS) & set(run.settings) for run in runs):
+        unknown.add("model")
+    return unknown

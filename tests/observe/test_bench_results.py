@@ -42,6 +42,7 @@ def test_open_loop_has_no_concurrency(tmp_path: Path) -> None:
         ('{"request_throughput": 1}', "another kind of JSON"),
         (json.dumps(vllm_result(completed=63)), "63 of 64 requests answered"),
         (json.dumps(vllm_result(failed=1)), "64 of 64 requests answered"),
+        (json.dumps(sglang_result(completed=2, errors=["", "HTTP 503", ""])), "2 of 3 requests answered"),
         (json.dumps(vllm_result(request_throughput="fast")), "request_throughput: found fast"),
         (json.dumps(vllm_result(request_throughput=None)), "request_throughput: found nothing"),
         (json.dumps(vllm_result(p90_tpot_ms=float("nan"))), "p90_tpot_ms: found nan"),
@@ -63,3 +64,16 @@ def test_missing_files_and_empty_folders_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.json", tmp_path):
         with pytest.raises(PluginError, match=r"missing\.json|no \.json or \.jsonl file"):
             read_runs(path)
+
+
+def test_older_files_of_vllm_are_read(tmp_path: Path) -> None:
+    """They do not name the kind of endpoint."""
+    record = {name: value for name, value in vllm_result().items() if name != "endpoint_type"}
+    (tmp_path / "v.json").write_text(json.dumps(record))
+    assert read_runs(tmp_path / "v.json")[0].generator == "vllm"
+
+
+def test_details_of_requests_that_were_all_answered_are_no_failure(tmp_path: Path) -> None:
+    result = sglang_result()
+    (tmp_path / "s.jsonl").write_text(json.dumps({**result, "errors": [""] * result["completed"]}))
+    assert read_runs(tmp_path / "s.jsonl")[0].completed == result["completed"]

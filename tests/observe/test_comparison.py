@@ -143,3 +143,31 @@ def test_too_few_mixed_or_copied_runs_are_refused(tmp_path: Path) -> None:
         compare({"a": three, "b": runs(tmp_path / "d", [4, 5, 6], sglang_result)})
     with pytest.raises(PluginError, match="found 1 arm"):
         compare({"a": three})
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_what_a_file_does_not_say_is_named(tmp_path: Path, order: tuple[str, str]) -> None:
+    """In whatever order the arms come: it is neither equal nor unequal. Nor is a model that is None in all of them."""
+    arms = {
+        "a": runs(tmp_path / "a", [1, 2, 3], sglang_result, server_info=None),
+        "b": runs(tmp_path / "b", [4, 5, 6], sglang_result),
+    }
+    assert compare({name: arms[name] for name in order}).unknown == ["model_path"]
+    nothing = {
+        name: runs(
+            tmp_path / f"none-{name}", [start, start + 1, start + 2], sglang_result, server_info={"model_path": None}
+        )
+        for name, start in (("a", 1), ("b", 4))
+    }
+    assert compare(nothing).unknown == ["model"]
+    assert compare({name: runs(tmp_path / f"v{name}", [start, 2 * start, 3 * start])
+                    for name, start in (("a", 1), ("b", 4))}).unknown == []  # fmt: skip
+
+
+def test_settings_of_later_files_count_too(tmp_path: Path) -> None:
+    """A setting that the first file does not say may still differ between the others."""
+    first = runs(tmp_path / "a", [1, 2, 3], sglang_result, server_info=None)
+    second = runs(tmp_path / "b", [4, 5, 6], sglang_result, server_info={"model_path": "m"})
+    third = runs(tmp_path / "c", [7, 8, 9], sglang_result, server_info={"model_path": "n"})
+    with pytest.raises(PluginError, match="found model_path 'n', expected 'm'"):
+        compare({"a": first, "b": second, "c": third})
