@@ -39,8 +39,7 @@ def expert_layers(model: Any, layer_ids: list[int], num_slots: int, canaries: to
 def left_behind(model: Any, layer_ids: list[int], layers: list[ExpertRows]) -> dict[str, Unmoved]:
     """By layer, what does not move with the experts in `layers`: it has to be the same on all ranks.
 
-    Raises PluginError for what describes experts and is not in `layers`: per-expert state beside a layer's tensors, or
-    a tensor that SGLang's own updater would move.
+    Raises PluginError for what describes experts and is not in `layers`: per-expert state beside a layer's tensors.
     """
     found = {}
     for layer, module, rows in zip(layer_ids, _modules(model, layer_ids), layers, strict=True):
@@ -49,12 +48,20 @@ def left_behind(model: Any, layer_ids: list[int], layers: list[ExpertRows]) -> d
             found[f"layer {layer}"] = unmoved(module, tensors, {rows.num_slots, module.num_local_experts}, _PER_CALL)
         except PluginError as error:
             raise PluginError(f"layer {layer}: {error}") from None
+    return found
+
+
+def refuse_unlisted(model: Any, layer_ids: list[int], layers: list[ExpertRows]) -> None:
+    """Raises PluginError for a tensor that SGLang's own updater would move and that is not in `layers`.
+
+    Only as the model was loaded first: its list is made once, and goes on naming tensors that were made anew since.
+    """
+    for layer, rows in zip(layer_ids, layers, strict=True):
         known = {matrix.data_ptr() for matrix in rows.matrices}
         for tensor in model.routed_experts_weights_of_layer[layer]:
             if tensor.numel() and tensor.stride(0) and tensor.data_ptr() not in known:
                 what = f"{list(tensor.shape)} {tensor.dtype} that SGLang moves"
                 raise mismatch(f"layer {layer}", found=what, expected="a parameter of its experts", fix=_FIX)
-    return found
 
 
 def _modules(model: Any, layer_ids: list[int]) -> list[Any]:

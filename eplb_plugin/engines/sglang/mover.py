@@ -23,7 +23,7 @@ from ...model_entry import ModelEntry
 from ...placement import Placement
 from ...plan_types import Plan
 from ..tables import DispatchTables
-from .experts import expert_layers, left_behind
+from .experts import expert_layers, left_behind, refuse_unlisted
 from .maps import switch_maps
 
 logger = logging.getLogger("eplb_plugin")
@@ -50,7 +50,7 @@ class Mover:
         placed = metadata.physical_to_logical_map_cpu.numpy()[self._layer_ids].astype(np.int32)
         canaries = torch.from_numpy(self._own(placed).copy()).to(metadata.physical_to_logical_map.device)
         self._canaries = canaries if get_bool_env_var(CANARY) else None
-        layers = self._read()
+        layers = self._read(first=True)
         entry.expert_bytes = layers[0].expert_bytes
         backend = dist.get_backend(world.device_group)  # over NCCL rows travel on SGLang's stream, as its updater's do
         self.data, votes, plans = (dist.new_group(world.ranks, backend=one) for one in (backend, "gloo", "gloo"))
@@ -85,13 +85,15 @@ class Mover:
         self._cycle.finish()
         self._reloaded = True
 
-    def _read(self) -> list[ExpertRows]:
-        """Collective: no rank goes on with tensors that another refuses."""
+    def _read(self, first: bool = False) -> list[ExpertRows]:
+        """Collective: no rank goes on with tensors that another refuses. first: as the model was loaded."""
         layers: list[ExpertRows] = []
 
         def find() -> dict[str, Unmoved]:
             slots = self._topology.slots_per_rank
             layers.extend(expert_layers(self._model, self._layer_ids, slots, self._canaries))
+            if first:
+                refuse_unlisted(self._model, self._layer_ids, layers)
             return left_behind(self._model, self._layer_ids, layers)
 
         refuse_unequal_values(find, get_world_group().cpu_group)

@@ -19,7 +19,7 @@ from sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensor
 from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
 from sglang.srt.layers.quantization.mxfp4_flashinfer_cutlass_moe import Mxfp4FlashinferCutlassMoEMethod
 
-from eplb_plugin.engines.sglang.experts import expert_layers, left_behind
+from eplb_plugin.engines.sglang.experts import expert_layers, left_behind, refuse_unlisted
 from eplb_plugin.errors import PluginError
 from eplb_plugin.migration.unmoved import refuse_unequal_values
 from processes import run_ranks
@@ -91,7 +91,7 @@ def test_what_sglang_alone_would_move_refused() -> None:
     """A tensor in SGLang's list that is none of the layer's."""
     served = model(experts(3), elsewhere=torch.rand(SLOTS, 7))
     with pytest.raises(PluginError, match=r"layer 3: found \[6, 7\] torch.float32 that SGLang moves, expected"):
-        left_behind(served, [3], expert_layers(served, [3], SLOTS, None))
+        refuse_unlisted(served, [3], expert_layers(served, [3], SLOTS, None))
 
 
 SIZES = (SLOTS + SHARED, 256, 128, torch.bfloat16)  # experts, hidden and intermediate size, and type of activations
