@@ -165,7 +165,7 @@ def instructions(capability: int = 90) -> Row | None:
     from eplb_plugin.dispatch.triton_kernels import COVER, pass_kernel
 
     types = {"ids": "*i64", "slots": "*i64", "nodes": "*i64", "rows": "*i16"}
-    types |= {"enabled": "*i1", "slots_enabled": "*i1"}
+    types |= {name: "*i1" for name in ("enabled", "pairs_enabled", "slots_enabled")}
     types |= {name: "*i32" for name in ("table", "counts", "copies", "load", "pairs", "slot_load", "real")}
     constants = {"K": TOP_K, "WIDTH": 8, "TOKENS": 16, "NODES": TOPOLOGY.num_nodes, "TASK": COVER.value}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in pass_kernel.arg_names}

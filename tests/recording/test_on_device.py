@@ -54,8 +54,7 @@ class Model:
         self.sim.host_view(self.ids).copy_(torch.from_numpy(chosen))
         switches = self.recorder.counting, self.recorder.counting_pairs, self.yes
         self.slots = []
-        self.sim._thread.pool = True  # the result's memory is the graph's own
-        with self.sim.capturing():
+        with self.sim.capturing(pool=True):  # the result's memory is the graph's own
             for layer in range(LAYERS):
                 counters = Counters(*self.recorder.passing(layer), self.slot_load, *switches, self.real, 0)
                 if self.rule == "record":
@@ -63,7 +62,6 @@ class Model:
                     continue
                 mapped = cover if self.rule == "cover" else look_up
                 self.slots.append(mapped(self.ids, self.layers[layer], counters))
-        self.sim._thread.pool = False
         return chosen
 
 
