@@ -198,7 +198,7 @@ def test_doctor_with_the_installed_engine(tmp_path: Path) -> None:
     (tmp_path / "peo.yaml").write_text("peo: {}")
     words = ["doctor", "--json", "--config", str(tmp_path / "peo.yaml")]
     command = [sys.executable, "-c", "from eplb_plugin.cli import app; app()", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["hooks"]
     for engine in ENGINES:
