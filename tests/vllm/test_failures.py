@@ -65,7 +65,7 @@ def test_failed_rebalances_keep_the_old_placement_and_a_killed_worker_ends_the_s
 
     control.write_text("row")
     line = serve_until(server, "rows differ from their source, first expert", expected)
-    assert "the old placement serves on" in line
+    assert "the others serve on as they are placed" in line
 
     control.write_text("")
     before = len(server.text())
