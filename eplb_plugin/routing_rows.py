@@ -1,4 +1,4 @@
-"""When a token's row of top-k ids is a routing: one definition for readers, statistics and recorders."""
+"""When a token's row of top-k ids is a routing: one definition for readers and statistics."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from eplb_plugin.recording import snapshot as snapshots
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.recording.snapshot import snapshot
 from eplb_plugin.statistics import RoutingStatistics
+from expert_models import Log
 from processes import run_ranks
 from recorded import route_layer
 
@@ -107,8 +107,6 @@ def test_unequal_owners_refused(ranks: int, owner_group_size: int, unequal: int,
 
 def one_token_apart() -> tuple[dict[str, Any] | None, list[str]]:
     """The second of two owners routes one of 300 tokens elsewhere, in both layers."""
-    log = Log()
-    logging.getLogger("eplb_plugin").addHandler(log)
     recorder, rank = Recorder(LAYERS, EXPERTS, TOP_K, 512, 512, torch.device("cpu")), dist.get_rank()
     rows = np.argsort(np.random.default_rng(0).random((300, LAYERS, EXPERTS)), axis=2)[:, :, :TOP_K]
     if rank == 1:
@@ -118,7 +116,8 @@ def one_token_apart() -> tuple[dict[str, Any] | None, list[str]]:
         route_layer(recorder, layer, rows[:, layer])
     recorder.fold()
     own = recorder.load.numpy().copy()
-    found = snapshot(recorder, dist.group.WORLD, 2, LAYER_IDS)
+    with Log() as log:
+        found = snapshot(recorder, dist.group.WORLD, 2, LAYER_IDS)
     return None if found is None else {"load": found.load, "own": own}, log.lines
 
 
@@ -131,15 +130,6 @@ def test_a_token_that_owners_route_differently_is_tolerated() -> None:
     np.testing.assert_array_equal(found["load"], found["own"])
     assert len(lines) == 1
     assert lines[0].startswith("token-owner group 0: its ranks route a few tokens")
-
-
-class Log(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
 
 
 def out_of_memory(rank: int, message: str | None) -> list[Any]:
