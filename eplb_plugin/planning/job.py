@@ -103,6 +103,12 @@ class Job:
         kept = self.used(placement_of(previous).phy2log) if kept is None else kept
         return skip_unpaid(kept, candidates, self.statistics, self.options)
 
+    def as_it_is(self, previous: Plan | Placement) -> Plan:
+        """The previous placement, used as before where this rule used it on this topology."""
+        if isinstance(previous, Plan) and (previous.dispatch, previous.topology) == (self.dispatch, self.topology):
+            return previous
+        return self.used(placement_of(previous).phy2log)
+
     def used(self, phy2log: NDArray[np.int32]) -> Plan:
         """phy2log: [L, P] as it is, with the best use that the rule can make of it."""
         placement = Placement(phy2log, self.statistics.layer_ids)

@@ -12,7 +12,7 @@ from ..plan_types import Dispatch, Plan, PlanOptions, Policy
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .checks import check_input
-from .job import Job, placement_of, plan_of
+from .job import Job, placement_of
 from .rounds import check_rounds, even_rounds
 
 logger = logging.getLogger("eplb_plugin")
@@ -46,12 +46,11 @@ def plan(
     old = None if previous is None else placement_of(previous)
     check_input(statistics, topology, policy, old, checked_rule(dispatch), num_groups, options)
     check_rounds(options.peo_rounds, topology.slots_per_rank)
+    job = Job(statistics, topology, policy, dispatch, num_groups, options)
     if previous is not None and not statistics.load.any():
         logger.info("the window holds no selection: nothing moves")
-        made = previous if isinstance(previous, Plan) and previous.dispatch == dispatch else None
-        made = plan_of(placement_of(previous), topology, dispatch) if made is None else made
-        return replace(made, seconds=time.perf_counter() - began, resolved_layers=0, skipped_layers=0)
-    job = Job(statistics, topology, policy, dispatch, num_groups, options)
+        kept = job.as_it_is(previous)
+        return replace(kept, seconds=time.perf_counter() - began, resolved_layers=0, skipped_layers=0)
     made = job.made(previous) if previous is None or not options.is_priced else job.priced(previous)
     if options.peo_rounds is not None:
         made = even_rounds(made, job.load, options.peo_rounds)

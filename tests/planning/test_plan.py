@@ -225,7 +225,14 @@ def test_planning_on_nothing_moves_nothing(policy: str, caplog):
     )
     with caplog.at_level("INFO", "eplb_plugin"):
         after = plan(nothing, shape.topology, policy=policy, previous=before)
-        other = plan(nothing, shape.topology, policy=policy, previous=before.placement, dispatch="hash")
+        others = [
+            plan(nothing, shape.topology, policy=policy, previous=before.placement, dispatch=rule) for rule in RULES
+        ]
     assert after.digest == before.digest
-    assert np.array_equal(other.placement.phy2log, before.placement.phy2log)
+    for rule, other in zip(RULES, others, strict=True):
+        assert np.array_equal(other.placement.phy2log, before.placement.phy2log)
+        assert (other.source_weights is not None, other.cover_weights is not None) == (
+            rule == "weighted",
+            rule == "cover",
+        )
     assert "no selection" in caplog.text
