@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .config_errors import conflict, explain
 from .config_sections import (
@@ -25,8 +25,11 @@ from .config_sections import (
     TopologyConfig,
 )
 from .errors import PluginError, mismatch
+from .files import expanded, unexpanded
 from .plan_types import Dispatch, Effort, PlanOptions, Policy
 from .topology import Topology
+
+KEY = "eplb_plugin"  # under which settings may stand in a larger document
 
 
 class PluginConfig(Section):
@@ -93,6 +96,20 @@ class PluginConfig(Section):
     logging: LoggingConfig = Field(LoggingConfig(), description="What is logged.")
     metrics: MetricsConfig = Field(MetricsConfig(), description="What is shown in the engine's metrics.")
 
+    @field_validator("state_directory", "initial_placement")
+    @classmethod
+    def _expanded(cls, path: str | None, info: ValidationInfo) -> str | None:
+        """`~` and `$NAME` as the shell would have them, here, in the launcher's environment: what is passed on to other
+        processes holds the answer.
+        """
+        if path is None:
+            return None
+        found = expanded(path)
+        if unset := unexpanded(found):
+            fix = "set it, or write the path out"
+            raise conflict(str(info.field_name), found=path, expected=f"a path in which {unset} has a value", fix=fix)
+        return found
+
     @model_validator(mode="after")
     def _window_within_interval(self) -> PluginConfig:
         if self.window_size is not None and self.step_interval is not None and self.window_size > self.step_interval:
@@ -144,7 +161,12 @@ class PluginConfig(Section):
 
 
 def parse_config(values: Any, source: str) -> PluginConfig:
-    """Validate plain data (from YAML or JSON). Raises PluginError: key, value, rule, nearest valid value."""
+    """Validate plain data (from YAML or JSON), which may stand under the one key `eplb_plugin`.
+
+    Raises PluginError: key, value, rule, nearest valid value.
+    """
+    if isinstance(values, dict) and list(values) == [KEY]:  # as the settings stand in vLLM's additional config
+        values = values[KEY]
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -156,9 +178,9 @@ def parse_config(values: Any, source: str) -> PluginConfig:
 
 
 def load_config(path: str | os.PathLike[str]) -> PluginConfig:
-    """Read a YAML file. Raises PluginError naming the file and what is wrong with it."""
+    """Read a YAML file; `~` and `$NAME` in its path are expanded. Raises PluginError naming it and what is wrong."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(expanded(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PluginError(f"{path}: cannot be read ({reason}); fix: pass a readable YAML file") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -39,12 +39,20 @@ def explain(error: ValidationError, root: Model, sections: Mapping[str, Model]) 
     key = ".".join(part if part.isprintable() and 0 < len(part) <= 60 else _shorten(part) for part in path)
     if unknown:
         known = sorted(sections.get(path[0], root).model_fields)
-        near = difflib.get_close_matches(path[-1], known, 1)
-        fix = f"did you mean {near[0]}?" if near else "remove it"
+        near = closest(path[-1], known)
+        fix = f"did you mean {near}?" if near else "remove it"
         return str(mismatch(key, found="unknown key", expected=f"one of {', '.join(known)}", fix=fix))
     rule, nearest = _rule(path, problem["input"], root, sections)
     fix = "see `eplb-plugin config schema`" if nearest is None else f"the nearest valid value is {nearest}"
     return str(mismatch(key, found=_shorten(problem["input"]), expected=rule, fix=fix))
+
+
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """The one of `known` that was meant: alike in most letters, or one is part of the other; else None."""
+    alike = difflib.get_close_matches(name, known, 1, 0.72)
+    if alike or len(name) < 3:
+        return alike[0] if alike else None
+    return next((one for one in known if name in one or one in name), None)
 
 
 def _rule(path: list[str], found: object, root: Model, sections: Mapping[str, Model]) -> tuple[str, object | None]:
@@ -59,8 +67,7 @@ def _rule(path: list[str], found: object, root: Model, sections: Mapping[str, Mo
     if len(path) > 2:
         schema = schema["items"]
     if "enum" in schema:
-        near = difflib.get_close_matches(str(found), schema["enum"], 1, 0.0)
-        return f"one of {', '.join(schema['enum'])}", near[0]
+        return f"one of {', '.join(schema['enum'])}", closest(str(found), schema["enum"])
     if schema["type"] == "boolean":
         words = {"1": "true", "yes": "true", "on": "true", "true": "true"}
         words |= {"0": "false", "no": "false", "off": "false", "false": "false"}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .config_errors import conflict
-from .errors import mismatch
+from .errors import PluginError, mismatch
 from .peo.ops import Overlap
 from .peo.schedule import default_num_rounds
 from .topology import Topology
@@ -36,6 +36,11 @@ class TopologyConfig(Section):
         if given not in (["nodes"], ["nodes", "ranks_per_node"], ["node_of_rank"]):
             expected = "either nodes (with or without ranks_per_node) or node_of_rank"
             raise conflict("topology", found=" and ".join(given) or "neither", expected=expected, fix="give one")
+        if self.node_of_rank is not None:
+            try:
+                Topology.from_nodes(self.node_of_rank, 1)
+            except PluginError as error:  # uneven nodes: known without the EP size
+                raise ValueError(str(error)) from None
         return self
 
     def of_ranks(self, ep_size: int, slots_per_rank: int) -> Topology:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,18 @@ from .errors import PluginError, mismatch
 FORMAT_VERSION = 1
 LARGEST = 256 * 2**20  # bytes of a file that is read whole
 Arrays = dict[str, NDArray[Any]]
+
+
+def expanded(path: str | os.PathLike[str]) -> str:
+    """`~` and `$NAME` in a path that no shell has seen, such as one in a settings file."""
+    text = os.fspath(path)
+    return text if "\0" in text else os.path.expandvars(os.path.expanduser(text))
+
+
+def unexpanded(path: str) -> str | None:
+    """What `expanded` could not replace: `~name` of no user, or `$NAME` that is not set; None if nothing."""
+    found = re.match(r"~[^/]*", path) or re.search(r"\$(\w+|\{[^}]*\})", path)
+    return found.group() if found else None
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:

@@ -46,7 +46,9 @@ counts = st.integers(1, 4096)
 topologies = st.one_of(
     st.just("auto"),
     st.builds(TopologyConfig, nodes=counts, ranks_per_node=st.none() | counts),
-    st.builds(TopologyConfig, node_of_rank=st.lists(st.integers(0, 7), min_size=1, max_size=8)),
+    st.lists(st.integers(0, 7), min_size=1, max_size=8, unique=True).flatmap(
+        lambda nodes: st.builds(TopologyConfig, node_of_rank=st.permutations(nodes * 2))
+    ),
 )
 
 prices = st.builds(
@@ -245,7 +247,7 @@ def test_topology_must_fit_the_ep_size() -> None:
     with pytest.raises(PluginError, match="nodes=2 × ranks_per_node=8"):
         nodes_of({"nodes": 2, "ranks_per_node": 8}, 8)
     with pytest.raises(PluginError, match="found 3 ranks, expected 4"):
-        nodes_of({"node_of_rank": [0, 0, 1]}, 4)
+        nodes_of({"node_of_rank": [0, 1, 2]}, 4)
     with pytest.raises(PluginError, match=r"found \[1, 3\] ranks per node"):
         nodes_of({"node_of_rank": [0, 0, 0, 1]}, 4)
 
@@ -259,3 +261,25 @@ def test_proposed_topology_fits(ep_size: int, nodes: int, per_node: int | None) 
     except PluginError as error:
         first, second = str(error).split("fix: nodes=")[1].split(" is the")[0].split(", ranks_per_node=")
         nodes_of({"nodes": int(first), "ranks_per_node": int(second)}, ep_size)
+
+
+def test_paths_as_a_shell_would_have_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`~` and `$NAME` are expanded where the settings are read, in their own path too; what has no value is refused."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KEPT", "state")
+    (tmp_path / "eplb.yaml").write_text("state_directory: $HOME/${KEPT}\ninitial_placement: ~/first.safetensors\n")
+    found = load_config("~/eplb.yaml")
+    assert (found.state_directory, found.initial_placement) == (f"{tmp_path}/state", f"{tmp_path}/first.safetensors")
+    assert parse_config(found.model_dump(mode="json"), "another process") == found
+    monkeypatch.delenv("KEPT")
+    with pytest.raises(PluginError, match=r"state_directory: found \$HOME/\$\{KEPT\}, expected .*KEPT\} has a value"):
+        load_config(tmp_path / "eplb.yaml")
+
+
+@pytest.mark.parametrize("text", ["eplb_plugin:\n  policy: balanced\n", "policy: balanced\n"])
+def test_settings_may_stand_under_the_plugins_name(text: str, tmp_path: Path) -> None:
+    """A file may be the part of vLLM's additional config that is the plugin's, with its key."""
+    (tmp_path / "eplb.yaml").write_text(text)
+    assert load_config(tmp_path / "eplb.yaml") == PluginConfig(policy="balanced")
+    with pytest.raises(PluginError, match="eplb_plugin: found unknown key"):
+        parse_config({"eplb_plugin": {}, "policy": "balanced"}, "file.yaml")

@@ -38,7 +38,7 @@ RULES = {
 OUT_OF_RANGE = [
     ({"policy": "afinity"}, "policy", "'afinity'", "one of deepseek, balanced, affinity", "affinity"),
     ({"policy": "deepsek"}, "policy", "'deepsek'", "one of deepseek, balanced, affinity", "deepseek"),
-    ({"dispatch": "nearby"}, "dispatch", "'nearby'", "one of auto, hash, nearest, weighted, cover", "nearest"),
+    ({"dispatch": "nearst"}, "dispatch", "'nearst'", "one of auto, hash, nearest, weighted, cover", "nearest"),
     (
         {"peo": {"method": "overlap"}},
         "peo.method",
@@ -177,6 +177,13 @@ def test_unknown_key_refused(values: Any, key: str, close: str | None) -> None:
         assert message.endswith(f"; fix: did you mean {close}?")
 
 
+@pytest.mark.parametrize("key", ["path", "id", "eplb", "x"])
+def test_a_key_like_no_other_gets_no_guess(key: str) -> None:
+    """A proposal is made where it is likely, and nowhere else."""
+    assert refusal({key: 1}).endswith("; fix: remove it")
+    assert refusal({"policy": f"{key}?"}).endswith("; fix: see `eplb-plugin config schema`")
+
+
 @pytest.mark.parametrize("key", [1, None, 2.5, True])
 def test_key_that_is_no_text_refused(key: object) -> None:
     """YAML keys need not be text; ours are."""
@@ -218,6 +225,7 @@ def test_half_a_price_refused(price: dict[str, Any], found: str) -> None:
         ({"ranks_per_node": 4}, "either nodes"),
         ({"ranks_per_node": 1, "node_of_rank": [0, 1]}, "ranks_per_node and node_of_rank"),
         ({"node_of_rank": []}, "at least one"),
+        ({"node_of_rank": [0, 0, 1]}, "found [1, 2] ranks per node, expected the same number"),
     ],
 )
 def test_topology_one_way(topology: dict[str, Any], words: str) -> None:

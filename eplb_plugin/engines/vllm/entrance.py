@@ -15,13 +15,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ...config import PluginConfig, load_config, parse_config
+from ...config import KEY, PluginConfig, load_config, parse_config
 from ...errors import PluginError, mismatch
 from ...plan_types import Dispatch
 from ..hooks import Hook
 from ..settings import ENVIRONMENT, FLAG, add_flag, from_environment
 
-KEY = "eplb_plugin"
 DISPATCH: tuple[Dispatch, ...] = ("weighted", "hash", "cover")  # the first is the default
 
 
