@@ -11,6 +11,7 @@ from .statistics import RoutingStatistics
 from .topology import Topology
 
 if TYPE_CHECKING:
+    from .dispatch.exact.step import route_step
     from .dispatch.rules import route
     from .planning.forecast import forecast
     from .planning.plan import plan
@@ -27,12 +28,14 @@ __all__ = [
     "plan",
     "resplit",
     "route",
+    "route_step",
 ]
 __version__ = "0.1.0"
 
 # plan and route compile numba kernels: their modules load on first use, so that reading a config or a file stays quick.
 _LAZY = {
     "forecast": "planning.forecast", "plan": "planning.plan", "resplit": "planning.resplit", "route": "dispatch.rules",
+    "route_step": "dispatch.exact.step",
 }  # fmt: skip
 
 

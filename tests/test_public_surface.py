@@ -18,6 +18,7 @@ NAMES = [
     "plan",
     "resplit",
     "route",
+    "route_step",
 ]
 PARAMETERS = {
     "Topology": ["num_nodes", "ranks_per_node", "slots_per_rank", "_nodes"],
@@ -46,10 +47,12 @@ PARAMETERS = {
     "plan": ["statistics", "topology", "*policy", "*previous", "*dispatch", "*num_groups", "*options"],
     "resplit": ["plan", "statistics"],
     "route": ["topk_ids", "source_rank", "plan", "layer", "rule", "*token_index"],
+    "route_step": ["topk_ids", "source_rank", "plan", "layer", "*dispatch", "*tolerance"],
 }  # fmt: skip
 DEFAULTS = {
     "plan": {"policy": "affinity", "previous": None, "dispatch": "weighted", "num_groups": 1, "options": None},
     "route": {"rule": None, "token_index": None},
+    "route_step": {"dispatch": None, "tolerance": 0.0},
     "PlanOptions": {
         "effort": "thorough",
         "balance_tolerance": 0.02,

@@ -52,9 +52,7 @@ def route(
     """
     rule = checked_rule(plan.dispatch if rule is None else rule)
     placement, topology = plan.placement, plan.topology
-    ids, sources = _checked_tokens(topk_ids, source_rank, placement.num_experts, topology.num_ranks)
-    if not -placement.num_layers <= layer < placement.num_layers:
-        raise mismatch("layer", found=layer, expected=f"0..{placement.num_layers - 1}", fix="pass a row of the plan")
+    ids, sources = checked_tokens(topk_ids, source_rank, plan, layer)
     if rule == "nearest":
         return _look_up(ids, sources, nearest_table(placement, topology, layer))
     index = running_position(sources, topology.num_ranks) if token_index is None else _checked_index(token_index, ids)
@@ -95,9 +93,13 @@ def running_position(source_rank: NDArray[np.int32], num_ranks: int) -> NDArray[
     return _running_position(source_rank, num_ranks)
 
 
-def _checked_tokens(
-    topk_ids: ArrayLike, source_rank: ArrayLike, experts: int, ranks: int
+def checked_tokens(
+    topk_ids: ArrayLike, source_rank: ArrayLike, plan: Plan, layer: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Ids [T, k] and the rank of every token [T], as int32. Raises PluginError if they do not fit the plan."""
+    layers, experts, ranks = plan.placement.num_layers, plan.placement.num_experts, plan.topology.num_ranks
+    if not -layers <= layer < layers:
+        raise mismatch("layer", found=layer, expected=f"0..{layers - 1}", fix="pass a row of the plan")
     ids = np.asarray(topk_ids)
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         found = f"shape {ids.shape} {ids.dtype}"

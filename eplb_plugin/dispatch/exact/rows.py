@@ -1,0 +1,112 @@
+"""Which of the quotas are one source's: every rank computes its own row from the counts of all, and only that.
+
+An expert's selections are dealt to its replicas in three rounds: (1) a source's own rank, (2) wishes for a node to that
+node's replicas, (3) what is left. In rounds 2 and 3 sources stand in line, in their order: a source's selections are an
+interval of the line, a replica's quota is an interval of it too, and what both share goes from one to the other. So a
+row needs sums over earlier sources, and rows of different sources fit together without a word between them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ...jit import Array, kernel
+from .replicas import Replicas
+
+
+class Line(NamedTuple):
+    """Selections of one expert that no replica has taken yet, by wish: [nodes + 1] int64 each.
+
+    earlier: of the sources before the one whose row it is; mine: of that one; whole: of all sources.
+    """
+
+    earlier: Array
+    mine: Array
+    whole: Array
+
+
+@kernel
+def row_of_source(replicas: Replicas, counts: Array, quota: Array, source: int) -> Array:
+    """[S, nodes + 1] int32: how many of the source's selections with each wish (last: none) a replica serves.
+
+    counts: [sources, M, nodes + 1] selections by source, expert and wish; quota: [S]; sources are ranks.
+    """
+    sources, experts, wishes = counts.shape
+    row, left = np.zeros((quota.shape[0], wishes), np.int32), quota.copy()
+    line = Line(np.empty(wishes, np.int64), np.empty(wishes, np.int64), np.empty(wishes, np.int64))
+    for expert in range(experts):
+        line.whole[:] = 0
+        for other in range(sources):
+            if other == source:
+                line.earlier[:] = line.whole
+            for wish in range(wishes):
+                line.whole[wish] += counts[other, expert, wish]
+        line.mine[:] = counts[source, expert]
+        first, last = replicas.start[expert], replicas.start[expert + 1]
+        rank, node, room, taken = (
+            replicas.rank[first:last],
+            replicas.node[first:last],
+            left[first:last],
+            row[first:last],
+        )
+        _own_rank(rank, node, counts[:, expert], source, room, taken, line)
+        waiting = _wished_nodes(node, room, taken, line)
+        _what_is_left(room, taken, waiting, line.mine)
+    return row
+
+
+@kernel
+def _own_rank(rank: Array, node: Array, counts: Array, source: int, room: Array, taken: Array, line: Line) -> None:
+    """Round 1, of every rank that holds a replica: what wishes for its node.
+
+    rank, node, room: [C] of the expert's replicas, the last one what is left of their quotas; counts: [sources,
+    nodes + 1]; taken: [C, nodes + 1] of the source's row.
+    """
+    for place in range(rank.shape[0]):
+        number = min(room[place], counts[rank[place], node[place]])
+        room[place] -= number
+        line.whole[node[place]] -= number
+        if rank[place] < source:
+            line.earlier[node[place]] -= number
+        if rank[place] == source:
+            taken[place, node[place]] += number
+            line.mine[node[place]] -= number
+
+
+@kernel
+def _wished_nodes(node: Array, room: Array, taken: Array, line: Line) -> int:
+    """Round 2; returns how many selections of earlier sources wait for round 3."""
+    none = line.earlier.shape[0] - 1
+    waiting = line.earlier[none]
+    for wish in range(none):
+        if line.whole[wish] == 0:
+            continue
+        begin, end, passed = line.earlier[wish], line.earlier[wish] + line.mine[wish], np.int64(0)
+        for place in range(node.shape[0]):
+            if node[place] != wish:
+                continue
+            shared = min(end, passed + room[place]) - max(begin, passed)
+            if shared > 0:
+                taken[place, wish] += shared
+                line.mine[wish] -= shared
+            served = min(max(line.whole[wish] - passed, 0), np.int64(room[place]))
+            passed += room[place]
+            room[place] -= served
+        waiting += max(line.earlier[wish] - passed, 0)
+    return waiting
+
+
+@kernel
+def _what_is_left(room: Array, taken: Array, waiting: int, mine: Array) -> None:
+    """Round 3: the source's own stand in the order of their wishes behind `waiting` selections of earlier sources."""
+    begin = np.int64(waiting)
+    for wish in range(mine.shape[0]):
+        end, passed = begin + mine[wish], np.int64(0)
+        for place in range(room.shape[0]):
+            shared = min(end, passed + room[place]) - max(begin, passed)
+            if shared > 0:
+                taken[place, wish] += shared
+            passed += room[place]
+        begin = end

@@ -1,0 +1,115 @@
+"""Quotas: they add up, no rank is heavier than it must be, and wishes are kept where that costs no evenness."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eplb_plugin import Topology
+from eplb_plugin.dispatch.exact.quotas import _first_of_two, _spread, bounds_above, solve
+from eplb_plugin.dispatch.exact.replicas import Replicas, replicas_of
+from strategies import QUICK, placements, topologies
+
+
+@st.composite
+def steps(draw: st.DrawFn, max_experts: int = 12):
+    """-> replicas of a placement, wished [M, nodes], total [M], base [ranks] of a step with few or many selections."""
+    experts = draw(st.integers(1, max_experts))
+    topology = draw(topologies(experts))
+    replicas = replicas_of(draw(placements(1, experts, topology.num_slots)).phy2log[0], topology)
+    rng, most = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), draw(st.sampled_from([0, 2, 30, 3000]))
+    wished = rng.integers(0, most + 1, (len(replicas.expert), topology.num_nodes + 1), dtype=np.int32)
+    for row in range(len(wished)):
+        on = replicas.node[replicas.start[row] : replicas.start[row + 1]]
+        wished[row, :-1] *= np.isin(np.arange(topology.num_nodes), on)  # nobody wishes for a node without a replica
+    base = rng.integers(0, 3 * most + 1, topology.num_ranks, dtype=np.int32)
+    return replicas, np.ascontiguousarray(wished[:, :-1]), wished.sum(1, dtype=np.int32), base
+
+
+def rank_load(replicas: Replicas, quota, base) -> np.ndarray:
+    return base + np.bincount(replicas.rank, quota, minlength=len(base)).astype(int)
+
+
+def least_peak(replicas: Replicas, total, base) -> int:
+    """By the theorem of max-flow and min-cut: some set of ranks must carry what can go nowhere else."""
+    most = int(base.max())
+    for size in range(1, len(base) + 1):
+        for ranks in combinations(range(len(base)), size):
+            confined = sum(
+                int(total[row])
+                for row in range(len(total))
+                if set(replicas.rank[replicas.start[row] : replicas.start[row + 1]].tolist()) <= set(ranks)
+            )
+            most = max(most, -(-(confined + int(base[list(ranks)].sum())) // size))
+    return most
+
+
+@QUICK
+@given(steps(), st.integers(0, 1024))
+def test_quotas_add_up(step, tolerance: int):
+    replicas, wished, total, base = step
+    quota = solve(replicas, wished, total, base, tolerance, bounds_above(replicas.colours))
+    assert quota.dtype == np.int32
+    assert quota.min(initial=0) >= 0
+    row = np.repeat(np.arange(len(total)), np.diff(replicas.start))
+    assert np.bincount(row, quota, minlength=len(total)).astype(int).tolist() == total.tolist()
+
+
+@QUICK
+@given(steps())
+def test_no_rank_is_much_heavier_than_some_rank_must_be(step):
+    replicas, wished, total, base = step
+    quota = solve(replicas, wished, total, base, 0, bounds_above(replicas.colours))
+    peak, least = int(rank_load(replicas, quota, base).max()), least_peak(replicas, total, base)
+    assert least <= peak <= 1.1 * least + 2
+
+
+def test_the_busiest_rank_is_the_lightest_possible_in_nearly_all_cases():
+    rng, excess = np.random.default_rng(0), []
+    for _ in range(60):
+        topology = Topology(2, 4, 5)
+        phy2log = rng.permutation(np.concatenate([np.arange(32), rng.integers(0, 32, 8)]))
+        replicas = replicas_of(phy2log, topology)
+        total = rng.integers(10, 400, len(replicas.expert)).astype(np.int32)
+        base, wished = rng.integers(100, 700, 8).astype(np.int32), np.zeros((len(total), 2), np.int32)
+        quota = solve(replicas, wished, total, base, 0, bounds_above(replicas.colours))
+        excess.append(rank_load(replicas, quota, base).max() / least_peak(replicas, total, base) - 1.0)
+    assert np.median(excess) < 0.001
+    assert max(excess) < 0.03
+
+
+def test_wishes_are_kept_where_ranks_are_even_with_them():
+    """Two nodes of one rank, every expert on both: half of the selections wish for each node."""
+    replicas = replicas_of([0, 1, 2, 0, 1, 2], Topology(2, 1, 3))
+    wished = np.array([[90, 10], [10, 90], [50, 50]], np.int32)
+    quota = solve(replicas, wished, wished.sum(1, dtype=np.int32), np.zeros(2, np.int32), 0, bounds_above(3))
+    assert quota.reshape(3, 2).tolist() == wished[replicas.expert].tolist()
+
+
+def test_a_tolerance_buys_wishes():
+    replicas = replicas_of([0, 1, 0, 1], Topology(2, 1, 2))
+    wished, base = np.array([[120, 80], [120, 80]], np.int32), np.zeros(2, np.int32)
+    even, loose = (
+        solve(replicas, wished, wished.sum(1, dtype=np.int32), base, tolerance, bounds_above(2)).reshape(2, 2)
+        for tolerance in (0, 1024)
+    )
+    assert even.sum(0).tolist() == [200, 200]
+    assert loose.tolist() == wished.tolist()
+
+
+@QUICK
+@given(st.data())
+def test_two_replicas_in_closed_form_are_the_general_case(data: st.DataObject):
+    count = st.integers(0, data.draw(st.sampled_from([3, 1000])))
+    one, other, bound, total = (data.draw(count) for _ in range(4))
+    node = np.array(data.draw(st.sampled_from([[0, 0], [0, 1]])), np.int32)
+    wished = np.zeros(2, np.int32)
+    wished[0] = data.draw(st.integers(0, total))
+    wished[1] = data.draw(st.integers(0, total - wished[0])) if node[1] else 0
+    kept, served = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    _spread(np.array([one, other]), node, wished, total, bound, kept, served)
+    first = _first_of_two(one, other, node[0], node[1], wished, total, bound)
+    assert served.tolist() == [first, total - first]
