@@ -20,6 +20,7 @@ from .migration.shuffle import Shuffler
 from .outcome import Outcome
 from .placement import Placement
 from .plan_types import Plan
+from .planning.job import plan_of
 
 Switch = Callable[[Sequence[int], Plan], None]
 Loads = Mapping[str, NDArray[Any]]  # of entries without a recorder: [L, E]
@@ -132,7 +133,7 @@ class Cycle:
             model.switch(there, model.plan)
         if on_the_way:
             placed = Placement(model.placed, model.plan.placement.layer_ids)
-            model.switch(on_the_way, self.rebalancer.entries[key].in_force(placed))
+            model.switch(on_the_way, plan_of(placed, model.plan.topology, model.plan.dispatch, on_the_way))
 
     def _end(self, key: str) -> None:
         model = self._models[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -13,11 +14,13 @@ from eplb_plugin import Placement, Plan, RoutingStatistics, Topology, controller
 from eplb_plugin.config import parse_config
 from eplb_plugin.controller import Rebalancer
 from eplb_plugin.cycle import Cycle
+from eplb_plugin.dispatch import rules
 from eplb_plugin.migration import transfer
 from eplb_plugin.migration.layout import expert_rows
 from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import linear_placement
+from eplb_plugin.plan_types import Dispatch
 from eplb_plugin.planning.job import plan_of
 from expert_models import Model, groups
 from processes import run_ranks
@@ -28,7 +31,7 @@ TOPOLOGY, EXPERTS, LAYERS = Topology(2, 2, 4), 12, {"target": 3, "draft": 1}
 class Group:
     """The models of one rank, and what happened to them: layers switched, in order, and outcomes."""
 
-    def __init__(self, scarce: bool = False) -> None:
+    def __init__(self, scarce: bool = False, rule: Dispatch = "weighted") -> None:
         """scarce: there is only just enough memory, so that layers take several hops."""
         self.outcomes: list[Outcome] = []
         self.switched: list[tuple[str, list[int]]] = []
@@ -42,10 +45,10 @@ class Group:
         for key, layers in LAYERS.items():
             placed = linear_placement(layers, EXPERTS, TOPOLOGY.num_slots)
             model = self.models[key] = Model(placed.phy2log, TOPOLOGY.slots_per_rank)
-            entry = ModelEntry(key, TOPOLOGY, "balanced", "weighted", EXPERTS, 1, list(range(layers)))
+            entry = ModelEntry(key, TOPOLOGY, "balanced", rule, EXPERTS, 1, list(range(layers)))
             rebalancer.add(key, entry, planning_rank=dist.get_rank() == 0)
             rows = [expert_rows(tensors, TOPOLOGY.slots_per_rank) for tensors in model.tensors]
-            plan, switch = plan_of(placed, TOPOLOGY, "weighted"), lambda *args, key=key: self.switch(key, *args)
+            plan, switch = plan_of(placed, TOPOLOGY, rule), lambda *args, key=key: self.switch(key, *args)
             self.cycle.add(key, rows, plan, data=data, votes=votes, switch=switch)
         dist.barrier()  # compiling takes one rank longer than votes may
 
@@ -127,28 +130,37 @@ def test_what_fails_is_reported_and_the_next_rebalance_works() -> None:
     assert found == [[*first, *second, "target accepted", "draft accepted"], [], [], []]
 
 
-def drawn(statistics: RoutingStatistics, topology: Topology, **_: Any) -> Plan:
+def drawn(statistics: RoutingStatistics, topology: Topology, *, dispatch: Dispatch, **_: Any) -> Plan:
     """A plan by which nearly every slot moves."""
     rows = linear_placement(len(statistics.load), EXPERTS, topology.num_slots).phy2log
     random = np.random.default_rng(int(statistics.load.sum() * 1000))
-    return plan_of(Placement(random.permuted(rows, axis=1)), topology, "weighted")
+    return plan_of(Placement(random.permuted(rows, axis=1)), topology, dispatch)
 
 
-def on_the_way() -> tuple[int, list[str]]:
+def on_the_way(rule: Dispatch) -> tuple[int, list[str]]:
     """Layers take several hops; the first rebalance succeeds, in the next a row is damaged once a layer has hops
     before it. -> how many were on their way then, and outcomes.
     """
     controller.plan = drawn
-    group, hops = Group(scarce=True), 0
+    group, hops = Group(scarce=True, rule=rule), 0
+    solve, solved, passing = rules.nearest_table, [], 0
+
+    def solving(*args: Any) -> Any:
+        solved.append(threading.current_thread())
+        return solve(*args)
+
+    rules.nearest_table = solving
     cycle, target = group.cycle, group.models["target"]
 
     def switch(key: str, layers: list[int], plan: Plan) -> None:
-        nonlocal hops
+        nonlocal hops, passing
         Group.switch(group, key, layers, plan)
         final = cycle._models[key].plan
         if plan is not final:
-            hops += 1
-            even = plan_of(plan.placement, TOPOLOGY, "weighted")
+            hops, passing = hops + 1, passing + len(layers)
+            rules.nearest_table = solve
+            even = plan_of(plan.placement, TOPOLOGY, rule)
+            rules.nearest_table = solving
             np.testing.assert_array_equal(plan.replica_weights[layers], even.replica_weights[layers])
             assert all((plan.placement.phy2log[layers] != final.placement.phy2log[layers]).any(axis=1))
 
@@ -180,12 +192,16 @@ def on_the_way() -> tuple[int, list[str]]:
     cycle.run(loads(1))  # goes on from there
     group.check()
     assert cycle.settled("target")
+    assert solved.count(threading.main_thread()) == (passing if rule == "nearest" else 0)
     return struck, [f"{outcome.model} {outcome.result}" for outcome in group.outcomes]
 
 
-def test_layers_on_their_way_serve() -> None:
-    """Between two hops a layer is used evenly, by maps that fit its weights, also when the rebalance ends there."""
-    found = run_ranks(4, on_the_way)
+@pytest.mark.parametrize("rule", ["weighted", "nearest"])
+def test_layers_on_their_way_serve(rule: Dispatch) -> None:
+    """Between two hops a layer is used evenly, by maps that fit its weights, also when the rebalance ends there; the
+    engine's thread solves these layers and no other.
+    """
+    found = run_ranks(4, on_the_way, rule)
     assert min(hops for hops, _ in found) >= 1
     done, struck = (
         [f"{key} {result}" for key in LAYERS for result in results]

@@ -10,6 +10,7 @@ cover    the token's experts together: few nodes, then copies on them in proport
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
@@ -65,16 +66,19 @@ def route(
     return _hash_slots(ids, hashed, placement.log2phy[layer], placement.replica_count[layer])
 
 
-def replica_weights(placement: Placement, topology: Topology, rule: Dispatch) -> NDArray[np.float64]:
+def replica_weights(
+    placement: Placement, topology: Topology, rule: Dispatch, layers: Sequence[int] | None = None
+) -> NDArray[np.float64]:
     """[L, P] share of its expert's tokens that a slot serves when tokens come evenly from all ranks.
 
-    Rules whose copies have weights of their own: as if the weights were equal.
+    Rules whose copies have weights of their own: as if the weights were equal. layers: whose shares are asked for;
+    under `nearest`, where each costs time, those of the others are 0.
     """
     if checked_rule(rule) != "nearest":
         return 1.0 / np.take_along_axis(placement.replica_count, placement.phy2log.astype(np.int64), axis=1)
     ranks = topology.num_ranks
-    shares = np.empty(placement.phy2log.shape, np.float64)
-    for layer in range(placement.num_layers):
+    shares = np.zeros(placement.phy2log.shape, np.float64)
+    for layer in range(placement.num_layers) if layers is None else layers:
         table = nearest_table(placement, topology, layer)
         shares[layer] = np.bincount(table.ravel(), minlength=placement.num_slots) / ranks
     return shares

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -36,13 +37,13 @@ WORTH_BALANCE = 0.02  # a full solve must be better balanced by this much, or â€
 WORTH_CROSSINGS = 0.05  # â€¦ send this share fewer copies to other nodes, to be worth moving nearly everything
 
 
-def plan_of(placement: Placement, topology: Topology, dispatch: Dispatch) -> Plan:
-    """A placement that exists already, and how the rule uses it."""
+def plan_of(placement: Placement, topology: Topology, dispatch: Dispatch, layers: Sequence[int] | None = None) -> Plan:
+    """A placement that exists already, and how the rule uses it. layers: those that will be asked for."""
     found = placement.num_slots
     if found != topology.num_slots:
         expected = f"{topology.num_slots} on {topology.num_ranks} ranks"
         raise mismatch("placement slots", found=found, expected=expected, fix="pass the topology it was made for")
-    return Plan(placement, topology, dispatch, replica_weights(placement, topology, dispatch), 0.0)
+    return Plan(placement, topology, dispatch, replica_weights(placement, topology, dispatch, layers), 0.0)
 
 
 def placement_of(previous: Plan | Placement) -> Placement:
