@@ -19,11 +19,12 @@ def counters(
     slot_load: torch.Tensor | None = None, enabled: bool = True,
 ) -> Counters:  # fmt: skip
     """Of one layer in a pass with this many real tokens; slots are counted if slot_load is given."""
-    slots = torch.zeros(1, dtype=torch.int32) if slot_load is None else slot_load
-    switches = (recorder.counting, recorder.counting_pairs) if enabled else (torch.tensor(False),) * 2
+    device = recorder.num_tokens.device
+    slots = torch.zeros(1, dtype=torch.int32, device=device) if slot_load is None else slot_load
+    switches = (recorder.counting, recorder.counting_pairs) if enabled else (torch.tensor(False).to(device),) * 2
     return Counters(
-        *recorder.passing(layer, ubatch), slots, *switches, torch.tensor(slot_load is not None),
-        torch.as_tensor(real, dtype=torch.int32), chunk,
+        *recorder.passing(layer, ubatch), slots, *switches, torch.tensor(slot_load is not None).to(device),
+        torch.as_tensor(real, dtype=torch.int32).to(device), chunk,
     )  # fmt: skip
 
 
@@ -37,7 +38,8 @@ def route_layer(
     recorder: Recorder, layer: int, ids: ArrayLike, real: int = UNBOUNDED, chunk: int = 0, ubatch: int = 0
 ) -> None:
     """A layer routes ids: [T, k] in the pass that is under way."""
-    record(torch.as_tensor(np.asarray(ids)), counters(recorder, layer, real, chunk, ubatch))
+    ids = torch.as_tensor(np.asarray(ids)).to(recorder.num_tokens.device)
+    record(ids, counters(recorder, layer, real, chunk, ubatch))
 
 
 @dataclass

@@ -9,6 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import nccl_rules
+import simulated_device as sim
+import simulated_launch
 from eplb_plugin.errors import PluginError
 from eplb_plugin.recording import snapshot as snapshots
 from eplb_plugin.recording.recorder import Recorder
@@ -38,14 +41,22 @@ def record(recorder: Recorder, rows: np.ndarray) -> None:
         recorder.fold()
 
 
-def new_recorder() -> Recorder:
-    return Recorder(LAYERS, EXPERTS, TOP_K, 32, SAMPLE, torch.device("cpu"))
+def new_recorder(device: str | torch.device = "cpu") -> Recorder:
+    return Recorder(LAYERS, EXPERTS, TOP_K, 32, SAMPLE, torch.device(device))
 
 
-def record_windows(owner_group_size: int, unequal_rank: int | None) -> list[Any]:
+def accelerator() -> tuple[Any, torch.device]:
+    """In this process, for good: a group under NCCL's rules, and the simulated device."""
+    device = nccl_rules.install()
+    simulated_launch.install()
+    return dist.new_group(backend="nccl_rules"), device
+
+
+def record_windows(owner_group_size: int, unequal_rank: int | None, on_a_device: bool = False) -> list[Any]:
     """On every rank: per window the statistics as plain arrays, None, or the refusal."""
-    rank, group = dist.get_rank(), dist.group.WORLD
-    recorder = new_recorder()
+    rank = dist.get_rank()
+    group, device = accelerator() if on_a_device else (dist.group.WORLD, "cpu")
+    recorder = new_recorder(device)
     results: list[Any] = []
     for window in range(WINDOWS):
         record(recorder, rows_of(rank // owner_group_size, window))
@@ -59,16 +70,17 @@ def record_windows(owner_group_size: int, unequal_rank: int | None) -> list[Any]
             results.append(found and {name: getattr(found, name) for name in vars(found)})
         assert recorder.num_tokens.item() == 0
         assert not recorder.load.any()
+    assert sim.counts.faults == []
     return results
 
 
-LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
+LAYOUTS = [(1, 1, False), (2, 1, False), (2, 2, False), (4, 1, False), (4, 2, True), (4, 4, False)]
 
 
-@pytest.mark.parametrize(("ranks", "owner_group_size"), LAYOUTS)
-def test_sums_over_token_owners(ranks: int, owner_group_size: int) -> None:
+@pytest.mark.parametrize(("ranks", "owner_group_size", "on_a_device"), LAYOUTS)
+def test_sums_over_token_owners(ranks: int, owner_group_size: int, on_a_device: bool) -> None:
     """Every window is the sum over token-owner groups, each counted once, on rank 0 and nowhere else."""
-    results = run_ranks(ranks, record_windows, owner_group_size, None)
+    results = run_ranks(ranks, record_windows, owner_group_size, None, on_a_device)
     assert results[1:] == [[None] * WINDOWS] * (ranks - 1)
     owners = ranks // owner_group_size
     for window, found in enumerate(results[0]):
@@ -96,7 +108,7 @@ def sample_is_fair(sample: np.ndarray, routed: list[np.ndarray]) -> None:
 @pytest.mark.parametrize(("ranks", "owner_group_size", "unequal", "group"), [(2, 2, 1, 0), (4, 2, 2, 1), (4, 2, 3, 1)])
 def test_unequal_owners_refused(ranks: int, owner_group_size: int, unequal: int, group: int) -> None:
     """If the ranks of a group did not record the same, rank 0 refuses that window by the group, and no rank hangs."""
-    results = run_ranks(ranks, record_windows, owner_group_size, unequal)
+    results = run_ranks(ranks, record_windows, owner_group_size, unequal, unequal == 3)
     before, refused, after = results[0]
     assert refused.startswith(f"token-owner group {group}: found ranks that recorded different routing, expected 2")
     assert len(refused.splitlines()) == 1
@@ -167,23 +179,18 @@ def test_without_memory_it_is_refused_on_every_rank(rank: int, message: str | No
 
 def v3_sized() -> tuple[int, int]:
     """Bytes that a snapshot takes at its peak, beside the recorder's own, and the sum of what it found."""
-    import simulated_device
-
-    device = simulated_device.install()
-    reduce, vote = dist.reduce, dist.all_reduce
-    dist.reduce = lambda part, **kwargs: reduce(simulated_device.host_view(part), **kwargs)  # gloo knows no such device
-    dist.all_reduce = lambda part, **kwargs: vote(simulated_device.host_view(part), **kwargs)
+    group, device = accelerator()
     recorder = Recorder(58, 256, 8, 8, 8192, device)
-    simulated_device.host_view(recorder.load).fill_(3)
-    simulated_device.host_view(recorder.pairs).copy_(torch.full((257, 257), 3).triu())
-    simulated_device.host_view(recorder.num_tokens).fill_(9)
-    before = simulated_device.counts.allocated
-    simulated_device.counts.reset()
-    found = snapshot(recorder, dist.group.WORLD, 1, list(range(58)))
+    sim.host_view(recorder.load).fill_(3)
+    sim.host_view(recorder.pairs).copy_(torch.full((257, 257), 3).triu())
+    sim.host_view(recorder.num_tokens).fill_(9)
+    before = sim.counts.allocated
+    sim.counts.reset()
+    found = snapshot(recorder, group, 1, list(range(58)))
     assert found is not None
     assert (found.coactivation == 3).all()
-    assert simulated_device.counts.faults == []
-    return simulated_device.counts.peak - before, int(found.load.sum())
+    assert sim.counts.faults == []
+    return sim.counts.peak - before, int(found.load.sum())
 
 
 def test_its_memory_is_bounded_at_the_size_of_deepseek_v3() -> None:

@@ -47,7 +47,21 @@ def model_folder(path: Path) -> str:
 
 
 class Scheduler:
-    """Made on every rank. Raises what SGLang raises; the plugin ends the process (SystemExit) where it refuses."""
+    """Made on every rank. Raises what SGLang raises; the plugin ends the process (SystemExit) where it refuses.
+
+    backend: of the groups for what lies on the device; one is made with `_enter`, called before SGLang is imported.
+    """
+
+    backend, device = "gloo", "cpu"
+
+    def _enter(self) -> None: ...
+
+    def _prepare(self) -> None:
+        """Settings are published, nothing lies on a device yet."""
+
+    def seen(self, tensor: Any) -> Any:
+        """Its memory, without a word to the device."""
+        return tensor
 
     def __init__(self, start: Start) -> None:
         import torch
@@ -58,6 +72,7 @@ class Scheduler:
         os.environ |= ON_CPU | {"SGLANG_EXPERT_LOCATION_UPDATER_CANARY": str(int(start.canary))}
         if settings is not None:
             os.environ["EPLB_PLUGIN_CONFIG"] = json.dumps(settings)
+        self._enter()
         from eplb_cpu_engines.sglang import device
 
         device.install()
@@ -65,10 +80,11 @@ class Scheduler:
 
         load_plugins()
         self._configure(start)
+        self._prepare()
         from sglang.srt.distributed.parallel_state import init_distributed_environment, initialize_model_parallel
 
-        init_distributed_environment(self.ranks, self.rank, local_rank=self.rank, backend="gloo")
-        initialize_model_parallel(backend="gloo")
+        init_distributed_environment(self.ranks, self.rank, local_rank=self.rank, backend=self.backend)
+        initialize_model_parallel(backend=self.backend)
         from sglang.srt.configs.model_config import ModelConfig
         from sglang.srt.eplb import expert_location
         from sglang.srt.eplb.eplb_manager import EPLBManager
@@ -140,8 +156,8 @@ class Scheduler:
         marks = torch.cat([self._marks(layer), torch.tensor([-7.0])])
         for name, shape in (("w13_weight", (2, columns)), ("w2_bias", ())):
             tensor = marks.reshape(-1, *(1 for _ in shape)).repeat(1, *shape)
-            made.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
-        made.register_buffer("w2_input_scale", torch.tensor([float(self.rank)]).expand(slots + 1))
+            made.register_parameter(name, torch.nn.Parameter(tensor.to(self.device), requires_grad=False))
+        made.register_buffer("w2_input_scale", torch.tensor([float(self.rank)]).to(self.device).expand(slots + 1))
         return made
 
     def _marks(self, layer: int) -> Any:
@@ -169,7 +185,7 @@ class Scheduler:
             bool((tensor[:-1] == self._marks(one.layer_id).reshape(-1, *[1] * (tensor.dim() - 1))).all())
             and bool((tensor[-1] == -7).all())
             for one in self.model.experts
-            for tensor in (one.w13_weight, one.w2_bias)
+            for tensor in (self.seen(one.w13_weight.data), self.seen(one.w2_bias.data))
         )
 
     def forward(self, ids: np.ndarray, batches: int = 1) -> None:
@@ -187,7 +203,7 @@ class Scheduler:
         from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
         self._passes += 1
-        bound = self._torch.tensor(tokens, dtype=self._torch.int32)
+        bound = self._torch.tensor(tokens, dtype=self._torch.int32).to(self.device)
         # of the whole batch: attention on several ranks leaves each a part of its tokens
         batch = SimpleNamespace(global_num_token_non_padded_cpu=3 * tokens)
         with (
@@ -205,10 +221,11 @@ class Scheduler:
         for router, chosen in zip(self.model.routers, ids, strict=True):
             logits = torch.zeros(len(chosen) + PADDING, EXPERTS)
             logits.scatter_(1, torch.from_numpy(np.concatenate([chosen, rows])).long(), 5.0)
+            hidden, logits = torch.zeros(len(logits), 32).to(self.device), logits.to(self.device)
             with self.recorder.with_current_layer(router.layer_id):
-                output = router(hidden_states=torch.zeros(len(logits), 32), router_logits=logits)
-                self._report_dispatch(output.topk_ids)
-            self.routed.append((chosen, output.topk_ids[: len(chosen)].numpy()))
+                output = router(hidden_states=hidden, router_logits=logits)
+                self._report_dispatch(self.seen(output.topk_ids))
+            self.routed.append((chosen, self.seen(output.topk_ids)[: len(chosen)].numpy().copy()))
 
     def _report_dispatch(self, physical_ids: Any) -> None:
         """What DeepEP tells SGLang's recorder: how many tokens came for each slot of this rank (here: of its own)."""
