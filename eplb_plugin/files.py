@@ -19,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from .errors import PluginError, mismatch
+from .file_kinds import kind_of
 
 FORMAT_VERSION = 1
 LARGEST = 256 * 2**20  # bytes of a file that is read whole
 Arrays = dict[str, NDArray[Any]]
+_WRITERS = {"placement": "plan", "statistics": "record"}
 
 
 def expanded(path: str | os.PathLike[str]) -> str:
@@ -68,13 +70,25 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[Arrays, dict[s
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         header = json.loads(metadata.get("eplb_plugin", "null"))
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise PluginError(f"{path}: cannot be read as a {kind} file ({error}); fix: write it again") from None
+        raise _unreadable(path, kind, error) from None
     if not isinstance(header, dict) or header.get("kind") != kind or header.get("version") != FORMAT_VERSION:
         known = isinstance(header, dict)
         found = f"{header.get('kind')} v{header.get('version')}" if known else "no eplb_plugin header"
-        expected = f"{kind} v{FORMAT_VERSION}"
-        raise mismatch(str(path), found=found, expected=expected, fix=f"pass a {kind} file of this version")
+        expected, other = f"{kind} v{FORMAT_VERSION}", kind_of(path)
+        fix = f"pass a {kind} file of this version" if other is None or other.name == kind else other.belongs
+        raise mismatch(str(path), found=found, expected=expected, fix=fix)
     return arrays, header
+
+
+def _unreadable(path: str | os.PathLike[str], kind: str, error: Exception) -> PluginError:
+    """Says what the file is instead, where that can be told: a parser's own words would mislead."""
+    known = None if isinstance(error, OSError) else kind_of(path)
+    reason, fix = str(error), "write it again"
+    if known is not None and known.name != kind:
+        reason, fix = f"it is {known.what}", known.belongs
+    elif known is None and isinstance(error, SafetensorError):
+        reason, fix = "it is of no kind that is known", f"pass what `eplb-plugin {_WRITERS[kind]}` has written"
+    return PluginError(f"{path}: cannot be read as a {kind} file ({reason}); fix: {fix}")
 
 
 def header_of(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import PluginError, mismatch
 from .files import load_arrays, save_arrays, write_atomic
+from .placement_formats import ExpertMap, encode
 from .statistics import checked_layer_ids
 
 KIND = "placement"
@@ -107,24 +107,16 @@ class Placement:
         """Write a safetensors file atomically; `header` adds model, engine … for the reader."""
         save_arrays(path, KIND, {"phy2log": self.phy2log, "layer_ids": self.layer_ids}, header or {})
 
-    def export(self, engine: str, path: str | os.PathLike[str], num_layers: int | None = None) -> None:
-        """Write the file that an engine starts from: "sglang", JSON for its `--init-expert-location`.
+    def export(
+        self, format: str, path: str | os.PathLike[str], num_layers: int | None = None, num_ranks: int | None = None
+    ) -> None:
+        """Write the file that another program starts from: "sglang", "vllm-ascend" or "tensorrt-llm".
 
         num_layers: decoder layers of the model, dense ones included, which SGLang counts; default: up to the last MoE
-        layer. Dense layers get the engine's own start. Raises PluginError for another engine, a name that SGLang would
-        not read as JSON, or too few layers.
+        layer. num_ranks: of the EP group, which vllm-ascend's file names. Raises PluginError, before anything is
+        written, for another format, a name that the program would not read, or what its file cannot say.
         """
-        if engine != "sglang":
-            raise mismatch("engine", found=engine, expected="sglang, which reads placements", fix='pass "sglang"')
-        if not os.fspath(path).endswith(".json"):
-            raise mismatch("path", found=os.fspath(path), expected="a name that ends in .json", fix="rename it")
-        needed = int(self.layer_ids[-1]) + 1
-        layers = needed if num_layers is None else num_layers
-        if layers < needed:
-            raise mismatch("num_layers", found=layers, expected=f"at least {needed}", fix="count the dense layers too")
-        rows = linear_placement(layers, self.num_experts, self.num_slots).phy2log.copy()
-        rows[self.layer_ids] = self.phy2log
-        write_atomic(path, json.dumps({"physical_to_logical_map": rows.tolist()}).encode())
+        write_atomic(path, encode(format, ExpertMap(self.phy2log, self.layer_ids, num_ranks, num_layers), path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], expected: Mapping[str, Any] | None = None) -> Placement:

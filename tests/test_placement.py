@@ -79,7 +79,7 @@ def test_export_for_sglang(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("engine", "name", "layers", "line"),
     [
-        ("vllm", "start.json", None, "engine: found vllm, expected sglang, which reads placements"),
+        ("vllm", "start.json", None, "format: found vllm, expected one of sglang, vllm-ascend, tensorrt-llm"),
         ("sglang", "start.pt", None, "expected a name that ends in .json"),
         ("sglang", "start.json", 3, "num_layers: found 3, expected at least 4"),
     ],

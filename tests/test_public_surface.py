@@ -32,7 +32,7 @@ PARAMETERS = {
     "Placement": ["phy2log", "layer_ids"],
     "Placement.moves_from": ["self", "previous"],
     "Placement.save": ["self", "path", "header"],
-    "Placement.export": ["self", "engine", "path", "num_layers"],
+    "Placement.export": ["self", "format", "path", "num_layers", "num_ranks"],
     "Placement.load": ["path", "expected"],
     "Plan": [
         "placement", "topology", "dispatch", "replica_weights", "seconds", "source_weights", "cover_weights",

@@ -1,4 +1,4 @@
-"""`eplb-plugin export`: a placement file as an engine starts from it."""
+"""`eplb-plugin export`: a placement file as another program starts from it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Annotated
 
 import typer
 
-from ..placement import Placement
+from ..placement import load_placement
+from ..placement_formats import FORMATS
 from .writing import writing
 
 File = Annotated[Path, typer.Argument(help="Placement file, of `plan` or of a state directory.")]
-Out = Annotated[Path, typer.Argument(help="File to write; its name ends in .json.")]
-Engine = Annotated[str, typer.Option(help="sglang: for --init-expert-location.")]
+Out = Annotated[Path, typer.Argument(help="File to write: .json, for TensorRT-LLM .yaml.")]
+For = Annotated[str, typer.Option("--for", help=f"Who reads it: {', '.join(FORMATS)}.")]
 NumLayers = Annotated[
     int | None,
-    typer.Option(help="The model's decoder layers, dense ones too; default: up to the last MoE layer."),
+    typer.Option(help="For SGLang: the model's decoder layers, dense ones too; default: up to the last MoE layer."),
 ]
 
 
-def export(placement: File, out: Out, engine: Engine = "sglang", num_layers: NumLayers = None) -> None:
-    """Write PLACEMENT as the file that SGLang's --init-expert-location reads, with or without the plugin."""
-    placed = Placement.load(placement)
+def export(placement: File, out: Out, reader: For = "sglang", num_layers: NumLayers = None) -> None:
+    """Write PLACEMENT as the file that SGLang, vllm-ascend or TensorRT-LLM starts from, without the plugin."""
+    placed, header = load_placement(placement)
     with writing(out):
-        placed.export(engine, out, num_layers)
-    typer.echo(f"{out}: start SGLang with --init-expert-location {out}")
+        placed.export(reader, out, num_layers, header.get("num_ranks"))
+    typer.echo(f"{out}: {FORMATS[reader].use.format(path=out)}")

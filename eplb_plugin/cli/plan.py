@@ -37,11 +37,15 @@ from .options import (
     Traces,
     fingerprint,
 )  # fmt: skip
+from .placements import read_placement
 from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
 from .writing import writing
 
 Out = Annotated[Path, typer.Option("--out", help="Placement file to write.")]
-Previous = Annotated[Path | None, typer.Option("--previous", help="Placement file in force, to start from.")]
+Previous = Annotated[
+    Path | None,
+    typer.Option("--previous", help="Placement in force: a file of ours, or SGLang's, vllm-ascend's, TensorRT-LLM's."),
+]
 MaxMovedSlots = Annotated[int | None, typer.Option("--max-moved-slots", help="Bound per layer, with --previous.")]
 EffortName = Annotated[str, typer.Option("--effort", help="thorough or fast: how long policy affinity searches.")]
 Tolerance = Annotated[float, typer.Option("--balance-tolerance", help="Overload that a plan leaves alone.")]
@@ -95,10 +99,11 @@ def plan(
     )  # fmt: skip
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
     model = model_of([*traces, *([] if previous is None else [previous])])
-    old = None if previous is None else Placement.load(previous, fingerprint(topology))
-    readings = read_traces(traces, shape_of(num_experts, layout, model_config, old))
+    existing = None if previous is None else read_placement(previous, topology)
+    readings = read_traces(traces, shape_of(num_experts, layout, model_config, existing))
     history = [reading.window for reading in readings]
     window, error = forecast(history), forecast_error(history)
+    old = None if existing is None else existing.for_layers_of(window)
     if np.isfinite(error).any():
         options = replace(options, load_error=float(np.nanmean(error)))
     made = make_plan(
@@ -116,7 +121,7 @@ def plan(
         "after": _figures(made, window, draws, seed),
         "moved_slots": int(moved.sum()), "slots": int(start.phy2log.size), "skipped_layers": made.skipped_layers,
     }  # fmt: skip
-    say_understood(readings, as_json)
+    say_understood(readings, as_json, existing)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:

@@ -19,7 +19,8 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from . import judged
 from .models import model_of
-from .options import Draws, Json, Nodes, NumGroups, RanksPerNode, Rule, Seed, SlotsPerRank, Trace, fingerprint
+from .options import Draws, Json, Nodes, NumGroups, RanksPerNode, Rule, Seed, SlotsPerRank, Trace
+from .placements import read_placement
 from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
 
 if TYPE_CHECKING:
@@ -56,11 +57,12 @@ def replay(
     if placement is not None and policy is not None:
         raise PluginError("replay: found both --placement and --policy, expected one of them; fix: drop one")
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
-    placed = None if placement is None else Placement.load(placement, fingerprint(topology))
-    readings = read_traces([trace], shape_of(num_experts, layout, model_config, placed))
+    existing = None if placement is None else read_placement(placement, topology)
+    readings = read_traces([trace], shape_of(num_experts, layout, model_config, existing))
     window = readings[0].window
-    if placement is not None and placed is not None:
+    if placement is not None and existing is not None:
         model_of([trace, placement])
+        placed = existing.for_layers_of(window)
         what, runs, layer_ids = f"file {placement}", *_judge_file(trace, window, placed, topology, rule, draws, seed)
     else:
         policy = policy or "affinity"
@@ -77,7 +79,7 @@ def replay(
     }  # fmt: skip
     if per_layer:
         answer["layers"] = judged.layer_figures(scores, layer_ids)
-    say_understood(readings, as_json)
+    say_understood(readings, as_json, existing)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:

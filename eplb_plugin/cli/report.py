@@ -14,6 +14,7 @@ from ..placement import Placement
 from .compare import read_arms
 from .models import model_of
 from .options import TRACE_HELP, Json
+from .placements import Existing
 from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
 from .writing import writing
 
@@ -54,7 +55,8 @@ def report(
     model_of([*(traces or []), *(placements or [])])
     group = {"num_nodes": nodes, "num_ranks": nodes * ranks_per_node}
     placed = _named({path: Placement.load(path, group) for path in placements or []})
-    shape = shape_of(num_experts, layout, model_config, next(iter(placed.values()), None))
+    first = next(iter(placed.items()), None)
+    shape = shape_of(num_experts, layout, model_config, None if first is None else Existing(Path(first[0]), first[1]))
     readings = read_traces(traces or [], shape)
     windows = _named(dict(zip(traces or [], [reading.window for reading in readings], strict=True)))
     html = make_report(

@@ -1,4 +1,4 @@
-"""`eplb-plugin export`: a saved placement becomes the file that SGLang starts from."""
+"""`eplb-plugin export`: a saved placement becomes the file that another program starts from."""
 
 from __future__ import annotations
 
@@ -30,12 +30,25 @@ def test_every_layer_is_written(call: Callable[..., Answer], saved: Path) -> Non
     assert json.loads(out.read_text()) == {"physical_to_logical_map": rows}
 
 
+def test_each_reader_is_told_how_to_take_it(call: Callable[..., Answer], saved: Path) -> None:
+    """vllm-ascend's devices are the ranks that the placement was planned for."""
+    Placement.load(saved).save(saved, {"num_ranks": 2})
+    ascend, tensorrt = saved.with_name("map.json"), saved.with_name("balancer.yaml")
+    code, text, err = call("export", saved, ascend, "--for", "vllm-ascend")
+    assert (code, f'"eplb_config": {{"expert_map_path": "{ascend}"}}' in text, err) == (0, True, "")
+    assert json.loads(ascend.read_text())["layer_list"][0]["device_count"] == 2
+    code, text, err = call("export", saved, tensorrt, "--for", "tensorrt-llm")
+    assert (code, f"moe_config: {{load_balancer: {tensorrt}}}" in text, err) == (0, True, "")
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (("placement.safetensors", "start.pt"), "path: found"),
         (("placement.safetensors", "start.json", "--num-layers", 2), "num_layers: found 2, expected at least 3"),
-        (("placement.safetensors", "start.json", "--engine", "vllm"), "engine: found vllm"),
+        (("placement.safetensors", "start.json", "--for", "vllm"), "format: found vllm"),
+        (("placement.safetensors", "start.json", "--for", "vllm-ascend"), "num_ranks: found None"),
+        (("placement.safetensors", "start.json", "--for", "tensorrt-llm"), "path: found"),
         (("start.json", "other.json"), "start.json: cannot be read as a placement file"),
         (("placement.safetensors", "placement.safetensors/start.json"), "start.json: cannot be written"),
     ],

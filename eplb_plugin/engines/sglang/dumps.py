@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...errors import PluginError, mismatch
+from ...placement_formats import ExpertMap
 from ...statistics import RoutingStatistics
 
 _FIX = "pass a file written by --expert-distribution-recorder-mode stat or per_token"
@@ -32,11 +33,7 @@ def read_dump(path: str | os.PathLike[str], owner_group_size: int = 1) -> Routin
     Raises EmptyRecording; PluginError for a file that is missing, damaged, of another program or mode, or counted
     otherwise.
     """
-    try:
-        data = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch lets many kinds escape, from EOFError to UnpicklingError
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-        raise PluginError(f"{path}: cannot be read as a dump of SGLang ({reason}); fix: {_FIX}") from None
+    data = _loaded(path)
     try:
         if "logical_count" in data:
             return _from_counts(np.asarray(data["logical_count"]), owner_group_size)
@@ -46,6 +43,27 @@ def read_dump(path: str | os.PathLike[str], owner_group_size: int = 1) -> Routin
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         found = f"no recording of SGLang ({type(error).__name__}: {error})"
         raise mismatch(str(path), found=found, expected="logical_count, or records of tokens", fix=_FIX) from None
+
+
+def read_torch_map(path: str | os.PathLike[str]) -> ExpertMap:
+    """The map of a `.pt` file for `--init-expert-location`. Raises PluginError for any other file."""
+    data = _loaded(path)
+    try:
+        rows = np.asarray(data["physical_to_logical_map"])
+        if rows.ndim != 2 or rows.dtype.kind not in "iu" or not rows.size or rows.min() < 0 or rows.max() >= 1 << 31:
+            raise ValueError(f"shape {rows.shape} {rows.dtype}")
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        found, expected = f"no map ({type(error).__name__}: {error})", "physical_to_logical_map [layers, slots]"
+        raise mismatch(str(path), found=found, expected=expected, fix="pass a map that SGLang starts from") from None
+    return ExpertMap(rows.astype(np.int32), np.arange(len(rows), dtype=np.int32))
+
+
+def _loaded(path: str | os.PathLike[str]) -> Any:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch lets many kinds escape, from EOFError to UnpicklingError
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        raise PluginError(f"{path}: cannot be read as a dump of SGLang ({reason}); fix: {_FIX}") from None
 
 
 def _from_counts(counts: NDArray[Any], owner_group_size: int) -> RoutingStatistics:
