@@ -22,8 +22,9 @@ VLLM = {
     "vllm.config.kv_transfer:KVTransferConfig": "kv_role",
     "vllm.engine.arg_utils:EngineArgs": "additional_config data_parallel_size enable_elastic_ep enable_eplb "
     "prefill_context_parallel_size tensor_parallel_size",
-    "vllm.v1.engine.core:EngineCore": "model_executor vllm_config",
-    "vllm.v1.executor.abstract:Executor": "collective_rpc",
+    "vllm.v1.engine.async_llm:AsyncLLM": "vllm_config",
+    "vllm.v1.engine.llm_engine:LLMEngine": "vllm_config",
+    "vllm.v1.executor.abstract:Executor": "collective_rpc vllm_config",
     "vllm.v1.worker.worker_base:WorkerWrapperBase": "vllm_config",
     "vllm.v1.worker.gpu_worker:Worker": "model_runner",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner": "eplb_state",

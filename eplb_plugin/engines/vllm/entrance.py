@@ -5,6 +5,9 @@ The process that makes the engine's configuration (`vllm serve`, `LLM(...)`, `As
 once and passes their content on in `additional_config`. So workers, also on other nodes and of Ray, which keeps most
 variables to itself, need neither file nor variable. A worker decides in `init_device`, the first point at which it
 knows its configuration, and the engine asks all of them afterwards.
+
+No hook is on the engine's core: where Ray starts it (`--data-parallel-backend ray`), Ray has copied the methods of its
+class before any plugin is loaded.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from typing import Any
 from ...config import KEY, PluginConfig, load_config, parse_config
 from ...errors import PluginError, mismatch
 from ...plan_types import Dispatch
+from ..agreement import INSTALL
 from ..hooks import Hook
-from ..settings import ENVIRONMENT, FLAG, add_flag, from_environment
+from ..settings import DISABLE, ENVIRONMENT, FLAG, add_flag, disabled, from_environment
 
 DISPATCH: tuple[Dispatch, ...] = ("weighted", "hash", "cover")  # the first is the default
 
@@ -60,13 +64,13 @@ def _init_device(original: Callable[..., Any], self: Any) -> Any:
     return done
 
 
-def _initialize_kv_caches(original: Callable[..., Any], self: Any, vllm_config: Any) -> Any:
-    config = configured(vllm_config.additional_config)
+def _get_kv_cache_specs(original: Callable[..., Any], self: Any) -> Any:
+    config = configured(self.vllm_config.additional_config)
     if config is not None:
         from .presence import refuse_inactive
 
-        refuse_inactive(self.model_executor, config.logging.level)
-    return original(self, vllm_config)
+        refuse_inactive(self, config.logging.level)
+    return original(self)
 
 
 def _sleep(original: Callable[..., Any], self: Any, level: int = 1, mode: Any = "abort") -> Any:
@@ -89,7 +93,23 @@ def configured(additional_config: Any) -> PluginConfig | None:
 def _pass_on(config: PluginConfig | None, options: Any) -> None:
     """options: a command line's namespace or vLLM's EngineArgs."""
     if config is not None:
-        options.additional_config = {**(options.additional_config or {}), KEY: config.model_dump(mode="json")}
+        options.additional_config = {**(options.additional_config or {}), KEY: Content(config.model_dump(mode="json"))}
+
+
+class Content(dict[str, Any]):
+    """Settings as they travel in vLLM's configuration. They arrive only in a process in which the plugin works: an
+    engine of Ray's without it would hold them, ask nobody and be vanilla in silence."""
+
+    def __reduce__(self) -> Any:
+        return _arrived, (dict(self),)
+
+
+def _arrived(content: dict[str, Any]) -> Content:
+    """Raises PluginError where the plugin was told to do nothing. Without the package this is not even found."""
+    if disabled():
+        found = f"{DISABLE} in a process of the engine"
+        raise mismatch("plugin", found=found, expected="active in every process", fix=INSTALL)
+    return Content(content)
 
 
 def _refuse_alone() -> None:
@@ -165,17 +185,20 @@ ENTRANCE = (
         _init_device,
     ),
     Hook(
-        "vllm.v1.engine.core:EngineCore._initialize_kv_caches",
+        "vllm.v1.executor.abstract:Executor.get_kv_cache_specs",
         "around",
         "all workers of the engine are there: the plugin must be active in each of them",
-        "(self, vllm_config)",
-        _initialize_kv_caches,
+        "(self)",
+        _get_kv_cache_specs,
     ),
-    Hook(
-        "vllm.v1.engine.core:EngineCore.sleep",
-        "around",
-        "refuses the level that would lose the experts' places, before requests are ended for it",
-        "(self, level=1, mode='abort')",
-        _sleep,
+    *(
+        Hook(
+            f"{engine}.sleep",
+            "around",
+            "refuses the level that would lose the experts' places, before requests are ended for it",
+            "(self, level=1, mode='abort')",
+            _sleep,
+        )
+        for engine in ("vllm.v1.engine.async_llm:AsyncLLM", "vllm.v1.engine.llm_engine:LLMEngine")
     ),
 )

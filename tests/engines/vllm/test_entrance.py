@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import cloudpickle
 import pytest
@@ -15,12 +19,15 @@ import vllm.plugins
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.v1.engine.core import EngineCore
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core import DPMoEEngineCoreActor, EngineCoreActor
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.executor.abstract import Executor
 
 from engines.vllm.engine_configs import engine_config
 from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.engines import hooks
-from eplb_plugin.engines.vllm import activation
+from eplb_plugin.engines.vllm import activation, presence
 from eplb_plugin.engines.vllm.entrance import ENTRANCE, KEY, _init_device, configured
 from eplb_plugin.errors import PluginError
 
@@ -317,31 +324,75 @@ def test_a_worker_alone_with_settings_is_refused(monkeypatch: pytest.MonkeyPatch
         _init_device(lambda self: None, worker)
 
 
+def test_settings_arrive_only_where_the_plugin_works(
+    parser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was told to do nothing, or lacks the package, refuses vLLM's configuration as it is unpickled."""
+    sent = cloudpickle.dumps(made(tmp_path, monkeypatch, "{}"))
+    monkeypatch.setenv("EPLB_PLUGIN_DISABLE", "1")
+    with pytest.raises(PluginError, match="plugin: found EPLB_PLUGIN_DISABLE in a process of the engine, expected act"):
+        cloudpickle.loads(sent)
+    monkeypatch.setitem(sys.modules, "eplb_plugin.engines.vllm.entrance", None)
+    with pytest.raises(ModuleNotFoundError, match="eplb_plugin"):
+        cloudpickle.loads(sent)
+
+
 # the engine
 
 
-@pytest.fixture
-def core(parser: Any) -> Any:
-    """vLLM's EngineCore with settings, as far as sleeping goes: what it tells scheduler and executor is in `told`."""
-    core = object.__new__(EngineCore)
-    core.told = []
-    core.vllm_config = SimpleNamespace(additional_config={KEY: {}})
-    core.model_executor = SimpleNamespace(sleep=lambda level: core.told.append(level))
-    core.pause_scheduler = lambda **_: core.told.append("paused")
-    return core
+def test_no_hook_is_on_a_class_that_ray_copies() -> None:
+    """Ray makes a class of its own of vLLM's engine, with the methods as they are before a plugin is loaded."""
+    classes = {hook.target.rpartition(".")[0] for hook in ENTRANCE}
+    copied = (*DPMoEEngineCoreActor.__mro__, *EngineCoreActor.__mro__)
+    ancestors = {f"{one.__module__}:{one.__name__}" for one in copied}
+    assert not classes & ancestors
 
 
-def test_sleep_level_2_is_refused_before_anything_pauses(core: Any) -> None:
-    """It would discard the maps and tables with the experts: one line, and the engine goes on."""
+def test_the_engine_asks_its_workers_before_it_plans_their_caches(parser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's executor, of whichever kind, asks with settings; without, only the original."""
+    asked: list[Any] = []
+    monkeypatch.setattr(presence, "refuse_inactive", lambda executor, level: asked.append(level))
+    executor = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}), collective_rpc=lambda name: [name])
+    assert Executor.get_kv_cache_specs(executor) == ["get_kv_cache_spec"]
+    assert asked == []
+    executor.vllm_config.additional_config = {KEY: {"logging": {"level": "warning"}}}
+    assert Executor.get_kv_cache_specs(executor) == ["get_kv_cache_spec"]
+    assert asked == ["warning"]
+
+
+def front_end(kind: type) -> Any:
+    """As far as sleeping goes, with settings; what its engine is told is in `told`."""
+    told: list[Any] = []
+
+    async def later(*words: Any) -> None:
+        told.append(words)
+
+    core = SimpleNamespace(sleep=lambda *words: told.append(words), sleep_async=later)
+    renderer = SimpleNamespace(clear_mm_cache=lambda: None, clear_mm_cache_async=AsyncMock())
+    config = SimpleNamespace(additional_config={KEY: {}})
+    return SimpleNamespace(told=told, engine_core=core, renderer=renderer, logger_manager=None, vllm_config=config)
+
+
+def sleep(kind: Any, engine: Any, *words: Any) -> None:
+    if inspect.isawaitable(done := kind.sleep(engine, *words)):
+        asyncio.run(done)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [AsyncLLM, LLMEngine])
+def test_sleep_level_2_is_refused_before_anything_pauses(parser: Any, kind: type) -> None:
+    """It would discard the maps and tables with the experts: one line, and the engine is told nothing."""
+    engine = front_end(kind)
     with pytest.raises(PluginError, match=r"sleep level: found 2, expected level 1: .*; fix: sleep at level 1, or"):
-        core.sleep(2)
-    assert core.told == []
+        sleep(kind, engine, 2)
+    assert engine.told == []
 
 
-def test_other_sleep_is_vllms(core: Any) -> None:
+@pytest.mark.parametrize("kind", [AsyncLLM, LLMEngine])
+def test_other_sleep_is_vllms(parser: Any, kind: type) -> None:
     """Levels 0 and 1, and every level without settings."""
-    core.sleep(0)
-    core.sleep()
-    core.vllm_config.additional_config = {}
-    core.sleep(level=2)
-    assert core.told == ["paused", "paused", 1, "paused", 2]
+    engine = front_end(kind)
+    sleep(kind, engine, 0)
+    sleep(kind, engine)
+    engine.vllm_config.additional_config = {}
+    sleep(kind, engine, 2, "keep")
+    assert engine.told == [(0, "abort"), (1, "abort"), (2, "keep")]

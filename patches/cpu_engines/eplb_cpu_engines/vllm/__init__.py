@@ -27,6 +27,7 @@ def register() -> None:
         os.environ.setdefault(name, value)
 
     from vllm.logger import init_logger
+    from vllm.v1.executor.ray_utils import ray_is_available
 
     from . import (
         accelerator,
@@ -41,7 +42,11 @@ def register() -> None:
         sparse_all_to_all,
     )
 
-    parts = (config_check, scheduling, queues, collectives, accelerator, routing, experts, model_runner)
+    parts = [config_check, scheduling, queues, collectives, accelerator, routing, experts, model_runner]
+    if ray_is_available():
+        from . import ray_ranks
+
+        parts.append(ray_ranks)
     for part in parts:
         part.install()
     names = [part.__name__.rpartition(".")[2] for part in parts]
