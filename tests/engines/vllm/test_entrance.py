@@ -157,7 +157,7 @@ EPLB = "--enable-eplb"
 REFUSED = [
     # settings file or None, other words, the line on stderr ({path} = the file)
     ("polcy: x", [EPLB], "{path}: polcy: found unknown key, expected one of "),
-    ("policy: fast", [EPLB], "{path}: policy: found 'fast', expected one of deepseek, balanced, affinity; fix: the "),
+    ("policy: fast", [EPLB], "{path}: policy: found 'fast', expected one of deepseek, balanced, affinity; fix: see "),
     ("sample_rows: 1", [EPLB], "{path}: sample_rows: found 1, expected an integer in 256..65536; fix: the nearest "),
     ("[", [EPLB], "{path}: not valid YAML ("),
     ("a: 1\na: 2", [EPLB], "{path}: not valid YAML (key 'a' given twice"),
@@ -170,7 +170,11 @@ REFUSED = [
     ),
     ("topology: {nodes: 4, ranks_per_node: 2}", [EPLB, "-tp", "2", "-dp", "2"], "topology: found nodes=4 × ranks_per"),
     ("topology: {node_of_rank: [0, 1]}", [EPLB, "-dp", "4"], "topology.node_of_rank: found 2 ranks, expected 4 (the "),
-    ("topology: {node_of_rank: [0, 0, 1]}", [EPLB, "-dp", "3"], "topology.node_of_rank: found [1, 2] ranks per node"),
+    (
+        "topology: {node_of_rank: [0, 0, 1]}",
+        [EPLB, "-dp", "3"],
+        "{path}: topology.node_of_rank: found [1, 2] ranks per node",
+    ),
     (None, [EPLB, *given_as_json(polcy="x")], "--additional-config eplb_plugin: polcy: found unknown key"),
     (
         None,
