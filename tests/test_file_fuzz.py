@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from eplb_plugin import Placement, PluginError, RoutingStatistics
+from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology
+from eplb_plugin.cli.placements import read_placement
 from eplb_plugin.config import load_config
 from eplb_plugin.files import FORMAT_VERSION
 from eplb_plugin.observe.bench_results import read_runs
 from eplb_plugin.placement import linear_placement
+from eplb_plugin.placement_formats import FORMATS, ExpertMap, encode
 from eplb_plugin.workloads.trace import read_window
 from generators import sglang_result, vllm_result
 from strategies import QUICK
@@ -42,11 +46,42 @@ def answer() -> dict[str, Any]:
     return {"choices": [{"index": 0, "routed_experts": base64.b64encode(data.getvalue()).decode()}]}
 
 
+def read_other_map(path: Path) -> Any:
+    """As `plan --previous` reads it: any kind of placement, told by its content."""
+    return read_placement(path, Topology(1, 2, 3))
+
+
+IDS = {"data": base64.b64encode(bytes(range(12))).decode(), "shape": [2, 3, 2], "dtype": "uint8"}
+DYNAMO_ANSWER = {"choices": [{"index": 0}], "nvext": {"routed_experts": IDS}}
+SGLANG_ANSWER = {"text": "a", "meta_info": {"routed_experts": IDS["data"], "routed_experts_shape": [2, 3, 2]}}
+PLACED = Placement(np.array([[3, 2, 1, 0, 1, 3], [0, 1, 3, 2, 3, 0]]), np.array([0, 1]))
+MAPS = {
+    name: json.loads(data) if name != "tensorrt-llm" else yaml.safe_load(data)
+    for name, format in FORMATS.items()
+    for data in [encode(name, ExpertMap(PLACED.phy2log, PLACED.layer_ids, 2), f"map{format.endings[0]}")]
+}
+COUNTS = {"logical_count": [[[5, 1, 0, 2], [1, 1, 3, 3]]]}
+TABLE = "layer,e0,e1,e2\n3,5,1,0\n7,1,1.5,3\n"
+
+
+def saved_npy(path: Path) -> None:
+    with open(path, "wb") as stream:
+        np.save(stream, ROWS)
+
+
 FILES: dict[str, tuple[Callable[[Path], object], Reader]] = {
     "window.safetensors": (lambda path: RoutingStatistics.from_topk(ROWS, 4).save(path), read_window),
     "trace.npz": (make_trace, read_window),
     "loads.json": (lambda path: path.write_text(json.dumps(LOADS)), read_window),
     "answers.jsonl": (lambda path: path.write_text(f"{json.dumps(answer())}\n" * 2), read_window),
+    "ids.npy": (saved_npy, read_window),
+    "loads.csv": (lambda path: path.write_text(TABLE), read_window),
+    "counts.json": (lambda path: path.write_text(json.dumps(COUNTS)), read_window),
+    "dynamo.jsonl": (lambda path: path.write_text(f"{json.dumps(DYNAMO_ANSWER)}\n" * 2), read_window),
+    "map.json": (lambda path: path.write_text(json.dumps(MAPS["sglang"])), read_other_map),
+    "ascend.json": (lambda path: path.write_text(json.dumps(MAPS["vllm-ascend"])), read_other_map),
+    "balancer.yaml": (lambda path: path.write_text(yaml.safe_dump(MAPS["tensorrt-llm"])), read_other_map),
+    "map.pt": (lambda path: torch.save({"physical_to_logical_map": torch.zeros(2, 3).int()}, path), read_other_map),
     "placement.safetensors": (lambda path: linear_placement(2, 4, 6).save(path), Placement.load),
     "vllm.json": (lambda path: path.write_text(json.dumps(vllm_result())), read_runs),
     "sglang.jsonl": (lambda path: path.write_text(f"{json.dumps(sglang_result())}\n" * 2), read_runs),
@@ -55,6 +90,12 @@ FILES: dict[str, tuple[Callable[[Path], object], Reader]] = {
 JSON_FILES: dict[str, tuple[Any, Reader]] = {
     "loads.json": (LOADS, read_window),
     "answers.jsonl": (answer(), read_window),
+    "counts.json": (COUNTS, read_window),
+    "dynamo.jsonl": (DYNAMO_ANSWER, read_window),
+    "meta.jsonl": (SGLANG_ANSWER, read_window),
+    "map.json": (MAPS["sglang"], read_other_map),
+    "ascend.json": (MAPS["vllm-ascend"], read_other_map),
+    "balancer.yaml": (MAPS["tensorrt-llm"], read_other_map),  # JSON is YAML
     "vllm.json": (vllm_result(), read_runs),
     "sglang.jsonl": (sglang_result(), read_runs),
 }
@@ -152,8 +193,8 @@ def test_spoilt_files(tmp_path: Path, spoil: Any, name: str, data: st.DataObject
 @each_case
 @settings(CALM, deadline=None, max_examples=1000)
 @given(data=st.data())
-def test_spoilt_files_14_000(tmp_path: Path, spoil: Any, name: str, data: st.DataObject) -> None:
-    """14 000 inputs, other ones every time."""
+def test_spoilt_files_30_000(tmp_path: Path, spoil: Any, name: str, data: st.DataObject) -> None:
+    """30 000 inputs, other ones every time."""
     spoil(tmp_path, name, data)
 
 
@@ -163,7 +204,7 @@ def test_files_of_one_kind_are_not_another(tmp_path: Path, name: str) -> None:
     make, _ = FILES[name]
     make(tmp_path / name)
     for other, (_, read) in FILES.items():
-        if read is not FILES[name][1]:
+        if read is not FILES[name][1] and (name, read) != ("placement.safetensors", read_other_map):
             foreign = tmp_path / f"foreign-{other}"
             foreign.write_bytes((tmp_path / name).read_bytes())
             with pytest.raises(PluginError) as caught:

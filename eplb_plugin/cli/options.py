@@ -11,7 +11,7 @@ from ..topology import Topology
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
-TRACE_HELP = "Statistics file with a token sample, or .npz with topk_ids (layers × tokens × k)"
+TRACE_HELP = "Statistics file, .npz with topk_ids (layers × tokens × k), or another kind that docs/tools.md names"
 Trace = Annotated[Path, typer.Argument(help=f"{TRACE_HELP}.")]
 Traces = Annotated[list[Path], typer.Argument(help=f"{TRACE_HELP}; several, oldest first: plan for their forecast.")]
 

@@ -1,4 +1,4 @@
-"""Read expert loads that others have published as JSON: one `heat` list per layer."""
+"""Read expert loads that others keep as JSON: one `heat` list per layer, or SGLang's `logical_count`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ import numpy as np
 from ..errors import PluginError, mismatch
 from ..files import read_foreign
 from ..statistics import RoutingStatistics
+from .loads import Loads, window_of
 
 EXPECTED = '{"layers": [{"layer": 0, "heat": [selections per expert]}, …]}'
 
 
-def read_load_file(path: str | os.PathLike[str]) -> RoutingStatistics:
+def read_load_file(path: str | os.PathLike[str], num_experts: int | None = None) -> tuple[RoutingStatistics, str]:
     """Load only, from {"layers": [{"layer": n, "heat": [E counts]}, …], "k": top-k}; other keys are not looked at.
 
-    `layer` (default: the position) and `k` may be missing. Raises PluginError in one line on anything else.
+    `layer` (default: the position) and `k` may be missing. Or from {"logical_count": [L, E] or [steps, L, E]}, which
+    SGLang's `--init-expert-location` takes: layers without a selection, which are dense, are left out. With a word on
+    layers left out. Raises PluginError in one line on anything else.
     """
     document = _parsed(path)
+    if isinstance(document, dict) and "logical_count" in document:
+        return window_of(path, _counts(path, document["logical_count"]), num_experts)
     layers = document.get("layers") if isinstance(document, dict) else None
     if not isinstance(layers, list) or not layers or not all(isinstance(one, dict) for one in layers):
         raise mismatch(str(path), found="no list of layers", expected=EXPECTED, fix="convert the file")
@@ -28,21 +33,28 @@ def read_load_file(path: str | os.PathLike[str]) -> RoutingStatistics:
     for number, heat in enumerate(heats):
         if not isinstance(heat, list) or not heat or not all(_is_count(value) for value in heat):
             raise mismatch(f"{path}: layers[{number}]", found="no counts", expected=EXPECTED, fix="convert the file")
-        if len(heat) != len(heats[0]):
-            found, expected = f"{len(heat)} experts", f"{len(heats[0])} as in the first layer"
-            raise mismatch(f"{path}: layers[{number}]", found=found, expected=expected, fix="leave dense layers out")
     numbers = [one.get("layer", position) for position, one in enumerate(layers)]
     if not all(isinstance(number, int) and abs(number) < 2**31 for number in numbers):
         raise mismatch(f"{path}: layer", found="no number", expected="decoder-layer numbers", fix="number the layers")
-    load = np.array(heats, np.float64)
     top_k = document.get("k")
-    tokens: Any = None
-    if isinstance(top_k, int) and 1 <= top_k <= load.shape[1]:
-        tokens = np.rint(load.sum(axis=1) / top_k).astype(np.int64)
+    return window_of(path, Loads(heats, numbers, top_k if isinstance(top_k, int) else 0), num_experts)
+
+
+def _counts(path: str | os.PathLike[str], given: Any) -> Loads:
     try:
-        return RoutingStatistics(load, num_tokens=tokens, layer_ids=np.array(numbers))
-    except PluginError as error:
-        raise PluginError(f"{path}: {error}") from None
+        counts = np.array(given)
+    except (ValueError, OverflowError):  # rows of several lengths
+        counts = np.empty(0)
+    counts = counts[None] if counts.ndim == 2 else counts
+    if counts.ndim != 3 or counts.dtype.kind not in "iuf" or not counts.size or not (counts >= 0).all():
+        expected = "counts [layers, experts] or [steps, layers, experts]"
+        found = f"{counts.shape} {counts.dtype}"
+        raise mismatch(f"{path}: logical_count", found=found, expected=expected, fix="convert the file")
+    load = counts.sum(0, dtype=np.float64)
+    layers = np.flatnonzero(load.any(1))
+    if not len(layers):
+        raise mismatch(f"{path}: logical_count", found="no selection", expected="counts of traffic", fix="record again")
+    return Loads(load[layers].tolist(), layers.tolist())
 
 
 def _parsed(path: str | os.PathLike[str]) -> Any:

@@ -1,4 +1,7 @@
-"""Routing that vLLM returns with its answers (`--enable-return-routed-experts`), kept as one JSON answer per line."""
+"""Routing that a server returns with its answers, kept as one JSON answer per line.
+
+vLLM and SGLang: `--enable-return-routed-experts`; dynamo: `nvext.extra_fields: [routed_experts]` (its docs on `nvext`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import base64
 import binascii
 import io
 import json
+import math
 import os
 from collections.abc import Iterator
 from tokenize import TokenError
@@ -18,24 +22,37 @@ from ..errors import PluginError, mismatch
 from ..files import read_foreign
 from ..routing_rows import name_twice
 
-EXPECTED = "answers of vLLM, one JSON object a line, with choices[].routed_experts (base64 of .npy)"
+EXPECTED = "answers of a server, one JSON object a line, with routed_experts"
+_WIDTHS = {1: np.uint8, 2: np.uint16, 4: np.int32, 8: np.int64}  # of an id, where its type is not said
+Model = tuple[int, int] | None  # decoder layers and experts per token
 
 
-def read_responses(path: str | os.PathLike[str]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+class _NoShape(ValueError):
+    """Bytes of ids that do not say how they are arranged."""
+
+
+def read_responses(path: str | os.PathLike[str], model: Model = None) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Top-k ids [layers, tokens, k] of all answers together, and the decoder-layer numbers of these layers.
 
-    vLLM returns [tokens, all decoder layers, k], in which a dense layer is all zeros: no router chooses an expert
-    twice, so a layer is left out whose rows mostly do. (Of a top-1 model nothing tells a dense layer from one whose
-    tokens all choose expert 0: those stay.) Raises PluginError for anything else, with the number of the line.
+    A server returns [tokens, all decoder layers, k]: vLLM with its choices, as base64 of an .npy; dynamo in `nvext`, as
+    base64 with a shape; SGLang in `meta_info`, or `sglext` where it answers as OpenAI does, as base64 of int32, to
+    which `model` is needed. A dense layer is all zeros: no router chooses an expert twice, so a layer is left out whose
+    rows mostly do. (Of a top-1 model nothing tells a dense layer from one whose tokens all choose expert 0: those
+    stay.) Raises PluginError for anything else, with the number of the line.
     """
     blocks: list[NDArray[Any]] = []
     number = 0
     try:
-        for line in read_foreign(path, "file of answers").decode().splitlines():
-            number += 1
-            blocks += _blocks(json.loads(line)) if line.strip() else []
+        for number, text in _parts(read_foreign(path, "file of answers").decode()):  # noqa: B007 (the refusals have it)
+            document = json.loads(text)
+            for answer in document if isinstance(document, list) else [document]:  # SGLang's, of several prompts
+                blocks += (_decoded(*payload, model) for payload in _payloads(answer))
+    except _NoShape:
+        found = f"line {number}, routed_experts without a shape, as SGLang has them"
+        expected = "the model's layers and experts per token"
+        raise mismatch(str(path), found=found, expected=expected, fix="pass --model-config config.json") from None
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, EOFError, MemoryError) as error:
-        reason = f"line {number}, {type(error).__name__}: {error}"[:200]
+        reason = f"line {max(number, 1)}, {type(error).__name__}: {error}"[:200]
         raise PluginError(f"{path}: cannot be read as {EXPECTED} ({reason}); fix: save whole answers") from None
     if not blocks:
         fix = "start vLLM with --enable-return-routed-experts"
@@ -59,12 +76,41 @@ def _is_routed(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
     return found
 
 
-def _blocks(answer: Any) -> Iterator[NDArray[Any]]:
-    for choice in answer["choices"]:
-        given = choice.get("routed_experts")
+def _parts(text: str) -> list[tuple[int, str]]:
+    """Every JSON text with its line: one a line, or one over all lines."""
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return [(1, text)] if len(lines) > 1 and lines[0][1].strip() in ("{", "[") else lines
+
+
+def _payloads(answer: Any) -> Iterator[tuple[Any, Any]]:
+    """What an answer has of routing, and its shape where that stands beside it."""
+    extension = answer.get("nvext") or {}
+    holders = [answer, answer.get("meta_info"), answer.get("sglext"), extension, extension.get("engine_data")]
+    if not any(name in answer for name in ("choices", "meta_info", "nvext", "sglext", "routed_experts")):
+        raise KeyError("choices")
+    for holder in (*(one for one in holders if one), *answer.get("choices", [])):
+        given = holder.get("routed_experts")
         if given is not None:
-            try:
-                data = base64.b64decode(given, validate=True)
-                yield np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-untyped-call]
-            except (binascii.Error, TokenError) as error:  # the latter from numpy's parser of headers
-                raise ValueError(error) from None
+            yield given, holder.get("routed_experts_shape")
+
+
+def _decoded(given: Any, shape: Any, model: Model) -> NDArray[Any]:
+    kind = None
+    if isinstance(given, dict):
+        given, shape, kind = given["data"], given["shape"], given.get("dtype")
+    try:
+        data = base64.b64decode(given, validate=True)
+        if data.startswith(b"\x93NUMPY"):
+            return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-untyped-call]
+    except (binascii.Error, TokenError, SyntaxError) as error:  # the latter two from numpy's parser of headers
+        raise ValueError(error) from None
+    if shape is None:
+        if model is None:
+            raise _NoShape
+        return np.frombuffer(data, np.int32).reshape(-1, *model)
+    if not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"shape {shape}")
+    width, rest = divmod(len(data), math.prod(shape))
+    if rest or width not in _WIDTHS:
+        raise ValueError(f"{len(data)} bytes for shape {shape}")
+    return np.frombuffer(data, kind or _WIDTHS[width]).reshape(shape)

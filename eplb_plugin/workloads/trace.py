@@ -1,23 +1,35 @@
-"""Read a window of routing from a file: statistics, bare top-k ids, or a published load file."""
+"""Read a window of routing from a file: statistics, bare top-k ids, or loads."""
 
 from __future__ import annotations
 
 import os
 import zipfile
 import zlib
+from collections.abc import Callable
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import PluginError, mismatch
+from ..file_kinds import kind_of
 from ..statistics import RoutingStatistics, load_window
 from .load_file import read_load_file
+from .load_table import read_load_table
+from .loads import Loads, refuse_sideways, window_of
 from .responses import read_responses
+from .shared_experts import shared_columns
 
 MOST_EXPERTS = 4096  # above any model's; counting pairs takes memory for their square
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+UNREADABLE = (
+    OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError,
+    TokenError, SyntaxError,  # from numpy's parser of headers
+)  # fmt: skip
 LAYERS_FIRST, TOKENS_FIRST = "layers-first", "tokens-first"
+
+
+Read = tuple[RoutingStatistics, str, bool]  # the window, a word on what was left out or guessed, whether it was
 
 
 class Shape(NamedTuple):
@@ -50,45 +62,103 @@ def read_window(
 
 
 def read_trace(path: str | os.PathLike[str], shape: Shape) -> Reading:
-    """A window: a statistics file (`RoutingStatistics.save`), an .npz with `topk_ids: [layers, tokens, k]` where -1 is
-    padding, a .json of loads (`load_file.py`), or a .jsonl of vLLM's answers (`responses.py`).
+    """A window, from a file of any of these kinds, told by its content: statistics (`RoutingStatistics.save`); an .npz
+    with `topk_ids: [layers, tokens, k]` where -1 is padding; an .npy of such ids, or of loads [layers, experts]; loads
+    as JSON (`load_file.py`) or as a table (`load_table.py`); answers of a server (`responses.py`).
 
-    An .npz may also hold `num_experts` and `layer_ids: [layers]`; where it does not, the shape's count, else the
-    highest id and 0 … layers - 1. Raises PluginError in one line on anything else, and on ids that contradict the shape
-    or are implausible: more layers than tokens, if no layout was named.
+    An .npz may also hold `num_experts` and `layer_ids: [layers]`; where ids do not come with them, the shape's count,
+    else the highest id and 0 … layers - 1. A column of fused shared experts is left out (`shared_experts.py`). Raises
+    PluginError in one line on anything else, which says what the file is where that is known, and on ids that
+    contradict the shape or are implausible: more layers than tokens, if no layout was named.
     """
     if shape.layout not in (None, LAYERS_FIRST, TOKENS_FIRST):
         expected = f"{LAYERS_FIRST} or {TOKENS_FIRST}"
         raise mismatch("layout", found=repr(shape.layout), expected=expected, fix="name one of them")
-    kind, guess = os.fspath(path).lower().rpartition(".")[2], ""
-    if kind == "json":
-        window = read_load_file(path)
-    elif kind in ("npz", "jsonl"):
-        arrays = _read_npz(path) if kind == "npz" else _read_responses(path)
-        ids = _layers_first(path, arrays["topk_ids"], None if kind == "jsonl" else shape.layout, kind)
-        experts = _scalar(path, arrays["num_experts"]) if "num_experts" in arrays else shape.num_experts
-        if experts is None:
-            experts = max(int(ids.max(initial=0)) + 1, 1)
-            guess = " (the highest id + 1: pass --num-experts or --model-config if the model has more)"
-        if experts > MOST_EXPERTS:
-            raise mismatch(f"{path}: experts", found=experts, expected=f"<= {MOST_EXPERTS}", fix="check the ids")
-        layer_ids = shape.layer_ids
-        if layer_ids is not None and len(np.asarray(layer_ids)) != len(ids):
-            layer_ids = None  # those of another number of layers: for the caller to refuse
-        window = _named(path, RoutingStatistics.from_topk, ids, experts, arrays.get("layer_ids", layer_ids))
-    else:
-        window = _named(path, lambda: load_window(path)[0])
+    kind = kind_of(path)
+    ending = os.fspath(path).lower().rpartition(".")[2]
+    name = _ENDINGS.get(ending, "statistics") if kind is None else kind.name  # for the refusal of a damaged file
+    window, note, guessed = _READERS.get(name, _statistics)(path, shape)
     _refuse_other_models(path, window, shape)
-    return Reading(window, f"{path}: {_described(window)}{guess}", bool(guess))
+    what = f"{kind.what}, " if kind is not None and name not in ("statistics", "npz") else ""
+    return Reading(window, f"{path}: {what}{_described(window)}{note}", guessed)
 
 
-def _layers_first(path: str | os.PathLike[str], ids: NDArray[Any], layout: str | None, kind: str) -> NDArray[Any]:
+def _statistics(path: str | os.PathLike[str], shape: Shape) -> Read:
+    return _named(path, lambda: load_window(path)[0]), "", False
+
+
+def _loads(path: str | os.PathLike[str], shape: Shape) -> Read:
+    return *read_load_file(path, shape.num_experts), False
+
+
+def _table(path: str | os.PathLike[str], shape: Shape) -> Read:
+    return *read_load_table(path, shape.num_experts), False
+
+
+def _answers(path: str | os.PathLike[str], shape: Shape) -> Read:
+    model = None if shape.num_layers is None or shape.top_k is None else (shape.num_layers, shape.top_k)
+    ids, layer_ids = read_responses(path, model)
+    return _from_ids(path, ids, shape, layer_ids=layer_ids)
+
+
+def _npz(path: str | os.PathLike[str], shape: Shape) -> Read:
+    arrays = _read_npz(path)
+    ids = _layers_first(path, arrays["topk_ids"], shape.layout)
+    experts = _scalar(path, arrays["num_experts"]) if "num_experts" in arrays else None
+    return _from_ids(path, ids, shape, experts, arrays.get("layer_ids"))
+
+
+def _npy(path: str | os.PathLike[str], shape: Shape) -> Read:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except UNREADABLE as error:
+        raise PluginError(f"{path}: cannot be read as an .npy array ({error}); fix: write it again") from None
+    if array.ndim == 2 and array.dtype.kind in "iuf" and array.size:
+        refuse_sideways(path, array.shape[0], array.shape[1], shape.num_experts)
+        return *window_of(path, Loads(array.tolist(), range(len(array))), shape.num_experts), False
+    if array.ndim != 3:
+        expected = "loads [layers, experts] or top-k ids [layers, tokens, k]"
+        raise mismatch(str(path), found=f"shape {array.shape} {array.dtype}", expected=expected, fix="pass one of them")
+    return _from_ids(path, _layers_first(path, array, shape.layout), shape)
+
+
+_READERS: dict[str, Callable[[str | os.PathLike[str], Shape], Read]] = {
+    "npz": _npz, "npy": _npy, "loads": _loads, "counts": _loads, "table": _table, "answers": _answers,
+}  # fmt: skip
+_ENDINGS = {"npz": "npz", "npy": "npy", "json": "loads", "csv": "table", "tsv": "table", "jsonl": "answers"}
+
+
+def _from_ids(
+    path: str | os.PathLike[str],
+    ids: NDArray[Any],
+    shape: Shape,
+    experts: int | None = None,
+    layer_ids: ArrayLike | None = None,
+) -> Read:
+    """ids: [L, T, k]; experts, layer_ids: what the file itself says of them."""
+    experts, note, guessed = experts or shape.num_experts, "", False
+    shared = shared_columns(ids, experts)
+    if shared.any():
+        first = int(ids[:, :, shared][ids[:, :, shared] >= 0].min())
+        ids, experts = ids[:, :, ~shared], experts or first
+        note = f"; {shared.sum()} of the columns left out: fused shared experts (ids from {first})"
+    if experts is None:
+        experts, guessed = max(int(ids.max(initial=0)) + 1, 1), True
+        note += " (the highest id + 1: pass --num-experts or --model-config if the model has more)"
+    if experts > MOST_EXPERTS:
+        raise mismatch(f"{path}: experts", found=experts, expected=f"<= {MOST_EXPERTS}", fix="check the ids")
+    if layer_ids is None and shape.layer_ids is not None and len(np.asarray(shape.layer_ids)) == len(ids):
+        layer_ids = shape.layer_ids  # those of another number of layers are for the caller to refuse
+    return _named(path, RoutingStatistics.from_topk, ids, experts, layer_ids), note, guessed
+
+
+def _layers_first(path: str | os.PathLike[str], ids: NDArray[Any], layout: str | None) -> NDArray[Any]:
     if ids.ndim != 3 or ids.dtype.kind not in "iu" or not ids.shape[0]:
         found = f"topk_ids of shape {ids.shape} {ids.dtype}"
         raise mismatch(str(path), found=found, expected="integers [layers, tokens, k]", fix="write it again")
     if layout == TOKENS_FIRST:
         return ids.transpose(1, 0, 2)
-    if layout is None and kind == "npz" and 1 < ids.shape[1] < ids.shape[0]:
+    if layout is None and 1 < ids.shape[1] < ids.shape[0]:
         found = f"topk_ids {list(ids.shape)}: more layers than tokens"
         fix = f"pass --layout {TOKENS_FIRST}, or {LAYERS_FIRST} if that is so"
         raise mismatch(str(path), found=found, expected="[layers, tokens, k]", fix=fix)
@@ -126,11 +196,6 @@ def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
         found = ", ".join(arrays) or "no array"
         raise mismatch(str(path), found=found, expected="topk_ids [layers, tokens, k]", fix="name the array topk_ids")
     return arrays
-
-
-def _read_responses(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    ids, layer_ids = read_responses(path)
-    return {"topk_ids": ids, "layer_ids": layer_ids}
 
 
 def _scalar(path: str | os.PathLike[str], array: NDArray[Any]) -> int:

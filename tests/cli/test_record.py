@@ -190,7 +190,7 @@ def test_servers_that_cannot_be_recorded_are_refused(tmp_path: Path, call: Call,
     assert "found another kind of server, expected an SGLang server; vLLM tells no routing over HTTP" in problem
     Handler.info = {"expert_distribution_recorder_mode": None, "enable_eplb": False}
     _, _, problem = call("record", out, "--url", sglang)
-    assert "recorder mode: found None, expected stat or per_token" in problem
+    assert "recorder mode: found None, expected stat, per_pass or per_token" in problem
     assert set(Handler.asked) == {"/server_info"}
     Handler.info = {"expert_distribution_recorder_mode": "stat"}
     (tmp_path / "elsewhere").mkdir()

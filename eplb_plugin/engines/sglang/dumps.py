@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from ...errors import PluginError, mismatch
 from ...placement_formats import ExpertMap
 from ...statistics import RoutingStatistics
+from ...workloads.shared_experts import shared_columns
 
-_FIX = "pass a file written by --expert-distribution-recorder-mode stat or per_token"
+_FIX = "pass a file written by --expert-distribution-recorder-mode stat, per_pass or per_token"
 
 
 class EmptyRecording(PluginError):
@@ -26,7 +27,8 @@ class EmptyRecording(PluginError):
 def read_dump(path: str | os.PathLike[str], owner_group_size: int = 1) -> RoutingStatistics:
     """Statistics of one `.pt` file; dense decoder layers, which SGLang counts too, are dropped.
 
-    Mode `stat`: load only. Mode `per_token`, one rank's file: load, co-activation and all rows as sample.
+    Mode `stat`: load only. Mode `per_pass`, one rank's file: load only, of what this rank counted. Mode `per_token`,
+    one rank's file: load, co-activation and all rows as sample, without fused shared experts.
     owner_group_size: ranks that routed the same token, which SGLang counts as often in mode `stat`: all ranks without
     an all-to-all backend (see the log line of the plugin), else 1.
 
@@ -37,7 +39,10 @@ def read_dump(path: str | os.PathLike[str], owner_group_size: int = 1) -> Routin
     try:
         if "logical_count" in data:
             return _from_counts(np.asarray(data["logical_count"]), owner_group_size)
-        return _from_records(data["records"], np.asarray(data["last_physical_to_logical_map"]))
+        phy2log = np.asarray(data["last_physical_to_logical_map"])
+        if any("topk_ids_of_layer" in record for record in data["records"]):
+            return _from_records(data["records"], phy2log)
+        return _from_passes(data["records"], phy2log)
     except PluginError as error:
         raise type(error)(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -80,12 +85,29 @@ def _from_counts(counts: NDArray[Any], owner_group_size: int) -> RoutingStatisti
     return RoutingStatistics(load[layers] // owner_group_size, layer_ids=layers.astype(np.int32))
 
 
+def _from_passes(records: list[dict[str, Any]], phy2log: NDArray[Any]) -> RoutingStatistics:
+    """records: one per pass, each with counts [L, P] of physical experts."""
+    if not records:
+        _refuse_empty(np.empty(0))
+    counts = np.stack([np.asarray(record["global_physical_count"]) for record in records])
+    if counts.ndim != 3 or counts.shape[1:] != phy2log.shape or counts.dtype.kind not in "iu" or counts.min() < 0:
+        found = f"global_physical_count {counts.shape} {counts.dtype} of a map {phy2log.shape}"
+        raise mismatch("records", found=found, expected="counts [layers, slots] of every pass", fix=_FIX)
+    load = np.zeros((len(phy2log), int(phy2log.max()) + 1), np.int64)
+    np.add.at(load, (np.arange(len(phy2log))[:, None], phy2log), counts.sum(0, dtype=np.int64))
+    layers = np.flatnonzero(load.any(1))
+    _refuse_empty(layers)
+    return RoutingStatistics(load[layers], layer_ids=layers.astype(np.int32))
+
+
 def _from_records(records: list[dict[str, Any]], phy2log: NDArray[Any]) -> RoutingStatistics:
     """records: of one rank, [L, T, K] physical ids each, -1 = padding; phy2log: [L, P], the same for all of them."""
     blocks = [np.asarray(record["topk_ids_of_layer"]) for record in records]
     if not any(block.size for block in blocks):  # a rank that no request came to
         _refuse_empty(np.empty(0))
     ids = np.concatenate([block for block in blocks if block.size], axis=1).astype(np.int64)
+    if ids.ndim == 3:  # fused shared experts have ids beyond the physical experts'
+        ids = ids[:, :, ~shared_columns(ids, phy2log.shape[1])]
     if ids.ndim != 3 or len(ids) != len(phy2log) or ids.min() < -1 or ids.max() >= phy2log.shape[1]:
         found = f"ids {ids.shape} of a map {phy2log.shape}"
         raise mismatch("records", found=found, expected="physical ids [layers, tokens, k]", fix=_FIX)

@@ -18,6 +18,7 @@ from ...statistics import RoutingStatistics
 from .dumps import EmptyRecording, read_dump
 
 FOLDER = "/tmp"  # SGLang's default
+PER_RANK = ("per_pass", "per_token")  # modes in which every rank writes a file
 PATTERN = "expert_distribution_recorder_*.pt"
 ARRIVAL_SECONDS = 30.0  # for the files of a recording to be written
 # With EPLB on, every rebalance begins the recording afresh, and right after one it holds a pass or none: recordings are
@@ -54,9 +55,9 @@ class Recorder:
         Raises PluginError if the server records nothing, does not answer, writes elsewhere, or serves no traffic.
         """
         mode, eplb = self.info.get("expert_distribution_recorder_mode"), bool(self.info.get("enable_eplb"))
-        if mode not in ("stat", "per_token") and not (eplb and mode in (None, "stat_approx")):
+        if mode not in ("stat", *PER_RANK) and not (eplb and mode in (None, "stat_approx")):
             fix = "start the server with --expert-distribution-recorder-mode stat, or per_token for co-activation"
-            raise mismatch(f"{self.url}: recorder mode", found=mode, expected="stat or per_token", fix=fix)
+            raise mismatch(f"{self.url}: recorder mode", found=mode, expected="stat, per_pass or per_token", fix=fix)
         if not eplb:  # EPLB records always, and a start would begin its window afresh
             ask(self.url, "/start_expert_distribution_record", self.api_key)
         sleep(seconds)
@@ -82,8 +83,8 @@ class Recorder:
         ask(self.url, "/dump_expert_distribution_record", self.api_key)
         if not eplb:
             ask(self.url, "/stop_expert_distribution_record", self.api_key)
-        # mode stat sums over ranks; in mode per_token every rank writes its own
-        files = self._written(known, int(self.info.get("tp_size") or 1) if mode == "per_token" else 1)
+        # mode stat sums over ranks; in the others every rank writes its own
+        files = self._written(known, int(self.info.get("tp_size") or 1) if mode in PER_RANK else 1)
         return read_dumps(files, self.owner_group_size)
 
     def _written(self, known: set[Path], expected: int) -> list[Path]:
@@ -101,7 +102,7 @@ class Recorder:
 
 
 def read_dumps(files: list[Path], owner_group_size: int) -> RoutingStatistics:
-    """The files of one recording: one of mode `stat`, or one per rank of mode `per_token`.
+    """The files of one recording: one of mode `stat`, or one per rank of the other modes.
 
     Of ranks that route the same tokens the first file of each group counts. A rank without tokens adds nothing.
     """

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sglang.srt.eplb import expert_distribution
 
 from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology, plan
 from eplb_plugin.engines.sglang.dumps import EmptyRecording, read_dump
+from eplb_plugin.engines.sglang.http_recorder import read_dumps
 
 LAYERS, EXPERTS, SLOTS, TOP_K = 4, 8, 12, 3
 MOE_LAYERS = [1, 2, 3]
@@ -61,6 +64,46 @@ def test_records(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.coactivation, expected.coactivation)
     np.testing.assert_array_equal(found.sample, expected.sample)
     np.testing.assert_array_equal(found.layer_ids, MOE_LAYERS)
+
+
+def test_fused_shared_experts_are_left_out(tmp_path: Path) -> None:
+    """SGLang appends them to every row, with ids beyond the physical experts."""
+    ids = np.full((LAYERS, 40, 8), -1)
+    ids[MOE_LAYERS, :, :TOP_K] = tokens()
+    ids[MOE_LAYERS, :, TOP_K] = EXPERTS
+    data = {"last_physical_to_logical_map": torch.arange(EXPERTS).repeat(LAYERS, 1)}
+    torch.save({**data, "records": [{"topk_ids_of_layer": torch.from_numpy(ids)}]}, tmp_path / "one.pt")
+    found = read_dump(tmp_path / "one.pt")
+    np.testing.assert_array_equal(found.sample, tokens())
+    assert found.num_experts == EXPERTS
+
+
+def test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mode `per_pass`, counted by SGLang's own gatherer: the load, mapped back from slots; ranks are added up."""
+    monkeypatch.setattr(expert_distribution, "get_device", lambda: "cpu")
+    phy2log = np.random.default_rng(1).permuted(np.tile(np.arange(SLOTS) % EXPERTS, (LAYERS, 1)), axis=1)
+    log2phy = Placement(phy2log).log2phy
+    metadata = SimpleNamespace(num_layers=LAYERS, num_physical_experts=SLOTS)
+    for rank in range(2):
+        gatherer, records = expert_distribution._SelectExpertsSinglePassGatherer(metadata, rank), []
+        for step in range(2):
+            for row, layer in enumerate(MOE_LAYERS):
+                ids = log2phy[layer, tokens(seed=2 * rank + step)[row], 0]
+                gatherer.on_select_experts(layer, torch.from_numpy(ids))
+            records.append({"forward_pass_id": step, "rank": rank, "gatherer_key": "primary"})
+            records[-1] |= {name: one.clone() for name, one in gatherer.collect().items()}
+            gatherer.reset()
+        data = {"records": records, "last_physical_to_logical_map": torch.from_numpy(phy2log)}
+        torch.save(data, tmp_path / f"recording_{rank}.pt")
+    rows = np.concatenate([tokens(seed=seed) for seed in range(4)], axis=1)
+    found = read_dumps(sorted(tmp_path.iterdir()), 1)
+    np.testing.assert_array_equal(found.load, RoutingStatistics.from_topk(rows, EXPERTS).load)
+    np.testing.assert_array_equal(found.layer_ids, MOE_LAYERS)
+    assert found.coactivation is None
+    data["records"] = [{"global_physical_count": torch.ones(LAYERS, SLOTS + 1, dtype=torch.int32)}]
+    torch.save(data, tmp_path / "other.pt")
+    with pytest.raises(PluginError, match=r"other\.pt: records: found global_physical_count"):
+        read_dump(tmp_path / "other.pt")
 
 
 def test_a_dump_of_sglang_becomes_a_plan_for_vllm_and_back(tmp_path: Path) -> None:
