@@ -31,6 +31,7 @@ from .planning.resplit import resplit
 from .planning.score import expected_rank_load
 from .recording.load import Arrived, sum_load
 from .recording.snapshot import snapshot
+from .routing_rows import report_left_out
 from .stages import STALLED_SECONDS, Stage, Stages
 from .state import StateDirectory
 from .statistics import RoutingStatistics
@@ -101,6 +102,9 @@ class Rebalancer:
         except PluginError as error:  # on the planning rank, from whose message the others learn of it, or on all
             entry.history.refuse(error)
             return
+        if window is not None:
+            left_out, counted = int(window.left_out.sum()), int(window.num_tokens.sum())
+            report_left_out(f"window of {entry.name}", left_out, left_out + counted)
         if entry.first is None:  # else a few steps of an engine that has just started
             entry.history.add(window)
             self._keep_window(entry, window)
@@ -230,8 +234,10 @@ class Rebalancer:
             return Outcome(entry.name, "refused", change="re-split"), encode_error(f"solving failed: {reason(error)}")
 
     def _served(self, entry: ModelEntry, in_force: Plan) -> Served:
-        rank_load = expected_rank_load(entry.history.newest.load, in_force)
-        return Served(rank_load, in_force.placement.layer_ids, self.config.metrics.per_layer_rank)
+        window = entry.history.newest
+        left_out = window.left_out.sum() / max((window.left_out + window.num_tokens).sum(), 1)
+        rank_load, layer_ids = expected_rank_load(window.load, in_force), in_force.placement.layer_ids
+        return Served(rank_load, layer_ids, self.config.metrics.per_layer_rank, float(left_out))
 
     def _options(self, entry: ModelEntry) -> PlanOptions:
         """With the price of a move, where the settings name one and the entry's gain can be told."""

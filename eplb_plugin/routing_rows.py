@@ -1,4 +1,7 @@
-"""When a token's row of top-k ids is a routing: one definition for readers and statistics."""
+"""When a token's row of top-k ids is a routing: one definition for readers, statistics and the recorder.
+
+A row counts if it names an expert, wherever in the row, and none twice. Ids that are no expert's name nobody.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,12 @@ def routed(rows: NDArray[Any], what: str) -> NDArray[Any]:
     """
     repeated = name_twice(rows)
     dropped, given = int(repeated.sum()), int((rows >= 0).any(axis=-1).sum())
-    if not dropped:
-        return rows
-    if dropped > TRACE * given:
+    report_left_out(what, dropped, given)
+    return np.where(repeated[..., None], -1, rows) if dropped else rows
+
+
+def report_left_out(what: str, left_out: int, given: int) -> None:
+    """One line in the log if more than a trace of the rows given were left out."""
+    if left_out > TRACE * given:
         line = "%s: %d of %d rows (%.1f %%) name an expert twice, which no router does: they are left out"
-        logger.warning(line, what, dropped, given, 100.0 * dropped / given)
-    return np.where(repeated[..., None], -1, rows)
+        logger.warning(line, what, left_out, given, 100.0 * left_out / given)

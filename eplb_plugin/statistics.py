@@ -59,6 +59,7 @@ class RoutingStatistics:
     layer_ids: [L] int32 decoder-layer numbers; default 0 … L-1.
     parts: [W, L, E] loads, in order of time, of the windows that these statistics were put together from, whose sum is
         the load; or None. Ranks that are even in the sum may each be the busiest one for a while.
+    left_out: [L] int64 rows that named an expert twice, and so are in no other count (`routing_rows`); default 0.
 
     Raises PluginError on wrong shapes, negative or non-finite counts, an asymmetric co-activation, ids out of range.
     """
@@ -70,6 +71,7 @@ class RoutingStatistics:
     num_tokens: NDArray[np.int64] = None  # type: ignore[assignment]
     layer_ids: NDArray[np.int32] = None  # type: ignore[assignment]
     parts: NDArray[Any] | None = None
+    left_out: NDArray[np.int64] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         load = np.asarray(self.load)
@@ -102,6 +104,8 @@ class RoutingStatistics:
                 raise mismatch("sample", found=found, expected=f"-1..{experts - 1}", fix="check ids")
             put(self, "sample", sample.astype(np.int16))
         put(self, "num_tokens", self._checked_num_tokens(layers))
+        left_out = np.zeros(layers, np.int64) if self.left_out is None else self.left_out
+        put(self, "left_out", _checked_rows("left_out", left_out, layers))
         if self.parts is not None:
             put(self, "parts", self._checked_parts(load))
 
@@ -112,10 +116,7 @@ class RoutingStatistics:
             if not top_k:
                 return np.zeros(layers, np.int64)
             return np.rint(self.load.sum(1) / top_k).astype(np.int64)
-        tokens = np.asarray(given)
-        if tokens.shape != (layers,):
-            raise mismatch("num_tokens", found=f"shape {tokens.shape}", expected=f"[{layers}]", fix="one per layer")
-        return checked_counts("num_tokens", tokens).astype(np.int64)
+        return _checked_rows("num_tokens", given, layers)
 
     def _checked_parts(self, load: NDArray[Any]) -> NDArray[Any]:
         parts = np.asarray(self.parts)
@@ -153,7 +154,8 @@ class RoutingStatistics:
             raise mismatch(
                 "topk_ids", found=f"ids {ids.min()}..{ids.max()}", expected=f"-1..{num_experts - 1}", fix="check ids"
             )
-        ids = routed(ids, "topk_ids")
+        given, ids = ids, routed(ids, "topk_ids")
+        left_out = (given != ids).any(axis=2).sum(axis=1)
         layers = len(ids)
         load = np.zeros((layers, num_experts), np.int64)
         pairs = np.zeros((layers, num_experts, num_experts), np.int64)
@@ -165,7 +167,8 @@ class RoutingStatistics:
             pairs[layer] = np.rint(hot.T @ hot).astype(np.int64)
             load[layer] = np.bincount(rows[rows >= 0], minlength=num_experts)
         tokens = (ids >= 0).any(2).sum(1)
-        return cls(load, pairs, ids.astype(np.int16), tokens, checked_layer_ids(layer_ids, layers))
+        sample, layer_numbers = ids.astype(np.int16), checked_layer_ids(layer_ids, layers)
+        return cls(load, pairs, sample, tokens, layer_numbers, left_out=left_out)
 
     def merge(self, other: RoutingStatistics) -> RoutingStatistics:
         """Sum of two windows of the same model; the samples are concatenated, and so are the parts."""
@@ -189,6 +192,7 @@ class RoutingStatistics:
             self.num_tokens + other.num_tokens,
             self.layer_ids,
             _fewer(np.concatenate([_parts_of(self), _parts_of(other)])),
+            self.left_out + other.left_out,
         )
 
     def decay(self, factor: float) -> RoutingStatistics:
@@ -196,13 +200,15 @@ class RoutingStatistics:
         if not 0.0 <= factor <= 1.0:
             raise mismatch("decay factor", found=factor, expected="0.0..1.0", fix="pass a share")
         pairs = None if self.coactivation is None else self.coactivation * factor
-        tokens = np.rint(self.num_tokens * factor).astype(np.int64)
+        tokens, left_out = (np.rint(rows * factor).astype(np.int64) for rows in (self.num_tokens, self.left_out))
         parts = None if self.parts is None else self.parts * factor
-        return replace(self, load=self.load * factor, coactivation=pairs, num_tokens=tokens, parts=parts)
+        load = self.load * factor
+        return replace(self, load=load, coactivation=pairs, num_tokens=tokens, parts=parts, left_out=left_out)
 
     def save(self, path: str | os.PathLike[str], header: Mapping[str, Any] | None = None) -> None:
         """Write a safetensors file atomically; `header` adds model, engine, phase … for the reader."""
         arrays = {"load": self.load, "layer_ids": self.layer_ids, "num_tokens": self.num_tokens}
+        arrays |= {"left_out": self.left_out} if self.left_out.any() else {}
         if self.coactivation is not None:
             arrays["coactivation"] = self.coactivation
         if self.sample is not None:
@@ -210,6 +216,13 @@ class RoutingStatistics:
         if self.parts is not None:
             arrays["parts"] = self.parts
         save_arrays(path, KIND, arrays, header or {})
+
+
+def _checked_rows(name: str, given: ArrayLike, layers: int) -> NDArray[np.int64]:
+    rows = np.asarray(given)
+    if rows.shape != (layers,):
+        raise mismatch(name, found=f"shape {rows.shape}", expected=f"[{layers}]", fix="one per layer")
+    return checked_counts(name, rows).astype(np.int64)
 
 
 def _added(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
@@ -234,7 +247,7 @@ def load_window(path: str | os.PathLike[str]) -> tuple[RoutingStatistics, dict[s
     arrays, header = load_arrays(path, KIND)
     if "load" not in arrays:
         raise PluginError(f"{path}: a statistics file without a load array; fix: write it again")
-    names = ("load", "coactivation", "sample", "num_tokens", "layer_ids", "parts")
+    names = ("load", "coactivation", "sample", "num_tokens", "layer_ids", "parts", "left_out")
     return RoutingStatistics(**{name: arrays[name] for name in names if name in arrays}), header
 
 

@@ -44,7 +44,7 @@ def route_layer(
 
 @dataclass
 class Reference:
-    """What the recorder should hold. rows: [L, K] per token, -1 = no expert; alone: those of which only load counts."""
+    """What the recorder should hold. rows: [L, K] per token, as given; alone: those of which only load counts."""
 
     layers: int
     experts: int
@@ -57,20 +57,38 @@ class Reference:
         self.alone |= set() if paired else set(range(len(self.rows), len(self.rows) + len(rows)))
         self.rows += rows
 
+    def routing(self, ids: NDArray[np.int64]) -> list[int] | None:
+        """The experts of a row; None: it names one twice."""
+        named = [one for one in ids.tolist() if 0 <= one < self.experts]
+        return named if len(set(named)) == len(named) else None
+
     @property
-    def load(self) -> NDArray[np.int64]:
-        load = np.zeros((self.layers, self.experts), np.int64)
+    def totals(self) -> NDArray[np.int64]:
+        totals = np.zeros((self.layers, self.experts + 2), np.int64)
         for row in self.rows:
             for layer, ids in enumerate(row):
-                for one in ids[ids >= 0]:
-                    load[layer, one] += 1
-        return load
+                routing = self.routing(ids)
+                for one in routing or []:
+                    totals[layer, one] += 1
+                totals[layer, self.experts] += bool(routing)
+                totals[layer, self.experts + 1] += routing is None
+        return totals
+
+    @property
+    def kept(self) -> list[NDArray[np.int64]]:
+        """Tokens of which whole rows are kept: -1 where nothing is counted."""
+        paired = [row for token, row in enumerate(self.rows) if token not in self.alone]
+        cleared = [
+            np.array([[one if one in (self.routing(ids) or []) else -1 for one in ids.tolist()] for ids in row])
+            for row in paired
+        ]
+        return [row for row in cleared if (row >= 0).any()]
 
     @property
     def coactivation(self) -> NDArray[np.int64]:
         pairs = np.zeros((self.layers, self.experts, self.experts), np.int64)
-        for token, row in enumerate(self.rows):
-            for layer, ids in enumerate(row if token not in self.alone else []):
+        for row in self.kept:
+            for layer, ids in enumerate(row):
                 for one in ids[ids >= 0]:
                     for other in ids[ids >= 0]:
                         pairs[layer, one, other] += 1
@@ -79,16 +97,32 @@ class Reference:
     @property
     def sample(self) -> NDArray[np.int64]:
         ring = np.full((self.layers, self.sample_rows, self.top_k), -1)
-        for place, row in enumerate(self.rows):
-            if place not in self.alone:
-                ring[:, place % self.sample_rows] = row
+        for place, row in enumerate(self.kept):
+            ring[:, place % self.sample_rows] = row
         return ring
 
     def agrees_with(self, recorder: Recorder) -> None:
-        np.testing.assert_array_equal(recorder.load.numpy(), self.load)
+        np.testing.assert_array_equal(recorder.totals.numpy(), self.totals)
         np.testing.assert_array_equal(coactivation(recorder).numpy(), self.coactivation)
         np.testing.assert_array_equal(recorder.sample.numpy(), self.sample)
-        assert recorder.num_tokens.item() == len(self.rows)
-        count = min(3, self.sample_rows, len(self.rows))
-        places = np.arange(len(self.rows) - count, len(self.rows)) % self.sample_rows
+        tokens = len(self.kept)
+        assert recorder.num_tokens.item() == tokens
+        count = min(3, self.sample_rows, tokens)
+        places = np.arange(tokens - count, tokens) % self.sample_rows
         np.testing.assert_array_equal(recorder.newest(count).numpy(), self.sample[:, places])
+
+
+def spoiled(random: np.random.Generator, ids: NDArray[np.int64], experts: int) -> NDArray[np.int64]:
+    """[..., k] rows of a router, some of them as no router makes them: an expert twice, zeros, and ids of no expert
+    (-1, or beyond the last: masked "zero experts", shared ones) anywhere.
+    """
+    ids = np.where(random.random(ids.shape) < 0.1, random.choice([-1, experts, experts + 3], ids.shape), ids)
+    repeats = random.random(ids.shape[:-1]) < 0.15
+    place = random.integers(0, ids.shape[-1], (2, *ids.shape[:-1], 1))
+    one = np.take_along_axis(ids, place[0], axis=-1)
+    again = ids.copy()
+    np.put_along_axis(again, place[1], one, axis=-1)
+    ids = np.where(repeats[..., None], again, ids)
+    ids[random.random(ids.shape[:-1]) < 0.05] = 0
+    ids[random.random(ids.shape[:-1]) < 0.1] = -1
+    return ids

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from eplb_plugin import controller
 from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.controller import Rebalancer
+from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import Placement
 from eplb_plugin.plan_types import Plan, Policy
 from eplb_plugin.planning.score import balancedness
@@ -24,6 +25,7 @@ from rebalances import (
     POPULARITY,
     SLOTS,
     TOKENS,
+    TOP_K,
     Log,
     Result,
     new_entry,
@@ -31,6 +33,7 @@ from rebalances import (
     record,
     routed,
 )
+from recorded import route_layer
 
 
 def rank_balance(load: np.ndarray, phy2log: np.ndarray, ranks: int) -> float:
@@ -131,6 +134,33 @@ def test_no_tokens_keeps_the_old() -> None:
         np.testing.assert_array_equal(placed, OLD)
         assert not [text for level, text in lines if level == "ERROR"]
     assert results[0][1] == [("INFO", "rebalance of model skipped: no token was routed in the window")]
+
+
+def zeros_among_the_tokens(config: PluginConfig) -> tuple[list[tuple[str, str]], list[float]]:
+    """As many rows of zeros as of tokens in layer 0, on every rank; the log, and what is reported of the windows."""
+    outcomes: list[Outcome] = []
+    log, logger = Log(), logging.getLogger("eplb_plugin")
+    logger.addHandler(log)
+    rebalancer, entry = Rebalancer(config, outcomes.append), new_entry("balanced")
+    rebalancer.add("key", entry, planning_rank=dist.get_rank() == 0)
+    log.lines.clear()
+    record(entry)
+    assert entry.recorder is not None
+    entry.recorder.expect([TOKENS])
+    route_layer(entry.recorder, 0, np.zeros((TOKENS, TOP_K), np.int64))
+    entry.recorder.fold()
+    rebalancer.observe("key", dist.group.WORLD)
+    rebalancer.decide("key", OLD.copy(), dist.group.WORLD)
+    return log.lines, [one.served.left_out for one in outcomes if one.served is not None]
+
+
+def test_rows_that_no_router_makes_are_told_once() -> None:
+    """The planning rank says in one line how many rows a window left out, and reports their share to the metrics."""
+    (lines, shares), others = run_ranks(2, zeros_among_the_tokens, PluginConfig(), timeout=300)
+    line = "window of model: 192 of 576 rows (33.3 %) name an expert twice, which no router does: they are left out"
+    assert [text for level, text in lines if level == "WARNING"] == [line]
+    assert shares == [pytest.approx(1 / 3)]
+    assert others == ([], [])
 
 
 def rebalance_draft() -> np.ndarray:

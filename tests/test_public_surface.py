@@ -23,7 +23,7 @@ NAMES = [
 PARAMETERS = {
     "Topology": ["num_nodes", "ranks_per_node", "slots_per_rank", "_nodes"],
     "Topology.from_nodes": ["node_of_rank", "slots_per_rank"],
-    "RoutingStatistics": ["load", "coactivation", "sample", "num_tokens", "layer_ids", "parts"],
+    "RoutingStatistics": ["load", "coactivation", "sample", "num_tokens", "layer_ids", "parts", "left_out"],
     "RoutingStatistics.from_topk": ["topk_ids", "num_experts", "layer_ids"],
     "RoutingStatistics.merge": ["self", "other"],
     "RoutingStatistics.decay": ["self", "factor"],

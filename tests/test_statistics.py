@@ -80,10 +80,11 @@ def test_decay():
 
 def test_save_and_load(tmp_path):
     full = RoutingStatistics.from_topk(np.array([[[0, 1], [2, -1]]]), 3, layer_ids=[7])
-    full = full.merge(full)
+    full = full.merge(RoutingStatistics.from_topk(np.array([[[1, 1]]]), 3, layer_ids=[7]))
+    assert full.left_out.tolist() == [1]
     full.save(tmp_path / "window.safetensors", {"model": "tiny"})
     again = RoutingStatistics.load(tmp_path / "window.safetensors")
-    for name in ("load", "coactivation", "sample", "num_tokens", "layer_ids", "parts"):
+    for name in ("load", "coactivation", "sample", "num_tokens", "layer_ids", "parts", "left_out"):
         assert np.array_equal(getattr(again, name), getattr(full, name)), name
     RoutingStatistics(np.ones((1, 4))).save(tmp_path / "load.safetensors")
     assert RoutingStatistics.load(tmp_path / "load.safetensors").sample is None
@@ -113,6 +114,7 @@ def test_load_of_a_foreign_file_is_one_line(tmp_path):
         ({"sample": np.full((1, 3, 1), -2)}, "sample"),
         ({"num_tokens": [1, 2]}, "num_tokens"),
         ({"num_tokens": [-1]}, "num_tokens"),
+        ({"left_out": [1, 2]}, "left_out"),
         ({"layer_ids": [1, 2]}, "layer_ids"),
         ({"layer_ids": [-1]}, "layer_ids"),
         ({"layer_ids": [0.5]}, "layer_ids"),
@@ -140,6 +142,7 @@ def test_a_row_that_names_an_expert_twice_is_no_routing(caplog):
     assert np.diagonal(statistics.coactivation, axis1=1, axis2=2).tolist() == statistics.load.tolist()
     assert statistics.num_tokens.tolist() == [2]
     assert statistics.sample.tolist() == [[[3, 1], [-1, -1], [2, -1], [-1, -1], [-1, -1]]]
+    assert statistics.left_out.tolist() == [2]
     assert "2 of 4 rows (50.0 %)" in caplog.text
 
 

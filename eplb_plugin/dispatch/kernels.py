@@ -39,10 +39,11 @@ class LayerTables(NamedTuple):
 class Counters(NamedTuple):
     """Where one layer's routing is counted in one pass.
 
-    rows: [max_tokens, k] int16, the ids themselves; load: [E + 1] int32; pairs: [(E + 1)²] int32, smaller id first;
-    slot_load: [P] int32, the engine's own count, of what is mapped here; enabled, pairs_enabled, slots_enabled: scalar
-    bool, count rows and load, and pairs with them, and slots; real: scalar int32, tokens of the whole batch that are no
-    padding; chunk: under sequence parallelism this rank routes the chunk-th run of rows of that batch.
+    rows: [max_tokens, k] int16, the ids themselves; load: [E + 2] int32, then rows counted and rows left out, see
+    `routing_rows`; pairs: [(E + 1)²] int32, smaller id first; slot_load: [P] int32, the engine's own count, of all that
+    is mapped here; enabled, pairs_enabled, slots_enabled: scalar bool, count load, and rows and pairs with it, and
+    slots; real: scalar int32, tokens of the whole batch that are no padding; chunk: under sequence parallelism this
+    rank routes the chunk-th run of rows of that batch.
     """
 
     rows: torch.Tensor
@@ -172,18 +173,36 @@ def _expert_rows(slots: Array, phy2log: Array, ids: Array) -> None:
 
 @kernel
 def _count_rows(ids: Array, rows: Array, load: Array, pairs: Array, paired: Array, real: Array, chunk: int) -> None:
-    experts = load.shape[0] - 1
+    experts = load.shape[0] - 2
     for token in range(min(ids.shape[0], rows.shape[0], real[()] - chunk * ids.shape[0])):
+        named = _experts_named(ids[token], experts)
+        load[experts] += named > 0
+        load[experts + 1] += named < 0
+        if paired[()]:
+            rows[token] = -1
         for k in range(ids.shape[1]):
             one = ids[token, k]
-            if not 0 <= one < experts:
-                rows[token, k] = -1
+            if named < 0 or not 0 <= one < experts:
                 continue
-            rows[token, k] = one
             load[one] += 1
-            for other in ids[token, k:]:
-                if paired[()] and 0 <= other < experts:
-                    pairs[min(one, other) * (experts + 1) + max(one, other)] += 1
+            if paired[()]:
+                rows[token, k] = one
+                for other in ids[token, k:]:
+                    if 0 <= other < experts:
+                        pairs[min(one, other) * (experts + 1) + max(one, other)] += 1
+
+
+@kernel
+def _experts_named(row: Array, experts: int) -> int:
+    """How many experts a row names; -1 if it names one twice, and so is no routing."""
+    named = 0
+    for k in range(row.shape[0]):
+        if 0 <= row[k] < experts:
+            named += 1
+            for other in row[k + 1 :]:
+                if other == row[k]:
+                    return -1
+    return named
 
 
 @kernel

@@ -123,15 +123,23 @@ def pass_kernel(
         taken = (slot >= 0) & (token[:, None] < own * tl.load(slots_enabled).to(tl.int32))
         tl.atomic_add(slot_load + slot, 1, mask=taken, sem="relaxed")
 
-    kept = there & (token[:, None] < tl.minimum(own, max_rows) * tl.load(enabled).to(tl.int32))
-    counted = known & kept
-    tl.store(rows + token[:, None] * K + column[None, :], tl.where(known, found, -1).to(tl.int16), mask=kept)
-    tl.atomic_add(load + expert, 1, mask=counted, sem="relaxed")
-    if tl.load(pairs_enabled):  # the same for all programs: outside a plan's window the largest tile is never made
+    if tl.load(enabled):  # the same for all programs: outside windows nothing is compared
+        kept = there & (token[:, None] < tl.minimum(own, max_rows))
         one, other = expert[:, :, None], expert[:, None, :]
-        pair = tl.minimum(one, other) * (num_experts + 1) + tl.maximum(one, other)
-        both = counted[:, :, None] & counted[:, None, :] & (column[None, :, None] <= column[None, None, :])
-        tl.atomic_add(pairs + pair, 1, mask=both, sem="relaxed")
+        both = (known & kept)[:, :, None] & (known & kept)[:, None, :]
+        first, second = column[None, :, None], column[None, None, :]
+        twice = tl.max(tl.max((both & (one == other) & (first < second)).to(tl.int32), axis=2), axis=1)
+        counted = known & kept & (twice == 0)[:, None]
+        tl.atomic_add(load + expert, 1, mask=counted, sem="relaxed")
+        num_counted = tl.sum(tl.max(counted.to(tl.int32), axis=1), axis=0)
+        num_left_out = tl.sum(twice, axis=0)
+        tl.atomic_add(load + num_experts, num_counted, mask=num_counted > 0, sem="relaxed")
+        tl.atomic_add(load + num_experts + 1, num_left_out, mask=num_left_out > 0, sem="relaxed")
+        if tl.load(pairs_enabled):
+            tl.store(rows + token[:, None] * K + column[None, :], tl.where(counted, found, -1).to(tl.int16), mask=kept)
+            pair = tl.minimum(one, other) * (num_experts + 1) + tl.maximum(one, other)
+            both = both & (twice == 0)[:, None, None] & (first <= second)
+            tl.atomic_add(pairs + pair, 1, mask=both, sem="relaxed")
 
 
 def launch(
@@ -158,6 +166,6 @@ def launch(
     pass_kernel[(triton.cdiv(num_rows, tokens),)](
         ids, ids.stride(0), ids.stride(1), num_rows, ids if slots is None else slots,
         table, entries, nodes, counts, copies, copies.shape[1], held, source,
-        *counters, counters.rows.shape[0], counters.load.shape[0] - 1,
+        *counters, counters.rows.shape[0], counters.load.shape[0] - 2,
         K=top_k, WIDTH=width, TOKENS=tokens, NODES=num_nodes, TASK=task.value,
     )  # fmt: skip

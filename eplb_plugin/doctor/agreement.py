@@ -63,11 +63,11 @@ def check_windows(site: Site) -> Figures:
     spent = time.perf_counter() - began
     if window is not None:
         what = f"window over {name}"
-        expect_equal(f"{what}: load", torch.from_numpy(window.load), here.recorder.load.long())
+        totals = np.concatenate([window.load, window.num_tokens[:, None], window.left_out[:, None]], axis=1)
+        expect_equal(f"{what}: totals", torch.from_numpy(totals), here.recorder.totals.long())
         assert window.coactivation is not None
         once = here.recorder.pairs[:, :-1, :-1].long()
         expect_equal(f"{what}: pairs", torch.from_numpy(window.coactivation), once + once.triu(1).transpose(1, 2))
-        expect_equal(f"{what}: tokens", torch.tensor(window.num_tokens[0]), here.recorder.num_tokens)
     return {f"ms of a window, {name}": round(spent * 1e3, 1)}
 
 

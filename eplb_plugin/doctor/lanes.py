@@ -60,7 +60,7 @@ class Lane:
             ours, theirs = self.recorder.passing(layer), other.recorder.passing(layer)
             for name, one, two in zip(ours._fields, ours, theirs, strict=True):
                 expect_equal(f"{what}: {name} of the pass, layer {layer}", one, two)
-        for name in ("load", "pairs", "sample", "num_tokens"):
+        for name in ("totals", "pairs", "sample", "num_tokens"):
             expect_equal(f"{what}: {name}", getattr(self.recorder, name), getattr(other.recorder, name))
         expect_equal(f"{what}: load of slots", self.slot_load, other.slot_load)
 
@@ -76,8 +76,10 @@ def made_plan(rng: np.random.Generator, rule: Dispatch, *, layers: int, experts:
 
 
 def made_ids(rng: np.random.Generator, tokens: int, experts: int, top_k: int) -> NDArray[np.int64]:
-    """[T, k] distinct ids; some are -1, and some rows are nothing else."""
+    """[T, k] distinct ids, as a router gives; but some are -1, some rows are nothing else, some name an id twice."""
     ids = rng.random((tokens, experts)).argsort(1)[:, :top_k]
-    ids[:, 1:][rng.random((tokens, top_k - 1)) < 0.1] = -1
+    ids[rng.random(ids.shape) < 0.1] = -1
     ids[rng.random(tokens) < 0.1] = -1
+    twice = rng.random(tokens) < 0.1
+    ids[twice, -1] = ids[twice, 0]
     return ids

@@ -19,9 +19,10 @@ from ..outcome import Outcome, Served
 NAMES = {
     f"eplb_plugin_{name}"
     for name in (
-        "balancedness", "cross_node_fraction", "cross_node_copies_per_token", "planned_balancedness",
-        "planned_cross_node_copies_per_token", "last_success_timestamp_seconds", "stalled", "stage_seconds_sum",
-        "stage_seconds_count", "rebalances_total", "moved_slots_total", "moved_bytes_total", "rank_load",
+        "balancedness", "cross_node_fraction", "cross_node_copies_per_token", "left_out_rows_fraction",
+        "planned_balancedness", "planned_cross_node_copies_per_token", "last_success_timestamp_seconds", "stalled",
+        "stage_seconds_sum", "stage_seconds_count", "rebalances_total", "moved_slots_total", "moved_bytes_total",
+        "rank_load",
     )
 }  # fmt: skip
 
@@ -43,6 +44,9 @@ class Metrics:
         )
         self.crossing = gauge("cross_node_fraction", "Share of the copies of tokens to nodes that leave their own.")
         self.copies = gauge("cross_node_copies_per_token", "Copies to other nodes per token.")
+        self.left_out = gauge(
+            "left_out_rows_fraction", "Share of the newest window's rows that name an expert twice: in no count."
+        )
         self.planned_balancedness = gauge(
             "planned_balancedness", "Mean over max rank load that the last plan expects, mean of layers."
         )
@@ -95,6 +99,7 @@ class Metrics:
         layers = served.balancedness
         for stat, value in (("min", layers.min()), ("mean", layers.mean()), ("max", layers.max())):
             self.balancedness.labels(model, stat).set(float(value))
+        self.left_out.labels(model).set(served.left_out)
         if served.per_rank:
             for layer, loads in zip(served.layer_ids, served.rank_load, strict=True):
                 for rank, load in enumerate(loads / max(float(loads.mean()), 1e-9)):

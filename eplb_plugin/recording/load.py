@@ -20,8 +20,8 @@ Arrived = Callable[[], torch.Tensor]
 
 
 def take_load(recorder: Recorder) -> Arrived:
-    """Ends the recorder's window; what is returned waits for it on the host: [1 + L · E] int64 tokens, selections."""
-    counts = torch.cat([recorder.num_tokens.reshape(1), recorder.load.to(torch.int64).reshape(-1)])
+    """Ends the recorder's window; what is returned waits for it on the host: [L · (E + 2)] int64, its totals."""
+    counts = recorder.totals.to(torch.int64).reshape(-1)
     recorder.reset()
     if counts.device.type == "cpu":
         return lambda: counts
@@ -45,16 +45,21 @@ def sum_load(
     Raises PluginError, on rank 0, if the ranks of a token-owner group did not record the same.
     """
     rank, size, layers = dist.get_rank(group), dist.get_world_size(group), len(layer_ids)
-    by_expert = counts[1:].view(layers, -1).sum(0)
-    marks = torch.zeros(size, 1 + len(by_expert), dtype=torch.int64)
-    marks[rank] = torch.cat([counts[:1], by_expert])
+    by_expert = counts.view(layers, -1).sum(0)
+    marks = torch.zeros(size, len(by_expert), dtype=torch.int64)
+    marks[rank] = by_expert
     packed = torch.cat([marks.ravel(), counts if rank % owner_group_size == 0 else torch.zeros_like(counts)])
     dist.reduce(packed, dst=dist.get_global_rank(group, 0), group=group)
     if rank != 0:
         return None
-    told, tokens, load = np.split(packed.numpy(), [marks.numel(), marks.numel() + 1])
+    told, totals = np.split(packed.numpy(), [marks.numel()])
     told = told.reshape(marks.shape)
-    moved = moved_selections(told[:, 1:], owner_group_size)
-    refuse_unequal_owners(told[:, 0], moved, told[:, 1:].sum(1), owner_group_size)
-    number = np.full(layers, tokens[0])
-    return RoutingStatistics(load.reshape(layers, -1), num_tokens=number, layer_ids=np.array(layer_ids, np.int32))
+    moved = moved_selections(told[:, :-2], owner_group_size)
+    refuse_unequal_owners(told[:, -2], moved, told[:, :-2].sum(1), owner_group_size)
+    totals = totals.reshape(layers, -1)
+    return RoutingStatistics(
+        totals[:, :-2],
+        num_tokens=totals[:, -2],
+        layer_ids=np.array(layer_ids, np.int32),
+        left_out=totals[:, -1],
+    )

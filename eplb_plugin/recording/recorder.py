@@ -3,7 +3,8 @@
 In the forward pass a kernel (`dispatch/kernels.py`) stages the top-k ids of a layer and counts them, in one launch with
 static shapes, without a host sync, also inside a captured graph. After a real step the counts of the pass are added to
 the window's for all layers at once, outside the graph; after a dummy or profile step they are dropped. So padding and
-dummy tokens never reach the counts, in which they would weigh quadratically (co-activation).
+dummy tokens never reach the counts, in which they would weigh quadratically (co-activation). A row that names an expert
+twice is in none but a count of its own (`routing_rows.py`).
 
 What a pass counts at all, switches on the device say: nothing outside windows, load alone where only weights are solved
 again. Pairs are kept once: smaller expert first.
@@ -18,7 +19,7 @@ import torch
 
 
 class Pass(NamedTuple):
-    """Where the kernel puts what one layer routes in one pass: rows [max_tokens, K], load [E + 1], pairs [(E + 1)²]."""
+    """Where the kernel puts what one layer routes in one pass: rows [max_tokens, K], load [E + 2], pairs [(E + 1)²]."""
 
     rows: torch.Tensor
     load: torch.Tensor
@@ -31,9 +32,10 @@ ALIGNED = 16  # bytes: inductor copies a buffer that begins elsewhere before it 
 class Recorder:
     """Buffers of one model on one rank.
 
-    stage: [ubatches, L, max_tokens, K] int16, -1 = not a real token.
-    load: [L, E] int32; pairs: [L, E + 1, E + 1] int32 (diagonal = load); sample: [L, S, K] int16 ring of whole rows;
-    num_tokens: scalar int64, real tokens since the last reset, also the ring's cursor.
+    stage: [ubatches, L, max_tokens, K] int16, -1 = no expert of a real token.
+    totals: [L, E + 2] int32: load, then rows counted, which name any expert, and rows left out, which name one twice.
+    pairs: [L, E + 1, E + 1] int32 (diagonal = load); sample: [L, S, K] int16 ring of the whole rows of tokens of which
+    any layer counted one; num_tokens: scalar int64, these tokens since the last reset, also the ring's cursor.
     counting, counting_pairs: scalar bool, see `count`. unbounded: where nobody says how many tokens are real.
     Tokens of a pass above max_tokens are lost. Every layer's part of a buffer begins at a multiple of ALIGNED.
     """
@@ -49,9 +51,9 @@ class Recorder:
         num_ubatches: int = 1,
     ) -> None:
         self.num_experts, side = num_experts, num_experts + 1
-        # one spare expert, and one spare row of the sample, collect what is masked, so that shapes stay static
+        # one spare row of the sample collects what is masked, so that shapes stay static
         self.stage = _aligned((num_ubatches, num_layers), (max_tokens, top_k), torch.int16, device).fill_(-1)
-        self._load, load = (_aligned((num_layers,), (side,), torch.int32, device) for _ in range(2))
+        self.totals, load = (_aligned((num_layers,), (num_experts + 2,), torch.int32, device) for _ in range(2))
         self.pairs, pairs = (_aligned((num_layers,), (side, side), torch.int32, device) for _ in range(2))
         self._sample = torch.full((num_layers, sample_rows + 1, top_k), -1, dtype=torch.int16, device=device)
         self.num_tokens = torch.zeros((), dtype=torch.int64, device=device)
@@ -66,7 +68,7 @@ class Recorder:
 
     @property
     def load(self) -> torch.Tensor:
-        return self._load[:, :-1]
+        return self.totals[:, :-2]
 
     @property
     def sample(self) -> torch.Tensor:
@@ -83,7 +85,7 @@ class Recorder:
 
     def nbytes(self) -> int:
         """Bytes of device memory held."""
-        buffers = self.stage, self._load, self.pairs, self._sample, *self._passed
+        buffers = self.stage, self.totals, self.pairs, self._sample, *self._passed
         return sum(buffer.untyped_storage().nbytes() for buffer in buffers)
 
     def passing(self, layer: int, ubatch: int = 0) -> Pass:
@@ -115,26 +117,26 @@ class Recorder:
     def fold(self) -> None:
         """A real step is over: add what it counted to the window."""
         for ubatch, bound in enumerate(self._staged):
-            if bound and self._counts:
+            if bound and self._counts_pairs:
                 rows = self.stage[ubatch, :, :bound]
                 self._keep(rows)
                 rows.fill_(-1)
             self._staged[ubatch] = 0
-        for total, passed in zip((self._load, self.pairs), self._counted(), strict=False):
+        for total, passed in zip((self.totals, self.pairs), self._counted(), strict=False):
             total += passed
             passed.zero_()
 
     def drop(self) -> None:
         """Forget a dummy step: all rows, because engines announce no token count for those."""
         self._staged = [0] * len(self._staged)
-        if self._counts:
+        if self._counts_pairs:
             self.stage.fill_(-1)
         for passed in self._counted():
             passed.zero_()
 
     def reset(self) -> None:
         """Begin a new window. Addresses do not change."""
-        self._load.zero_()
+        self.totals.zero_()
         self.pairs.zero_()
         self._sample.fill_(-1)
         self.num_tokens.zero_()
@@ -144,11 +146,8 @@ class Recorder:
         return self._passed[: self._counts + self._counts_pairs]
 
     def _keep(self, staged: torch.Tensor) -> None:
-        """staged: [L, T, K]. Counts its real tokens; where pairs are counted, their rows go to the ring."""
-        live = staged[0, :, 0] >= 0
-        if not self._counts_pairs:
-            self.num_tokens += live.sum()
-            return
+        """staged: [L, T, K]. The rows of its tokens go to the ring."""
+        live = staged.amax((0, 2)) >= 0
         order = torch.cumsum(live, 0)
         size = self._sample.shape[1] - 1
         kept = live & (order > order[-1] - size)  # a step longer than the ring keeps its last rows

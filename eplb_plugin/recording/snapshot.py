@@ -66,11 +66,11 @@ class _Snapshot:
     def taken(self, layer_ids: list[int]) -> RoutingStatistics | None:
         recorder, memory = self._recorder, self._allotted()
         layers, rows, top_k = recorder.sample.shape
-        experts, side = recorder.num_experts, recorder.num_experts + 1
+        side = recorder.num_experts + 1
         contributes = self._rank % self._owners == 0
 
-        def load_of(part: torch.Tensor, first: int) -> None:
-            part.copy_(recorder.load[first : first + len(part)])
+        def totals_of(part: torch.Tensor, first: int) -> None:
+            part.copy_(recorder.totals[first : first + len(part)])
 
         def pairs_of(part: torch.Tensor, first: int) -> None:
             part.copy_(recorder.pairs[first : first + len(part)].flatten(1))
@@ -89,7 +89,7 @@ class _Snapshot:
 
         chunk = memory.chunk
         dist.reduce(memory.marks, dst=dist.get_global_rank(self._group, 0), group=self._group)
-        load = self._summed(chunk, (layers, experts), load_of if contributes else _nothing)
+        totals = self._summed(chunk, (layers, side + 1), totals_of if contributes else _nothing)
         pairs = self._summed(chunk, (layers, side**2), pairs_of if contributes else _nothing)
         sample = self._summed(chunk, (layers, -(-rows * top_k // 4)), sample_of if contributes else _nothing)
         if self._rank != 0:
@@ -100,11 +100,12 @@ class _Snapshot:
         refuse_unequal_owners(tokens, differing, np.minimum(tokens, COMPARED), self._owners)
         once = pairs.reshape(layers, side, side)[:, :-1, :-1]
         return RoutingStatistics(
-            load=load,
+            load=totals[:, :-2],
             coactivation=once + np.triu(once, 1).transpose(0, 2, 1),
             sample=sample.view(np.int16)[:, : rows * top_k].reshape(layers, rows, top_k) - 1,
-            num_tokens=np.full(layers, tokens[:: self._owners].sum()),
+            num_tokens=totals[:, -2],
             layer_ids=np.array(layer_ids, np.int32),
+            left_out=totals[:, -1],
         )
 
     def _allotted(self) -> _Memory:

@@ -23,7 +23,7 @@ def value(name: str, **labels: str) -> float | None:
 
 def served(per_rank: bool = False) -> Served:
     """Layer 3 as uneven as it can be on two ranks, layer 5 even."""
-    return Served(np.array([[8.0, 0.0], [4.0, 4.0]]), np.array([3, 5], np.int32), per_rank)
+    return Served(np.array([[8.0, 0.0], [4.0, 4.0]]), np.array([3, 5], np.int32), per_rank, left_out=0.25)
 
 
 def test_outcomes_are_counted() -> None:
@@ -53,8 +53,9 @@ def test_outcomes_are_counted() -> None:
 
 
 def test_how_the_window_was_served() -> None:
-    """Balancedness over layers; every layer and rank only if the settings ask for it."""
+    """Balancedness over layers; every layer and rank only if the settings ask for it; rows that were left out."""
     metrics()(Outcome("w", "accepted", PLANNED, served()))
+    assert value("left_out_rows_fraction", model="w") == 0.25
     assert [value("balancedness", model="w", stat=one) for one in ("min", "mean", "max")] == [0.5, 0.75, 1.0]
     assert value("rank_load", model="w", layer="3", rank="0") is None
     metrics()(Outcome("w", "refused", None, served(per_rank=True)))

@@ -15,10 +15,13 @@ from recorded import route_layer
 
 
 def rows(owner: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(owner).permuted(np.tile(np.arange(8), (20, 1)), axis=1)[:, :2])
+    """The first names an expert twice, the second none in its first column, the third none at all."""
+    made = np.random.default_rng(owner).permuted(np.tile(np.arange(8), (20, 1)), axis=1)[:, :2]
+    made[0, 0], made[1, 0], made[2] = made[0, 1], -1, -1
+    return torch.from_numpy(made)
 
 
-def summed(owners: int, unequal: bool) -> tuple[list, int, int] | str | None:
+def summed(owners: int, unequal: bool) -> tuple[list, list, list, int] | str | None:
     recorder, rank = Recorder(2, 8, 2, 32, 64, torch.device("cpu")), dist.get_rank()
     recorder.expect([20])
     for layer in range(2):
@@ -30,15 +33,19 @@ def summed(owners: int, unequal: bool) -> tuple[list, int, int] | str | None:
         window = sum_load(load(), dist.group.WORLD, owners, [3, 5])
     except PluginError as error:
         return str(error)
-    return None if window is None else (window.load.tolist(), int(window.num_tokens[0]), left)
+    if window is None:
+        return None
+    return window.load.tolist(), window.num_tokens.tolist(), window.left_out.tolist(), left
 
 
 @pytest.mark.parametrize("owners", [1, 2])
 def test_summed_over_owners(owners: int) -> None:
     first, *others = run_ranks(4, summed, owners, False)
     assert others == [None] * 3
-    expected = sum(np.bincount(rows(owner).numpy().ravel(), minlength=8) for owner in range(4 // owners))
-    assert first == ([expected.tolist()] * 2, 20 * 4 // owners, 0)
+    number = 4 // owners
+    given = np.concatenate([rows(owner)[1:].numpy().ravel() for owner in range(number)])
+    expected = np.bincount(given[given >= 0], minlength=8)
+    assert first == ([expected.tolist()] * 2, [18 * number] * 2, [number] * 2, 0)
 
 
 def test_unequal_owners_are_refused() -> None:

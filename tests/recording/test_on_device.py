@@ -100,10 +100,11 @@ def check(rule: str, results: int) -> None:
     assert found["faults"] == []
     assert all(where == found["addresses"][0] for where in found["addresses"])
     assert set(found["allocated"]) == {results}  # the slots themselves, of every layer
-    tokens, *load = found["load"]
-    assert tokens == 4 * (TOKENS - 3)
-    assert sum(load) == LAYERS * TOP_K * tokens
-    assert found["launches"] == {"plan": 17, "weights": 6, "outside": 0, "dummy": 3}  # as docs/dispatch.md says
+    *load, tokens, left_out = np.array(found["load"]).reshape(LAYERS, EXPERTS + 2).T
+    assert tokens.tolist() == [4 * (TOKENS - 3)] * LAYERS
+    assert sum(load).tolist() == (TOP_K * tokens).tolist()
+    assert not left_out.any()
+    assert found["launches"] == {"plan": 18, "weights": 2, "outside": 0, "dummy": 3}  # as docs/dispatch.md says
 
 
 def test_cover_is_fit_for_a_graph_and_stops_nobody() -> None:

@@ -19,7 +19,7 @@ from eplb_plugin.recording.snapshot import snapshot
 from eplb_plugin.statistics import RoutingStatistics
 from expert_models import Log
 from processes import run_ranks
-from recorded import route_layer
+from recorded import Reference, route_layer, spoiled
 
 LAYERS, EXPERTS, TOP_K, SAMPLE = 2, 8, 3, 17  # ids of two ranks meet in one 64-bit number, and the last is not full
 LAYER_IDS = [3, 7]
@@ -27,10 +27,18 @@ WINDOWS = 3
 
 
 def rows_of(owner: int, window: int) -> np.ndarray:
-    """[tokens, L, K] that a token-owner group routes in a window; the groups have different numbers of tokens."""
+    """[tokens, L, K] that a token-owner group routes in a window; the groups have different numbers of tokens.
+
+    Some rows are such as no router makes.
+    """
     random = np.random.default_rng([owner, window])
     tokens = [5, 0, 30, 2][(owner + window) % 4]
-    return np.argsort(random.random((tokens, LAYERS, EXPERTS)), axis=2)[:, :, :TOP_K]
+    return spoiled(random, np.argsort(random.random((tokens, LAYERS, EXPERTS)), axis=2)[:, :, :TOP_K], EXPERTS)
+
+
+def counted(routed: list[np.ndarray]) -> RoutingStatistics:
+    rows = np.concatenate(routed).transpose(1, 0, 2)
+    return RoutingStatistics.from_topk(np.where(rows < EXPERTS, rows, -1), EXPERTS)
 
 
 def record(recorder: Recorder, rows: np.ndarray) -> None:
@@ -61,7 +69,7 @@ def record_windows(owner_group_size: int, unequal_rank: int | None, on_a_device:
     for window in range(WINDOWS):
         record(recorder, rows_of(rank // owner_group_size, window))
         if window == 1 and rank == unequal_rank:
-            record(recorder, np.zeros((1, LAYERS, TOP_K), np.int64))
+            record(recorder, np.tile(np.arange(TOP_K), (1, LAYERS, 1)))
         try:
             found = snapshot(recorder, group, owner_group_size, LAYER_IDS)
         except PluginError as error:
@@ -79,16 +87,19 @@ LAYOUTS = [(1, 1, False), (2, 1, False), (2, 2, False), (4, 1, False), (4, 2, Tr
 
 @pytest.mark.parametrize(("ranks", "owner_group_size", "on_a_device"), LAYOUTS)
 def test_sums_over_token_owners(ranks: int, owner_group_size: int, on_a_device: bool) -> None:
-    """Every window is the sum over token-owner groups, each counted once, on rank 0 and nowhere else."""
+    """Every window is the sum over token-owner groups, each counted once, on rank 0 and nowhere else; and it is what
+    `from_topk` counts of the same rows.
+    """
     results = run_ranks(ranks, record_windows, owner_group_size, None, on_a_device)
     assert results[1:] == [[None] * WINDOWS] * (ranks - 1)
     owners = ranks // owner_group_size
     for window, found in enumerate(results[0]):
         routed = [rows_of(owner, window) for owner in range(owners)]
-        expected = RoutingStatistics.from_topk(np.concatenate(routed).transpose(1, 0, 2), EXPERTS)
+        expected = counted(routed)
         np.testing.assert_array_equal(found["load"], expected.load)
         np.testing.assert_array_equal(found["coactivation"], expected.coactivation)
         np.testing.assert_array_equal(found["num_tokens"], expected.num_tokens)
+        np.testing.assert_array_equal(found["left_out"], expected.left_out)
         np.testing.assert_array_equal(found["layer_ids"], LAYER_IDS)
         sample_is_fair(found["sample"], routed)
 
@@ -97,7 +108,8 @@ def sample_is_fair(sample: np.ndarray, routed: list[np.ndarray]) -> None:
     """Every owner has its part of the sample: the whole rows that it recorded last, the rest empty."""
     assert sample.shape == (LAYERS, SAMPLE, TOP_K)
     share = SAMPLE // len(routed)
-    for owner, rows in enumerate(routed):
+    for owner, given in enumerate(routed):
+        rows = np.array(Reference(LAYERS, EXPERTS, TOP_K, SAMPLE, list(given)).kept).reshape(-1, LAYERS, TOP_K)
         part = sample[:, owner * share : (owner + 1) * share].transpose(1, 0, 2)
         newest = rows[-share:]
         np.testing.assert_array_equal(part[share - len(newest) :], newest)
@@ -173,8 +185,7 @@ def test_without_memory_it_is_refused_on_every_rank(rank: int, message: str | No
     for own, (refused, _) in enumerate(results):
         assert refused.startswith("memory for a snapshot: found none for it on")
         assert ("this rank (" in refused) == (own == rank)
-    tokens = sum(len(rows_of(owner, 1)) for owner in range(2))
-    assert [after for _, after in results] == [tokens * LAYERS * TOP_K, None]
+    assert [after for _, after in results] == [counted([rows_of(owner, 1) for owner in range(2)]).load.sum(), None]
 
 
 def v3_sized() -> tuple[int, int]:

@@ -11,14 +11,17 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 
 pytest.importorskip("triton")
 
-from cover_passes import MAX_TOKENS, Run, check_run, runs
-from eplb_plugin.dispatch.kernels import Counters, LayerTables
+from cover_passes import CPU, MAX_TOKENS, Run, check_run, runs
+from covering import cover_slowly
+from eplb_plugin.dispatch.kernels import Counters, CoverTables, LayerTables, cover
+from eplb_plugin.doctor.lanes import made_plan
 from eplb_plugin.recording.recorder import Recorder
 from recorded import Reference, counters
 
@@ -33,7 +36,7 @@ def test_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "3 passed" in done.stdout
+    assert "25 passed" in done.stdout
 
 
 @in_interpreter
@@ -72,6 +75,49 @@ def test_it_records_alone(by_slots: bool) -> None:
     reference.agrees_with(recorder)
     assert torch.equal(ids, before)
     assert not slot_load.any()
+
+
+@in_interpreter
+@pytest.mark.parametrize("nodes", [1, 2, 31, 32, 33, 61, 62])
+@pytest.mark.parametrize("experts", [16, 256, 512])
+def test_borders_of_cover_s_keys(experts: int, nodes: int) -> None:
+    """As many nodes as a mask has bits, on both sides of 32 bits, and 16 experts a token: as the description reads.
+
+    All rows are of routers, and counted: no two of a row are taken for the same.
+    """
+    from eplb_plugin.dispatch.triton_kernels import launch
+
+    rng, top_k, tokens, source = np.random.default_rng([experts, nodes]), 16, 5, nodes - 1
+    plan = made_plan(rng, "cover", layers=1, experts=experts, nodes=nodes, spare=experts)
+    ids = rng.random((tokens, experts)).argsort(1)[:, :top_k]
+    expected = [cover_slowly(plan, row, source, index) for index, row in enumerate(ids.tolist())]
+    tables, given = CoverTables(plan, [source], CPU).layer(0), torch.from_numpy(ids)
+    recorders = [Recorder(1, experts, top_k, tokens, tokens, CPU) for _ in range(2)]
+    slots = torch.empty_like(given)
+    launch(given, slots, counters(recorders[0], 0), tables=tables)
+    assert slots.tolist() == expected
+    assert cover(given, tables, counters(recorders[1], 0)).tolist() == expected
+    for recorder in recorders:
+        recorder.expect([tokens])
+        recorder.fold()
+        Reference(1, experts, top_k, tokens, [row[None] for row in ids]).agrees_with(recorder)
+
+
+@in_interpreter
+def test_one_repeat_among_many_experts() -> None:
+    """22 experts a token: wherever the two equal ids stand, that row alone is left out."""
+    from eplb_plugin.dispatch.triton_kernels import launch
+
+    top_k, experts = 22, 64
+    ids = np.argsort(np.random.default_rng(0).random((top_k, experts)), axis=1)[:, :top_k]
+    for first in range(top_k - 1):
+        ids[first, top_k - 1 - first // 2] = ids[first, first // 2]
+    recorder = Recorder(1, experts, top_k, top_k, top_k, CPU)
+    recorder.expect([top_k])
+    launch(torch.from_numpy(ids), None, counters(recorder, 0))
+    recorder.fold()
+    assert recorder.totals[0, -2:].tolist() == [1, top_k - 1]
+    Reference(1, experts, top_k, top_k, [row[None] for row in ids]).agrees_with(recorder)
 
 
 @compiled

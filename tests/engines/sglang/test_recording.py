@@ -42,6 +42,17 @@ def test_slots_are_counted_as_their_experts() -> None:
     np.testing.assert_array_equal(found.sample[0, :3], [[2, 0], [2, 1], [0, -1]])
 
 
+def test_two_copies_of_an_expert_are_that_expert_twice() -> None:
+    """Slots that differ may be of one expert: such a row is no routing, and is counted as left out alone."""
+    recorder = Recorder(1, 3, 2, 8, 16, CPU)
+    recording = PassRecording(recorder, [5], mapped=False)
+    recording.begin(3)
+    recording.stage(engine_recorder(5), torch.tensor([[0, 3], [-1, 2], [1, 3]]))
+    recorder.fold()
+    assert recorder.totals.tolist() == [[1, 1, 1, 2, 1]]
+    np.testing.assert_array_equal(recorder.sample[0, :2], [[-1, 1], [0, 2]])
+
+
 @pytest.mark.parametrize("passed", [(4, False), (5, True)])
 def test_what_is_not_recorded(passed: tuple[int, bool]) -> None:
     """Layers that are none of the model's MoE layers, and what SGLang disables."""

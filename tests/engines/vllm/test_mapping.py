@@ -102,6 +102,24 @@ def test_a_router_maps_by_the_rule_in_force(rule: str) -> None:
     model.counted(ids, 25)
 
 
+@pytest.mark.parametrize("rule", ["hash", "weighted", "cover"])
+def test_a_row_that_names_an_expert_twice_is_mapped_and_not_counted(rule: str) -> None:
+    """The engine computes it, and counts it in its own way; no router made it, so no plan is made for it."""
+    model, ids = Model(rule, [RANK]), random_ids(0)
+    ids[3] = 0
+    for index, state in enumerate(model.states):
+        router = Router(TOP_K, EXPERTS, state)
+        router.chosen = ids
+        _, slots = router.select_experts(torch.ones(TOKENS, 1), torch.ones(TOKENS, EXPERTS))
+        np.testing.assert_array_equal(slots, route(ids.numpy(), RANK, model.plan, index))
+    model.recorder.expect([TOKENS])
+    model.recorder.fold()
+    counted = torch.bincount(torch.cat([ids[:3], ids[4:]]).flatten(), minlength=EXPERTS)
+    assert model.recorder.totals.tolist() == [[*counted.tolist(), TOKENS - 1, 1]] * 2
+    assert model.recorder.num_tokens == TOKENS - 1
+    assert model.load.sum().item() == 2 * TOKENS * TOP_K
+
+
 @pytest.mark.parametrize("rule", ["weighted", "cover"])
 def test_windows_of_the_plugin_are_its_own(rule: str) -> None:
     """Between vLLM's windows, which end with a rebalance, weights are solved again: from what is recorded there."""
