@@ -82,9 +82,7 @@ def test_what_is_no_trace_is_refused_by_its_kind(name: str, tmp_path: Path) -> N
         read_trace(path, Shape())
     kind = kind_of(path)
     assert kind is not None
-    expected = "expected statistics v1" if name in ("placement", "tensors") else f"(it is {kind.what})"
-    assert expected in str(caught.value)
-    assert str(caught.value).endswith(f"fix: {kind.belongs}")
+    assert str(caught.value) == f"{path}: found {kind.what}, expected a trace (docs/tools.md); fix: {kind.belongs}"
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,9 @@ def read_trace(path: str | os.PathLike[str], shape: Shape) -> Reading:
     kind = kind_of(path)
     ending = os.fspath(path).lower().rpartition(".")[2]
     name = _ENDINGS.get(ending, "statistics") if kind is None else kind.name  # for the refusal of a damaged file
-    window, note, guessed = _READERS.get(name, _statistics)(path, shape)
+    if kind is not None and name not in _READERS:
+        raise mismatch(str(path), found=kind.what, expected="a trace (docs/tools.md)", fix=kind.belongs)
+    window, note, guessed = _READERS[name](path, shape)
     _refuse_other_models(path, window, shape)
     what = f"{kind.what}, " if kind is not None and name not in ("statistics", "npz") else ""
     return Reading(window, f"{path}: {what}{_described(window)}{note}", guessed)
@@ -123,7 +125,8 @@ def _npy(path: str | os.PathLike[str], shape: Shape) -> Read:
 
 
 _READERS: dict[str, Callable[[str | os.PathLike[str], Shape], Read]] = {
-    "npz": _npz, "npy": _npy, "loads": _loads, "counts": _loads, "table": _table, "answers": _answers,
+    "statistics": _statistics, "npz": _npz, "npy": _npy, "loads": _loads, "counts": _loads, "table": _table,
+    "answers": _answers,
 }  # fmt: skip
 _ENDINGS = {"npz": "npz", "npy": "npy", "json": "loads", "csv": "table", "tsv": "table", "jsonl": "answers"}
 
