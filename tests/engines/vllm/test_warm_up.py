@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from eplb_plugin import Placement, Topology
+from eplb_plugin.deployment import Deployment
+from eplb_plugin.placement import linear_placement
+from eplb_plugin.state import StateDirectory
 from processes import run_ranks
 
 SECONDS = 300.0  # the planner may have to be compiled
@@ -87,3 +94,45 @@ def without_experts() -> None:
 def test_a_worker_without_experts_goes_on() -> None:
     """A stage of a pipeline may have none: vLLM announces its passes all the same."""
     run_ranks(2, without_experts, timeout=SECONDS)
+
+
+def resumed(folder: str, use_async: bool) -> tuple[list[bool], int]:
+    """-> after every step, whether experts lie as an earlier run left them; and how many of these are a warm-up's."""
+    from engines.vllm.eplb_models import EXPERTS, REDUNDANT, Engine
+
+    engine = Engine(use_async, interval=1000, warm=False, state_directory=folder)
+    kept, found = Placement.load(next(Path(folder).glob("*.placement.safetensors"))), []
+
+    def step() -> None:
+        engine.step()
+        found.append(np.array_equal(engine.placed("target"), kept.phy2log))
+
+    assert engine.adapter.resumes
+    assert not np.array_equal(engine.placed("target"), kept.phy2log)
+    for _ in range(5):  # as real as any, and graphs are captured after them
+        step()
+    warm = len(found)
+    engine.warm_up()
+    while not found[-1]:
+        assert len(found) < 500
+        step()
+        time.sleep(0.01 * use_async)  # where a model would run
+    for _ in range(3):
+        step()
+    assert engine.placed("target").shape == (3, EXPERTS + REDUNDANT)
+    assert engine.state.expert_rearrangement_step < 500  # the next one comes an interval later
+    return found, warm
+
+
+@pytest.mark.parametrize("use_async", [True, False], ids=["async", "sync"])
+def test_a_resume_waits_for_the_warm_up(tmp_path: Path, use_async: bool) -> None:
+    """The placement that an earlier run ended with is moved to at the first step after it, no sooner, and stays."""
+    topology = Topology(2, 1, 8)
+    deployment = Deployment("target", "vllm", "mixed", topology, 12, (0, 1, 2))
+    placement = Placement(linear_placement(3, 12, 16).phy2log[:, ::-1], [0, 1, 2])
+    placement.save(StateDirectory(tmp_path).placement_file(deployment), deployment.placement_header())
+    for found, warm in run_ranks(2, resumed, str(tmp_path), use_async, timeout=SECONDS):
+        assert not any(found[:warm])
+        first = found.index(True)
+        assert all(found[first:])
+        assert use_async or first == warm
