@@ -40,7 +40,8 @@ class _Model:
 class Cycle:
     """Either `run`, which returns when all is done, or `begin` and then `step` on every forward step.
 
-    plans: a CPU group for planning, which happens in a background thread; rows may travel on it too, nothing else.
+    plans: a CPU group for planning, which happens in a background thread; rows may travel on it too and, between
+    rebalances, new weights (Resplitting), nothing else.
     """
 
     def __init__(self, rebalancer: Rebalancer, plans: dist.ProcessGroup) -> None:

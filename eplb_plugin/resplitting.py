@@ -1,7 +1,7 @@
 """Between rebalances: windows end, weights are solved beside the engine's steps, all ranks switch on the same one.
 
 New weights move no bytes, so they may follow the traffic more often than experts do. What is collective runs in a
-thread of its own on a group of its own: it comes between no collectives of the engine's threads.
+thread of its own on a group that the engine's threads do not use.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ SWITCH_AFTER = 32
 class Resplitting:
     """Of one model, on one rank. Its methods are called on the same engine steps on every rank.
 
-    group: a CPU group of all ranks that nobody else uses. stage: makes this rank's tables of a plan; what it returns
-    puts them in force.
+    group: a CPU group of all ranks, of one model at most. Plans may travel on it too (each group has a socket for every
+    rank): a solving thread was waited for when a rebalance begins, and none is started before it is over. stage: makes
+    this rank's tables of a plan; what it returns puts them in force.
     """
 
     def __init__(self, rebalancer: Rebalancer, key: str, group: dist.ProcessGroup, stage: Staging) -> None:

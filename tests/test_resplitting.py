@@ -17,7 +17,6 @@ import torch.distributed as dist
 from eplb_plugin import consensus, controller
 from eplb_plugin.config import parse_config
 from eplb_plugin.controller import Rebalancer, Switch
-from eplb_plugin.engines.agreement import own_group
 from eplb_plugin.errors import PluginError
 from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.outcome import Outcome
@@ -83,7 +82,7 @@ def live(
 
     if spoil is not None:
         stage = spoil(rank) or stage
-    resplitting = Resplitting(rebalancer, "key", own_group(list(range(RANKS))), stage)
+    resplitting = Resplitting(rebalancer, "key", dist.new_group(), stage)
     judged = DRIFTED.window(4000, 99)
     for step in range(INTERVAL):
         seen.digests.append(entry.plan.digest)

@@ -61,8 +61,3 @@ def _silent(store: Any, keys: dict[int, str]) -> list[int] | str:
         return [rank for rank, key in keys.items() if not store.check([key])]
     except RuntimeError:  # the rank that holds the store was as quick to end
         return "that another rank names"
-
-
-def own_group(ranks: list[int]) -> dist.ProcessGroup:
-    """Collective over these ranks: a CPU group for one thread of ours, between whose collectives nobody else's come."""
-    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)

@@ -28,7 +28,6 @@ from ...resplitting import Resplitting
 from ...state import Earlier
 from ...topology import Topology
 from ...warm_start import earlier
-from ..agreement import own_group
 from ..tables import DispatchTables, owners_of, refuse_unequal
 from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
@@ -121,7 +120,7 @@ class Adapter:
         self.rebalancer.recall(KEY, self._earlier.window)
         self.rebalancer.rehearse(KEY, self._mover.data)  # before SGLang gives the memory to the KV cache
         if self._tables is not None and self.rebalancer.renews(entry):
-            self._resplitting = Resplitting(self.rebalancer, KEY, own_group(world.ranks), self._tables.stage)
+            self._resplitting = Resplitting(self.rebalancer, KEY, self._mover.plans, self._tables.stage)
 
     def _new_tables(self, entry: ModelEntry) -> DispatchTables:
         """Collective: before graphs are captured, for the placement that the model was loaded with."""

@@ -37,6 +37,7 @@ class Mover:
 
     tables: switched with the maps; None where SGLang chooses copies by itself. data: the group that rows travel on, on
     the experts' device; all ranks have met there, which is not so of any other that SGLang's own code leaves idle.
+    plans: a CPU group; new weights may travel on it as well, see Resplitting.
     Raises PluginError, naming the tensor, where it is not certain what moving an expert means.
     """
 
@@ -53,8 +54,8 @@ class Mover:
         layers = self._read(first=True)
         entry.expert_bytes = layers[0].expert_bytes
         backend = dist.get_backend(world.device_group)  # over NCCL rows travel on SGLang's stream, as its updater's do
-        self.data, votes, plans = (dist.new_group(world.ranks, backend=one) for one in (backend, "gloo", "gloo"))
-        self._cycle = Cycle(rebalancer, plans)
+        self.data, votes, self.plans = (dist.new_group(world.ranks, backend=one) for one in (backend, "gloo", "gloo"))
+        self._cycle = Cycle(rebalancer, self.plans)
         in_force = entry.in_force(Placement(placed, np.array(self._layer_ids, np.int32)))
         self._cycle.add(KEY, layers, in_force, data=self.data, votes=votes, switch=self._switch)
         self._reloaded = False  # SGLang has written weights since the tensors were read

@@ -20,7 +20,7 @@ from ...observe.metrics import metrics
 from ...placement import Placement
 from ...recording.recorder import Recorder
 from ...resplitting import Resplitting
-from ..agreement import agree, own_group
+from ..agreement import agree
 from ..tables import owners_of, refuse_unequal
 from .communicator import row_carrier
 from .entrance import DISPATCH
@@ -33,8 +33,9 @@ from .tables import Tables
 class Adapter:
     """One per EplbState: feeds its Rebalancer, and lends it the weights and the groups to move experts with.
 
-    Planning uses vLLM's EPLB group, which vLLM keeps for a background thread, and so do rows, by turns, or NIXL. Votes
-    are the main thread's, on the EP CPU group, where vLLM asks every step whether all ranks have transferred a layer.
+    Planning uses vLLM's EPLB group, which vLLM keeps for a background thread; so do, by turns, rows (or NIXL) and new
+    weights (of the target alone: drafts have none). Votes are the main thread's, on the EP CPU group, where vLLM asks
+    every step whether all ranks have transferred a layer.
     """
 
     def __init__(self) -> None:
@@ -93,7 +94,7 @@ class Adapter:
         self.cycle.add(key, weights, plan, data=data, votes=group.cpu_group, switch=tables.switch)
         refuse_unequal(tables, get_eplb_group().cpu_group)
         if self.rebalancer.renews(entry):
-            self._resplitting[key] = Resplitting(self.rebalancer, key, own_group(get_eplb_group().ranks), tables.stage)
+            self._resplitting[key] = Resplitting(self.rebalancer, key, get_eplb_group().cpu_group, tables.stage)
 
     def _recorder(self, model: Any, top_k: int) -> Recorder:
         recorder = Recorder(

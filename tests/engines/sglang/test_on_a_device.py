@@ -19,7 +19,7 @@ from .schedulers import EXPERTS, MOE_LAYERS, Scheduler, Start, model_folder
 from .test_life import DEEPEP
 from .test_warm_start import KEPT, keep
 
-RANKS, REBALANCES = 2, 3
+RANKS, REBALANCES, WINDOW = 2, 3, 2
 PATIENT = {"transfer_seconds": 300}  # one rank may have to compile what the other has
 
 
@@ -50,6 +50,14 @@ class OnADevice(Scheduler):
         expert_location.get_device = expert_distribution.get_device_namespace = lambda: told
         expert_distribution.get_device = lambda: told.device
 
+    def _model(self) -> Any:
+        """SGLang's own groups are made by now: whatever CPU group the plugin makes is under the rules too."""
+        import torch.distributed as dist
+
+        plain = dist.new_group
+        dist.new_group = lambda ranks, backend: plain(ranks, backend=backend.replace("gloo", "gloo_rules"))
+        return super()._model()
+
     def seen(self, tensor: Any) -> Any:
         import simulated_device
 
@@ -69,6 +77,8 @@ class Seen:
     windows: list[tuple[int, np.ndarray]] = field(default_factory=list)
     waits: list[int] = field(default_factory=list)
     compared: int = 0
+    vote_seconds: float = 0.0
+    renewed: int = 0  # how often weights were solved anew and put in force
 
 
 def live(start: Start, shared: bool) -> Seen:
@@ -80,6 +90,7 @@ def live(start: Start, shared: bool) -> Seen:
     adapter, metadata = get_adapter(), scheduler.metadata
     entry, observe = adapter.rebalancer.entries["target"], adapter.rebalancer.observe
     seen = Seen(metadata.physical_to_logical_map_cpu.numpy().copy())
+    seen.vote_seconds = adapter._mover._cycle._models["target"].shuffler.budget.vote_seconds
 
     def observing(*args: Any) -> None:
         observe(*args)
@@ -97,8 +108,9 @@ def live(start: Start, shared: bool) -> Seen:
             if expected is not None:
                 np.testing.assert_array_equal(np.sort(physical), np.sort(expected(logical, layer)))
                 seen.compared += 1
-        before = sim.counts.waiting["MainThread"]
+        before, plan = sim.counts.waiting["MainThread"], entry.plan
         scheduler.manager.on_forward_pass_end()
+        seen.renewed += plan is not entry.plan and not (moving or adapter._rebalancing)
         if moving and adapter._rebalancing:
             seen.waits.append(sim.counts.waiting["MainThread"] - before)
         seen.maps.append(metadata.physical_to_logical_map_cpu.numpy().copy())
@@ -113,7 +125,8 @@ def test_a_life_on_an_accelerator(tmp_path: Path, shared: bool) -> None:
     """Ids are mapped or translated there and counted, experts and maps move there, and no pass waits for it."""
     settings = {"topology": {"nodes": RANKS}, "sample_rows": 256, "migration": {"layers_per_step": 1, **PATIENT}}
     settings |= {"dispatch": "weighted", **keep(tmp_path)} if shared else {"dispatch": "nearest"}
-    options = {} if shared else {**DEEPEP, "deepep_mode": "normal"}
+    window = {"expert_distribution_recorder_buffer_size": WINDOW}
+    options = {"watchdog_timeout": 700.0, **window} if shared else {**DEEPEP, "deepep_mode": "normal"}
     start = Start(model_folder(tmp_path), [settings] * RANKS, options)
     first, other = run_ranks(RANKS, live, start, shared, timeout=400)
     np.testing.assert_array_equal(np.stack(first.maps), np.stack(other.maps))
@@ -122,10 +135,11 @@ def test_a_life_on_an_accelerator(tmp_path: Path, shared: bool) -> None:
     for one in (first, other):
         assert len(one.waits) > REBALANCES
         assert set(one.waits) == {0}
-        assert (one.compared > 0) == shared
+        assert (one.compared > 0) == (one.renewed > 0) == shared
+        assert one.vote_seconds == (700.0 if shared else 300.0)  # SGLang's watchdog, where that is longer
     assert np.array_equal(first.first_map[MOE_LAYERS], KEPT.phy2log) == shared
     assert len(first.windows) == REBALANCES
     for end, load in first.windows:
-        steps = range(end + 1 - INTERVAL, end + 1)
+        steps = range(end + 1 - (WINDOW if shared else INTERVAL), end + 1)
         rows = [routed(rank, step, shared) for step in steps for rank in ([0] if shared else range(RANKS))]
         np.testing.assert_array_equal(load, RoutingStatistics.from_topk(np.concatenate(rows, axis=1), EXPERTS).load)
