@@ -21,7 +21,7 @@ from .loads import Loads, refuse_sideways, window_of
 from .responses import read_responses
 from .shared_experts import shared_columns
 
-MOST_EXPERTS = 4096  # above any model's; counting pairs takes memory for their square
+PLAUSIBLE_EXPERTS = 4096  # above any model's; counting pairs takes memory for their square
 UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError,
     TokenError, SyntaxError,  # from numpy's parser of headers
@@ -148,8 +148,8 @@ def _from_ids(
     if experts is None:
         experts, guessed = max(int(ids.max(initial=0)) + 1, 1), True
         note += " (the highest id + 1: pass --num-experts or --model-config if the model has more)"
-    if experts > MOST_EXPERTS:
-        raise mismatch(f"{path}: experts", found=experts, expected=f"<= {MOST_EXPERTS}", fix="check the ids")
+    if experts > PLAUSIBLE_EXPERTS:
+        raise mismatch(f"{path}: experts", found=experts, expected=f"<= {PLAUSIBLE_EXPERTS}", fix="check the ids")
     if layer_ids is None and shape.layer_ids is not None and len(np.asarray(shape.layer_ids)) == len(ids):
         layer_ids = shape.layer_ids  # those of another number of layers are for the caller to refuse
     return _named(path, RoutingStatistics.from_topk, ids, experts, layer_ids), note, guessed
