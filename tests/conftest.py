@@ -80,7 +80,7 @@ def _servers(engine: Engine, models: Callable[[str], Path], folder: Path) -> Ite
     started: list[Server] = []
 
     def start(
-        model: str,
+        model: str | Path,
         layout: Layout,
         eplb: Eplb | None = None,
         settings: str | None = None,
@@ -88,9 +88,11 @@ def _servers(engine: Engine, models: Callable[[str], Path], folder: Path) -> Ite
         way: str = "flag",
         arguments: Sequence[str] = (),
         engine: Engine = engine,
+        without: Sequence[str] = (),
         **environment: str,
     ) -> Server:
-        """settings: the plugin's; way: how they reach the server, flag or environment."""
+        """model: a name of MODELS or a folder; settings: the plugin's; way: how they reach the server, flag or
+        environment; without: variables that a server is given otherwise."""
         own = folder / f"server{len(started)}"
         own.mkdir()
         command = [*engine.arguments(layout, eplb), *arguments]
@@ -101,8 +103,10 @@ def _servers(engine: Engine, models: Callable[[str], Path], folder: Path) -> Ite
                 command += engine.plugin_arguments(file)
             else:
                 environment["EPLB_PLUGIN_CONFIG"] = str(file)
-        log = own / "server.log"
-        server = Server(engine, models(model), command, log, ranks=layout.ranks, environment=environment)
+        path, log = models(model) if isinstance(model, str) else model, own / "server.log"
+        server = Server(engine, path, command, log, ranks=layout.ranks, environment=environment)
+        for name in without:
+            del server.environment[name]
         started.append(server)
         _running.append(server)
         server.start()

@@ -3,7 +3,8 @@
 EPLB_FAULTS names the file; the words in it are read each time a fault could strike:
 planner = the planner raises; digest = rank 1 receives a damaged plan; reading = rank 1 cannot read what it is to
 send; row = rank 1 receives another expert's row; signature (at start) = a hooked function differs;
-owners = odd ranks make tables as if they alone routed their tokens. EPLB_PROOFS names a folder for `eplb_proofs.py`.
+owners = odd ranks make tables as if they alone routed their tokens. EPLB_PROOFS names a folder for `eplb_proofs.py`,
+EPLB_PRESENT_SECONDS how long a rank waits for word from the others at the start.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ def register() -> None:
     from vllm.distributed.eplb.eplb_state import EplbState
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
+    if "EPLB_PRESENT_SECONDS" in os.environ:
+        from eplb_plugin.engines.agreement import all_present
+
+        all_present.__defaults__ = (float(os.environ["EPLB_PRESENT_SECONDS"]),)
     if "signature" in wanted():
         EplbState.step = lambda self, is_dummy=False, renamed=False: None
     original = WorkerWrapperBase.init_device

@@ -36,13 +36,14 @@ def register() -> None:
         experts,
         metering,
         model_runner,
+        profiling,
         queues,
         routing,
         scheduling,
         sparse_all_to_all,
     )
 
-    parts = [config_check, scheduling, queues, collectives, accelerator, routing, experts, model_runner]
+    parts = [config_check, scheduling, queues, collectives, accelerator, routing, experts, model_runner, profiling]
     if ray_is_available():
         from . import ray_ranks
 
