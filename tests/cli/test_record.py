@@ -108,8 +108,19 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/dump_expert_distribution_record":
             counts = torch.zeros(3, 2, 4, dtype=torch.int32)
             counts[:, 1] = self.counts.pop(0) if len(self.counts) > 1 else self.counts[0]  # layer 0 is dense
-            record = {"rank": 0, "logical_count": counts}
-            torch.save(record, self.folder / f"expert_distribution_recorder_{time.time()}.pt")
+            self.write(counts)
+
+    def write(self, counts: torch.Tensor) -> None:
+        """One file, or one of every rank."""
+        stem = f"expert_distribution_recorder_{time.time()}"
+        assert self.info is not None
+        if self.info["expert_distribution_recorder_mode"] != "per_pass":
+            torch.save({"rank": 0, "logical_count": counts}, self.folder / f"{stem}.pt")
+            return
+        records = [{"forward_pass_id": step, "global_physical_count": one} for step, one in enumerate(counts)]
+        record = {"records": records, "last_physical_to_logical_map": torch.arange(4).repeat(2, 1)}
+        torch.save(record, self.folder / f"{stem}_0.pt")
+        threading.Timer(0.2, torch.save, (record, self.folder / f"{stem}_1.pt")).start()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -143,6 +154,23 @@ def test_the_recorder_is_started_and_dumped(tmp_path: Path, call: Call, sglang: 
     assert json.loads(printed)["phase"] == "prefill"
     names = ["server_info", *([] if eplb else ["start_expert_distribution_record"]), "dump_expert_distribution_record"]
     assert Handler.asked == [f"/{name}" for name in [*names, *([] if eplb else ["stop_expert_distribution_record"])]]
+
+
+@pytest.mark.parametrize(("backend", "total"), [("none", 72), ("deepep", 144)])
+def test_every_rank_writes_its_passes(
+    tmp_path: Path, call: Call, sglang: str, monkeypatch: pytest.MonkeyPatch, backend: str, total: int
+) -> None:
+    """Mode per_pass: with an all-to-all each rank has tokens of its own, without one all have the same."""
+    monkeypatch.setattr(http_recorder, "ARRIVAL_SECONDS", 20.0)  # the second rank is late
+    Handler.info = {
+        "expert_distribution_recorder_mode": "per_pass", "enable_eplb": False, "tp_size": 2, "ep_size": 2,
+        "moe_a2a_backend": backend,
+    }  # fmt: skip
+    out = tmp_path / "out.safetensors"
+    code, _, problem = call("record", out, "--url", sglang, "--dumps", tmp_path, "--seconds", "0.1")
+    assert code == 0, problem
+    assert RoutingStatistics.load(out).load.tolist() == [[total] * 4]
+    assert RoutingStatistics.load(out).layer_ids.tolist() == [1]
 
 
 def record_of(counts: list[int], eplb: bool, folder: Path, call: Call, url: str) -> tuple[int, str]:
