@@ -43,7 +43,7 @@ BYTES_PER_VALUE = 3.0  # of a token's hidden state to another node and back: FP8
 
 Recording = Annotated[Path, typer.Argument(help="Statistics file, .npz of topk_ids, or .json of loads, without EPLB.")]
 Redundant = Annotated[list[int] | None, typer.Option(help="Redundant experts per layer; default: least, +1 per rank.")]
-Rules = Annotated[list[str] | None, typer.Option("--rule", help="Dispatch rules to try; default: all.")]
+Rules = Annotated[list[str] | None, typer.Option("--rule", help="Dispatch rules to try; default: all that can be.")]
 Policies = Annotated[list[str] | None, typer.Option("--policy", help="Policies to try; default: all that can be.")]
 Engine = Annotated[str, typer.Option(help="vllm or sglang: whose dispatch rules are recommended.")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="Settings file to write.")]
@@ -99,7 +99,7 @@ def advise(
     window = readings[0].window
     prices = _prices(expert_bytes, token_bytes, link_gbps, seconds_per_selection)
     try:
-        tried = _candidates(window, nodes, ranks_per_node, policies, rules, redundant, ENGINE_RULES[engine][0])
+        tried = _candidates(window, nodes, ranks_per_node, policies, rules, redundant, ENGINE_RULES[engine])
         made = survey(
             window, nodes, ranks_per_node, tried, num_groups=num_groups, options=prices, expert_bytes=expert_bytes
         )
@@ -127,11 +127,12 @@ def advise(
 
 def _candidates(
     window: RoutingStatistics, nodes: int, ranks_per_node: int, policies: list[str] | None, rules: list[str] | None,
-    redundant: list[int] | None, engine_rule: str,
+    redundant: list[int] | None, engine_rules: tuple[str, ...],
 ) -> list[Candidate]:  # fmt: skip
+    """By default all that can be; rules that cannot run on so many nodes are refused only if they were named."""
     from ..dispatch.rules import RULES, checked_rule
     from ..observe.advice import Candidate, slots_of
-    from ..planning.checks import POLICIES, checked_policy
+    from ..planning.checks import POLICIES, checked_policy, runs_on
     from ..planning.tokens import knows_tokens
 
     ranks = nodes * ranks_per_node
@@ -142,10 +143,11 @@ def _candidates(
         redundant = [least, least + ranks]
     if policies is None:
         policies = [one for one in POLICIES if one != "affinity" or nodes == 1 or knows_tokens(window)]
+    able, of_engine = ([rule for rule in known if runs_on(rule, nodes)] for known in (RULES, engine_rules))
     return [
         Candidate(checked_policy(policy), checked_rule(rule), count)
         for count in redundant for policy in policies
-        for rule in rules or (RULES if count else [engine_rule])  # without copies there is nothing to choose
+        for rule in rules or (able if count else of_engine[:1])  # without copies there is nothing to choose
     ]  # fmt: skip
 
 

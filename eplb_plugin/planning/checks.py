@@ -25,6 +25,11 @@ def checked_policy(policy: str) -> Policy:
     return policy  # type: ignore[return-value]
 
 
+def runs_on(rule: str, nodes: int) -> bool:
+    """Whether a dispatch rule can run on so many nodes: those with weights keep a set of nodes in one number."""
+    return rule not in WEIGHED or nodes <= MOST_NODES
+
+
 def check_input(
     statistics: RoutingStatistics,
     topology: Topology,
@@ -47,7 +52,7 @@ def check_input(
     if num_groups < 1 or experts % num_groups:
         expected = f"a divisor of {experts} experts"
         raise mismatch("num_groups", found=num_groups, expected=expected, fix="pass the model's expert groups, or 1")
-    if dispatch in WEIGHED and topology.num_nodes > MOST_NODES:
+    if not runs_on(dispatch, topology.num_nodes):
         expected = f"at most {MOST_NODES} for dispatch {dispatch}"
         raise mismatch("topology.num_nodes", found=topology.num_nodes, expected=expected, fix="use dispatch nearest")
     if policy == "affinity" and topology.num_nodes > 1 and not knows_tokens(statistics):

@@ -52,6 +52,18 @@ def test_without_copies_one_rule_is_enough(call: Callable[..., Answer], trace: P
     assert tried == [(0, "weighted"), (4, "hash"), (4, "nearest"), (4, "weighted"), (4, "cover")]
 
 
+def test_above_62_nodes_the_rules_that_run_there_are_tried(call: Callable[..., Answer], trace: Path) -> None:
+    """`weighted` and `cover` cannot: left out by default, without a word of refusal, and refused if they are named."""
+    words = ("advise", trace, "--nodes", 64, "--ranks-per-node", 1, "--policy", "balanced")
+    code, text, err = call(*words, "--redundant", 32, "--redundant", 96, "--json")
+    assert (code, err) == (0, "")
+    assert [one["candidate"]["rule"] for one in json.loads(text)["outcomes"]] == ["hash", "nearest"] * 2
+    assert json.loads(text)["best"]["rule"] == "hash"
+    code, _, err = call(*words, "--rule", "weighted", "--redundant", 32)
+    assert code == 2
+    assert "topology.num_nodes: found 64, expected at most 62 for dispatch weighted" in err
+
+
 def test_a_load_file_is_enough(call: Callable[..., Answer], tmp_path: Path) -> None:
     heat = [{"layer": 0, "heat": [int(1000 / (1 + expert)) for expert in range(32)]}]
     (tmp_path / "loads.json").write_text(json.dumps({"layers": heat, "k": 4}))
