@@ -49,6 +49,8 @@ class Mover:
         self._tables = tables
         self._rank = world.rank_in_group
         placed = metadata.physical_to_logical_map_cpu.numpy()[self._layer_ids].astype(np.int32)
+        # SGLang's, under an all-to-all, name a near copy alone where there is one, and know no declared nodes
+        switch_maps(metadata, self._layer_ids, placed, self._topology, self._rank)
         canaries = torch.from_numpy(self._own(placed).copy()).to(metadata.physical_to_logical_map.device)
         self._canaries = canaries if get_bool_env_var(CANARY) else None
         layers = self._read(first=True)

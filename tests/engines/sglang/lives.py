@@ -32,10 +32,12 @@ class Seen:
     """Of one rank. begun, over: the pass at whose end each rebalance began, and the one at whose end it was over.
 
     maps: [L, P], plans: digests of those in force, after every pass. statistics: what each rebalance was planned from.
-    weighted: layers and passes that were compared with `route` while a plan with weights was in force.
+    weighted: layers and passes that were compared with `route` while a plan with weights was in force. copies: [L, E]
+    that SGLang's maps name at the start.
     """
 
     first_map: np.ndarray
+    copies: np.ndarray
     gatherer: str
     begun: list[int]
     over: list[int]
@@ -69,7 +71,9 @@ def live(start: Start, shared: bool) -> Seen:
 
     controller.plan = failing_once
     (gatherer,) = scheduler.recorder._single_pass_gatherers.values()
-    seen = Seen(metadata.physical_to_logical_map_cpu.numpy().copy(), type(gatherer).__name__, [], [], [], [])
+    first_map = metadata.physical_to_logical_map_cpu.numpy().copy()
+    copies = metadata.logical_to_all_physical_map_num_valid.numpy().copy()
+    seen = Seen(first_map, copies, type(gatherer).__name__, [], [], [], [])
     observe = adapter.rebalancer.observe
 
     def observing(*args: Any) -> None:

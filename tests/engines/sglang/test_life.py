@@ -162,6 +162,13 @@ def test_initial_placement(case: Case, seen: list[Seen]) -> None:
         np.testing.assert_array_equal(seen[0].first_map, np.tile(trivial, (LAYERS, 1)))
 
 
+def test_all_copies_serve_from_the_start(case: Case, seen: list[Seen]) -> None:
+    """As the first plan assumes; SGLang's own maps name near copies alone where there is an all-to-all."""
+    for one in seen:
+        counts = Placement(one.first_map.astype(np.int32)).replica_count
+        np.testing.assert_array_equal(one.copies[MOE_LAYERS], counts[MOE_LAYERS])
+
+
 def test_every_rank_has_its_own_dispatch_table(case: Case, seen: list[Seen]) -> None:
     """`static`: for every expert a slot that holds it, on the own rank where there is one."""
     for rank, one in enumerate(seen):
