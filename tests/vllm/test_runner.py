@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.error
 from collections.abc import Callable
 
 import pytest
@@ -42,3 +43,30 @@ def test_every_kind_of_step_leaves_the_output_unchanged(
     assert "refused" not in server.text()
     hits = re.findall(r"^vllm:prefix_cache_hits_total\{.*\} (\S+)$", metrics_of(server), re.MULTILINE)
     assert sum(map(float, hits)) > 0
+
+
+def test_measuring_memory_reaches_no_window_and_sleep_of_level_2_is_refused(
+    serve: Callable[..., Server],
+) -> None:
+    """After a pass of 40 tokens a rank, the first window holds the first request's alone, and nothing has moved before.
+    `/sleep?level=2` is refused, and the server serves on."""
+    prompt = min(PROMPTS, key=len)
+    arguments = ["--max-num-batched-tokens", "40", "--gpu-memory-utilization", "0.1"]
+    server = serve(
+        "qwen3_moe", Layout(data_parallel=2), Eplb(16, window_size=8, step_interval=8), SETTINGS, arguments=arguments,
+        without=["VLLM_CPU_KVCACHE_SPACE"], VLLM_SERVER_DEV_MODE="1",
+    )  # fmt: skip
+    server.wait_ready()
+    text = server.text()
+    assert "Using V2 Model Runner" in text
+    assert "Warming up done." in text
+    assert "slots move" not in text
+    answer = complete(server, prompt)
+    first = re.search(r"rebalance 1 of .* from (\d+) tokens", server.text())
+    assert first
+    assert len(prompt) <= int(first[1]) <= len(prompt) + 7
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.post("/sleep?level=2", {})
+    with refused.value:
+        assert "sleep level: found 2, expected level 1: " in refused.value.read().decode()
+    assert largest_difference([answer], [complete(server, prompt)]) < 1e-4
