@@ -59,7 +59,7 @@ class Rebalancer:
         entry.stages = Stages(lambda stage: self._stalled(entry, stage, planning_rank))
         if not planning_rank:
             return
-        seconds = warm_up(entry, self._plan, self._options(entry), self.renews(entry))
+        seconds = warm_up(entry.planned, self._options(entry), self.renews(entry))
         if len(self.entries) == 1:
             logger.info("settings: %s", self.config.model_dump_json())
         logger.info("%s", entry.introduction(seconds))

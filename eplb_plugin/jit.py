@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from numba import njit
+from numba.core import event
 from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -58,9 +59,34 @@ def kernel(function: Function) -> Function:
         return njit(nogil=True)(function)
 
 
+def is_cached() -> bool:
+    """Whether there is a folder to keep compiled kernels in."""
+    return not _warn_uncached.cache_info().currsize
+
+
 @cache
 def _warn_uncached() -> None:
     logger.warning(
         "compiled kernels: found no folder to cache them in, expected a writable one; every start compiles them again, "
         "for up to a minute; fix: set NUMBA_CACHE_DIR"
     )
+
+
+class _Announcement(event.Listener):  # type: ignore[misc]  # numba has no types
+    """One line, when the first kernel of this process has to be compiled: without it, a command seems to hang."""
+
+    def on_start(self, event: Any) -> None:
+        _announce()
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""
+
+
+@cache
+def _announce() -> None:
+    logging.getLogger("eplb_plugin.compiling").debug(
+        "compiling the planner for this machine, once (up to a minute; `eplb-plugin precompile` does it ahead)"
+    )
+
+
+event.register("numba:compile", _Announcement())

@@ -14,6 +14,7 @@ from .planning.job import plan_of
 from .recording.recorder import Recorder
 from .stages import Stages
 from .topology import Topology
+from .warm_up import Planned
 
 
 @dataclass
@@ -51,6 +52,11 @@ class ModelEntry:
     def deployment(self) -> Deployment:
         layers = tuple(self.layer_ids)
         return Deployment(self.name, self.engine, self.phase, self.topology, self.num_experts, layers)
+
+    @property
+    def planned(self) -> Planned:
+        top_k = 0 if self.recorder is None else self.recorder.sample.shape[2]
+        return Planned(self.topology, self.policy, self.dispatch, self.num_experts, self.num_groups, top_k)
 
     def in_force(self, placed: Placement) -> Plan:
         """The plan that was agreed on last, if that is how the experts lie; else their placement, used evenly."""

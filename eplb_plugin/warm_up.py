@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .model_entry import ModelEntry
 from .outcome import assess
 from .placement import Placement
 from .plan_message import accept, encode
-from .plan_types import Plan, PlanOptions
+from .plan_types import Dispatch, Plan, PlanOptions, Policy
 from .planning.job import plan_of
+from .planning.plan import plan
 from .planning.resplit import resplit
 from .statistics import RoutingStatistics
+from .topology import Topology
 
-Planner = Callable[[ModelEntry, RoutingStatistics, Plan, PlanOptions], Plan]
 TOKENS = 64
 
 
-def warm_up(entry: ModelEntry, planner: Planner, options: PlanOptions, renews: bool) -> float:
+class Planned(NamedTuple):
+    """What decides which kernels plans need. top_k: experts per token; 0: plans are made from loads alone."""
+
+    topology: Topology
+    policy: Policy
+    dispatch: Dispatch
+    num_experts: int
+    num_groups: int
+    top_k: int
+
+
+def warm_up(what: Planned, options: PlanOptions, renews: bool) -> float:
     """Go through rebalances of one layer's made-up traffic as `controller.py` does; returns the seconds it took.
 
     First from a placement, with a target that is never met, so that every way to improve it is tried; then from the
     plan that came of it, with the weights that it has after its travel. renews: whether weights are solved in between.
     """
-    began, entry = time.perf_counter(), replace(entry, layer_ids=[0])
-    statistics, slots = _made_up(entry), np.arange(entry.topology.num_slots, dtype=np.int32)
-    in_force = plan_of(Placement(slots[None] % entry.num_experts), entry.topology, entry.dispatch)
+    began = time.perf_counter()
+    statistics, slots = made_up(what), np.arange(what.topology.num_slots, dtype=np.int32)
+    in_force = plan_of(Placement(slots[None] % what.num_experts), what.topology, what.dispatch)
     for one in (replace(options, balance_tolerance=0.0), options):
-        made = planner(entry, statistics, in_force, one)
+        made = planned(what, statistics, in_force, one)
         assess(statistics, in_force, made)
         in_force = accept(encode(made), in_force)
     if renews:
@@ -40,16 +51,27 @@ def warm_up(entry: ModelEntry, planner: Planner, options: PlanOptions, renews: b
     return time.perf_counter() - began
 
 
-def _made_up(entry: ModelEntry) -> RoutingStatistics:
+def planned(what: Planned, statistics: RoutingStatistics, previous: Plan | None, options: PlanOptions) -> Plan:
+    return plan(
+        statistics,
+        what.topology,
+        policy=what.policy,
+        previous=previous,
+        dispatch=what.dispatch,
+        num_groups=what.num_groups,
+        options=options,
+    )
+
+
+def made_up(what: Planned) -> RoutingStatistics:
     """Tokens, or loads where none are recorded, that prefer experts with low ids, then those with high ones: even ones
     leave nothing to do, and neither do parts that are alike."""
-    wanted = 1.0 / np.arange(1, entry.num_experts + 1)
-    return _window(entry, wanted).merge(_window(entry, wanted[::-1]))
+    wanted = 1.0 / np.arange(1, what.num_experts + 1)
+    return _window(what, wanted).merge(_window(what, wanted[::-1]))
 
 
-def _window(entry: ModelEntry, wanted: NDArray[np.float64]) -> RoutingStatistics:
-    if entry.recorder is None:
+def _window(what: Planned, wanted: NDArray[np.float64]) -> RoutingStatistics:
+    if not what.top_k:
         return RoutingStatistics(np.rint(TOKENS * wanted)[None])
-    drawn = np.random.default_rng(0).exponential(size=(1, TOKENS, entry.num_experts)) / wanted
-    rows = np.argsort(drawn, axis=2)[:, :, : entry.recorder.sample.shape[2]]
-    return RoutingStatistics.from_topk(rows, entry.num_experts)
+    drawn = np.random.default_rng(0).exponential(size=(1, TOKENS, what.num_experts)) / wanted
+    return RoutingStatistics.from_topk(np.argsort(drawn, axis=2)[:, :, : what.top_k], what.num_experts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
@@ -15,6 +16,7 @@ from .doctor import doctor
 from .export import export
 from .peo import app as peo_app
 from .plan import plan
+from .precompile import precompile
 from .record import record
 from .replay import replay
 from .report import report
@@ -35,10 +37,14 @@ _app.command()(compare)
 _app.command()(report)
 _app.command()(export)
 _app.command()(dashboard)
+_app.command()(precompile)
 
 
 def app() -> None:
     """Console script."""
+    compiling = logging.getLogger("eplb_plugin.compiling")  # see `jit.py`, whose import would take half a second here
+    compiling.addHandler(logging.StreamHandler())
+    compiling.setLevel(logging.DEBUG)
     try:
         _app()
     except PluginError as error:

@@ -13,16 +13,16 @@ from typing import Protocol
 import numpy as np
 
 from ..jit import Array
+from .affinity import pack_nodes
 from .crossings import Cluster, count_sources
 from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak_ratio
 from .level import level_ranks
 from .locality import REAL_SHARE, REAL_SIGMAS, Demands, save_visits
-from .packing import pack
 from .partition import ANYWHERE, Limits, grow_groups, grow_nodes, refine_nodes
 from .parts import busiest_in_turn, even_parts
 from .ranks import count_held
 from .repair import NO_LIMIT
-from .replication import TOO_HEAVY, apportion, copy_limit, list_copies
+from .replication import TOO_HEAVY, apportion, copy_limit
 from .search import Search
 from .sources import arrival_cost
 from .tokens import Tokens, every
@@ -149,7 +149,7 @@ def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:
     best: Layer | None = None
     for attempt in range(rule.search.tries):
         cap_shares(shares, load, copies, TOO_HEAVY * load.sum() / ranks)
-        phy2log = pack_nodes(load, copies, shares, cluster)
+        phy2log = pack_nodes(load[:, None] * shares / np.maximum(copies, 1), copies, cluster)
         made = level(rule, as_used(rule, phy2log, node_use), count_held(phy2log, cluster, experts))
         if best is None or made.peak < best.peak - BETTER:
             best = made
@@ -241,15 +241,3 @@ def _swapped(rule: Rule, made: Layer, swap: Callable[..., int]) -> Layer:
         return made
     keep_at_home(node_use, movable, home)
     return as_used(rule, phy2log, node_use)
-
-
-def pack_nodes(load: Array, copies: Array, shares: Array, cluster: Cluster) -> Array:
-    """copies, shares: [E, nodes] -> phy2log [P] int32, every node's copies packed onto its ranks."""
-    ranks, slots = len(cluster.node_of_rank), cluster.slots_per_rank
-    phy2log = np.empty((ranks, slots), np.int32)
-    per_copy = load[:, None] * shares / np.maximum(copies, 1)
-    for node in range(cluster.num_nodes):
-        items = list_copies(np.ascontiguousarray(copies[:, node]))
-        here = np.flatnonzero(cluster.node_of_rank == node)
-        phy2log[here] = pack(items, per_copy[items, node], len(here))
-    return phy2log.ravel()

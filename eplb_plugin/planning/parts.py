@@ -14,7 +14,7 @@ from ..jit import Array, kernel
 from ..statistics import RoutingStatistics
 from .crossings import Cluster
 from .level import swap_held, swap_receipt
-from .ranks import count_held, open_ranks, received
+from .ranks import count_held, open_ranks, received, slot_shares
 from .repair import open_singles
 from .tokens import Tokens
 from .visits import Visits, most_arrivals, real_changes, swap_changes, swap_experts, worth_of
@@ -188,7 +188,6 @@ def even_parts(
     return swaps
 
 
-@kernel
 def even_placed(
     load: Array, parts: Array, phy2log: Array, before: Array, cluster: Cluster, tokens: Tokens, budget: int,
     ingress: float, least: float,
@@ -196,11 +195,7 @@ def even_placed(
     """The same for rules whose copies have no weights of their own. Without tokens, crossings do not matter."""
     ranks = open_ranks(load, phy2log, before, cluster)
     movable, visits = open_singles(ranks, cluster, tokens)
-    if tokens.rows.shape[0] == 0 and not cluster.nearest:
+    if len(tokens.rows) == 0 and not cluster.nearest:
         movable[:] = True
-    slot_load = np.empty((parts.shape[0], phy2log.shape[0]))
-    for slot in range(phy2log.shape[0]):
-        expert, node = phy2log[slot], cluster.node_of_rank[slot // cluster.slots_per_rank]
-        for part in range(parts.shape[0]):
-            slot_load[part, slot] = parts[part, expert] * ranks.shares[expert, node]
+    slot_load = parts.take(phy2log, axis=1) * slot_shares(ranks, cluster)
     even_parts(phy2log, slot_load, cluster, movable, visits, before, budget, ingress, least)

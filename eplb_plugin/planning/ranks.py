@@ -56,6 +56,16 @@ def open_ranks(load: Array, phy2log: Array, before: Array, cluster: Cluster) -> 
     return Ranks(load, phy2log, before, held, copies, shares, rank_load, cluster.slots_per_rank > experts)
 
 
+def slot_shares(ranks: Ranks, cluster: Cluster) -> Array:
+    """[P] of its expert's tokens that every slot serves."""
+    return ranks.shares[ranks.phy2log, np.repeat(cluster.node_of_rank, cluster.slots_per_rank)]
+
+
+def mean_load(ranks: Ranks) -> float:
+    """As kernels add it up, rank by rank, to the last bit; numpy's own mean is another one."""
+    return float(np.cumsum(ranks.rank_load)[-1] / len(ranks.rank_load))
+
+
 @kernel
 def received(held: Array, before: Array) -> int:
     """held, before: [ranks, E] -> moved slots: copies that ranks hold now and did not hold before."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..jit import Array, kernel
 from .crossings import Cluster, copy_values, count_sources, expert_shares, fixed_pins
-from .ranks import Ranks, may_take, open_ranks, receipts, received, swap_receipts, swap_slots, write_slot
+from .ranks import Ranks, may_take, mean_load, open_ranks, receipts, received, swap_receipts, swap_slots, write_slot
 from .tokens import Tokens
 from .visits import Visits, open_visits, swap_changes, swap_experts
 
@@ -20,14 +20,10 @@ LEAST_RELIEF = 1e-4  # of a mean rank load
 LEAST_COST = 0.5  # of a move that needs no weight, because it undoes another
 
 
-@kernel
 def open_singles(ranks: Ranks, cluster: Cluster, tokens: Tokens) -> tuple[Array, Visits]:
     """[E] bool experts with one copy, and what tokens visit because of them."""
-    experts = ranks.load.shape[0]
     singles, pins = fixed_pins(ranks.copies, cluster, tokens)
-    node_of = np.empty(experts, np.int32)
-    for expert in range(experts):
-        node_of[expert] = np.argmax(ranks.copies[expert])
+    node_of = ranks.copies.argmax(axis=1).astype(np.int32)
     own = count_sources(tokens.source, cluster) if cluster.nearest else np.zeros(cluster.num_nodes, np.int64)
     return ranks.copies.sum(axis=1) == 1, open_visits(singles, pins, node_of, own)
 
@@ -143,7 +139,6 @@ def _best_overwrite(
     return best, best_own, best_slot
 
 
-@kernel
 def repair(
     load: Array, phy2log: Array, before: Array, cluster: Cluster, tokens: Tokens, peak_ratio: float, budget: int
 ) -> None:
@@ -152,7 +147,7 @@ def repair(
     before: [ranks, E] what every rank held when moves began to count; budget: most moved slots.
     """
     ranks = open_ranks(load, phy2log, before, cluster)
-    if ranks.rank_load.max() > ranks.rank_load.mean() * peak_ratio:
+    if ranks.rank_load.max() > mean_load(ranks) * peak_ratio:
         movable, visits = open_singles(ranks, cluster, tokens)
         relieve(ranks, cluster, tokens, movable, visits, peak_ratio, budget)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
+
 from ..plan_types import Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from .checks import check_input
@@ -36,7 +38,8 @@ def renewed(plan: Plan, statistics: RoutingStatistics) -> Plan:
     phy2log, topology = plan.placement.phy2log, plan.topology
     if plan.source_weights is not None:
         load = above_zero(statistics.load)
-        by_source = renew_weighted(load, phy2log, plan.source_weights, topology.node_of_slot, topology.slots_per_rank)
+        known = np.ascontiguousarray(plan.source_weights)  # one layout, or the kernel is compiled for two
+        by_source = renew_weighted(load, phy2log, known, topology.node_of_slot, topology.slots_per_rank)
         return replace(plan, source_weights=by_source, replica_weights=by_source.mean(axis=0))
     assert plan.cover_weights is not None
     parts = parts_by_layer(statistics)
