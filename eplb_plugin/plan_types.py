@@ -105,6 +105,8 @@ class Plan:
         reach; None: in proportion to the replica weights.
     resolved_layers: layers that were solved afresh, not repaired from the previous placement.
     skipped_layers: layers that keep the previous row because their move would cost more time than it saves.
+    less_even: for every reason why layers are planned less even than vanilla's placement is under its hash, by more
+        than half a point, one line that says how many, by how much, and why (planning/evenness.py). Empty: none is.
     """
 
     placement: Placement
@@ -116,6 +118,7 @@ class Plan:
     cover_weights: NDArray[np.int32] | None = None
     resolved_layers: int = 0
     skipped_layers: int = 0
+    less_even: tuple[str, ...] = ()
 
     @property
     def has_weights(self) -> bool:

@@ -120,6 +120,7 @@ def plan(
         "before": _figures(plan_of(start, topology, made.dispatch), window, draws, seed),
         "after": _figures(made, window, draws, seed),
         "moved_slots": int(moved.sum()), "slots": int(start.phy2log.size), "skipped_layers": made.skipped_layers,
+        "less_even": list(made.less_even),
     }  # fmt: skip
     say_understood(readings, as_json, existing)
     if as_json:
@@ -136,9 +137,12 @@ def _save(placement: Placement, out: Path, header: dict[str, Any]) -> None:
 def _figures(made: Plan, window: RoutingStatistics, draws: int, seed: int) -> judged.Figures:
     """Of the window planned for; from its load alone if it has no tokens."""
     from ..observe.judging import judge_draws
+    from ..planning.at_home import known_from_loads
     from ..planning.score import balancedness, expected_rank_load
 
     if window.sample is None or not (window.sample >= 0).any():
+        if window.coactivation is None and not known_from_loads(made):
+            return {}
         return {"balancedness": balancedness(expected_rank_load(window.load, made))}
     return judged.figures(judge_draws(window.sample, made, draws, seed))
 
@@ -155,3 +159,5 @@ def _print(answer: dict[str, Any]) -> None:
     if answer["forecast_error"] is not None:
         line += f"; an expert's load is forecast from {answer['windows']} windows to ±{answer['forecast_error']:.0%}"
     typer.echo(f"{line}; planned in {answer['seconds']:.1f} s")
+    for line in answer["less_even"]:
+        typer.echo(line)

@@ -1,8 +1,10 @@
 """Fractional weights by tables alone: every source rank has its own row of physical ids per expert, ids repeated.
 
 The engine's hash picks an entry by the token's position in its rank's batch, so a copy that stands in a quarter of the
-entries serves a quarter of the tokens, without a new kernel. Ranks of a node share the proportions, but their rows are
-rotated, by rank and by expert: position 0 picks entry 0, and a batch of one token would otherwise go to one copy only.
+entries serves a quarter of the tokens, without a new kernel. A row is short, but a node has as many rows as ranks, and
+only their sum is what the weights say: ranks round differently, so that 72 of them express a twelfth, which 32 entries
+cannot. Rows are rotated, by rank and by expert: position 0 picks entry 0, and a batch of one token would otherwise go
+to one copy only.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ ROUNDING = 1e-9
 
 
 def weighted_tables(
-    plan: Plan, ranks: Sequence[int] | None = None, layers: Sequence[int] | None = None, *, width: int = TABLE_WIDTH
-) -> NDArray[np.int32]:
+    plan: Plan, ranks: Sequence[int] | None = None, layers: Sequence[int] | None = None, *, width: int = TABLE_WIDTH,
+    together: int = 1,
+) -> NDArray[np.int32]:  # fmt: skip
     """[ranks, layers, E, width] int32 physical ids for `row[hash % width]`; default: all ranks, all layers.
 
     Made from the plan's source weights; a plan without them serves every source by its replica weights.
+    together: ranks of a node that route the same token, and have the rows of the first of them.
     """
     if width < 1:
         raise mismatch("width", found=width, expected=">= 1", fix=f"leave it at {TABLE_WIDTH}")
@@ -34,15 +38,17 @@ def weighted_tables(
     chosen_ranks = _checked("ranks", ranks, topology.num_ranks)
     chosen_layers = _checked("layers", layers, placement.num_layers)
     shares = source_shares(plan)
-    node_of_rank, turn_of_rank = topology.node_of_rank, _turn_within_node(topology.node_of_rank)
-    nodes, node_of_line = np.unique(node_of_rank[chosen_ranks], return_inverse=True)
+    node_of_rank, turn_of_rank = topology.node_of_rank, _turn_within_node(topology.node_of_rank) // together
+    lines = max(topology.ranks_per_node // together, 1)
     tables = np.empty((len(chosen_ranks), len(chosen_layers), placement.num_experts, width), np.int32)
     for column, layer in enumerate(chosen_layers):
-        counts = placement.replica_count[layer]
-        rows = rows_of_nodes(np.ascontiguousarray(shares[nodes, layer]), placement.log2phy[layer], counts, width)
-        for line, rank in enumerate(chosen_ranks):
-            start = turn_of_rank[rank] * width // topology.ranks_per_node
-            rotate_rows(rows[node_of_line[line]], start, tables[line, column])
+        counts, copies = placement.replica_count[layer], placement.log2phy[layer]
+        for node in np.unique(node_of_rank[chosen_ranks]):
+            of_node = [line for line, rank in enumerate(chosen_ranks) if node_of_rank[rank] == node]
+            rows = rows_of_node(np.ascontiguousarray(shares[node, layer]), copies, counts, width * lines)
+            for line in of_node:
+                turn = turn_of_rank[chosen_ranks[line]] % lines
+                deal_rows(rows, turn, turn * width // lines, tables[line, column])
     return tables
 
 
@@ -61,7 +67,8 @@ def hashed_maps(
         expected = "hash, weighted or cover"
         raise mismatch("dispatch", found=plan.dispatch, expected=expected, fix="plan for one of them")
     on_one_node = len(set(plan.topology.node_of_rank[list(owners)].tolist())) == 1
-    tables = weighted_tables(plan if on_one_node else replace(plan, source_weights=None), owners[:1], chosen)[0]
+    used, together = (plan, len(owners)) if on_one_node else (replace(plan, source_weights=None), 1)
+    tables = weighted_tables(used, owners[:1], chosen, together=together)[0]
     return tables, np.full(tables.shape[:2], tables.shape[2], np.int64)
 
 
@@ -104,31 +111,34 @@ def share_entries(shares: Array, width: int) -> Array:
 
 
 @kernel
-def rows_of_nodes(shares: Array, log2phy: Array, counts: Array, width: int) -> Array:
-    """shares: [nodes, P]; log2phy: [E, copies]; counts: [E] -> [nodes, E, width] int32, every copy's entries together.
+def rows_of_node(shares: Array, log2phy: Array, counts: Array, entries: int) -> Array:
+    """shares: [P]; log2phy: [E, copies]; counts: [E] -> [E, entries] int32, every copy's entries together.
 
     Consecutive positions step through a row by the multiplier modulo its width, far from each other; so entries of one
     copy may lie together, and eight tokens still take copies about as the weights say.
     """
-    rows = np.empty((shares.shape[0], counts.shape[0], width), np.int32)
-    for node in range(shares.shape[0]):
-        for expert in range(counts.shape[0]):
-            copies = log2phy[expert, : counts[expert]]
-            if copies.shape[0] == 1:
-                rows[node, expert] = copies[0]
-                continue
-            entries, filled = share_entries(shares[node][copies], width), 0
-            for copy in range(copies.shape[0]):
-                rows[node, expert, filled : filled + entries[copy]] = copies[copy]
-                filled += entries[copy]
+    rows = np.empty((counts.shape[0], entries), np.int32)
+    for expert in range(counts.shape[0]):
+        copies = log2phy[expert, : counts[expert]]
+        if copies.shape[0] == 1:
+            rows[expert] = copies[0]
+            continue
+        shared, filled = share_entries(shares[copies], entries), 0
+        for copy in range(copies.shape[0]):
+            rows[expert, filled : filled + shared[copy]] = copies[copy]
+            filled += shared[copy]
     return rows
 
 
 @kernel
-def rotate_rows(rows: Array, start: int, table: Array) -> None:
-    """rows -> table, both [E, width]: row e begins at entry `start` + a scramble of e."""
-    width = rows.shape[1]
+def deal_rows(rows: Array, turn: int, start: int, table: Array) -> None:
+    """rows: [E, n · width] of a node -> table [E, width] of one of its n ranks: every n-th entry, from `turn` on.
+
+    Row e begins at entry `start` + a scramble of e.
+    """
+    width = table.shape[1]
+    ranks = rows.shape[1] // width
     for expert in range(rows.shape[0]):
         offset = start + (((expert * 2654435769) & 0xFFFFFFFF) * width >> 32)
         for entry in range(width):
-            table[expert, entry] = rows[expert, (entry + offset) % width]
+            table[expert, entry] = rows[expert, (entry + offset) % width * ranks + turn]

@@ -12,6 +12,7 @@ from ..errors import mismatch
 from ..peo.timeline import MODEL_NOT_MEASUREMENT
 from ..placement import Placement, linear_placement
 from ..plan_types import Dispatch, Plan
+from ..planning.at_home import known_from_loads
 from ..planning.job import plan_of
 from ..planning.score import balancedness, expected_rank_load, moved_slots
 from ..statistics import RoutingStatistics
@@ -67,13 +68,12 @@ def _of_windows(
     plans = {BEFORE: plan_of(start, topology, rule)}
     for given, placement in placements.items():
         plans[given if given != BEFORE else f"{given} (file)"] = plan_of(placement, topology, rule)
-    sections = [
-        ("Placements", _scores(plans, newest, name, rule)),
-        ("Load of ranks", _heatmaps(plans, newest, name)),
-    ]
+    sections, known = [("Placements", _scores(plans, newest, name, rule))], all(map(known_from_loads, plans.values()))
+    if known:
+        sections.append(("Load of ranks", _heatmaps(plans, newest, name)))
     if newest.coactivation is not None:
         sections.append(("Co-activation, ordered by node", _pairs(plans, newest, layer)))
-    if len(windows) > 1:
+    if known and len(windows) > 1:
         sections.append(("Balancedness over windows", _over_time(plans, windows)))
     if len(plans) > 1:
         sections.append(("Moves", _moves(plans)))
@@ -83,9 +83,11 @@ def _of_windows(
 def _scores(plans: Mapping[str, Plan], window: RoutingStatistics, name: str, rule: str) -> str:
     rows = []
     for label, made in plans.items():
-        cells = [f"{balancedness(expected_rank_load(window.load, made)):.3f}"]
+        known = known_from_loads(made)
+        cells = [f"{balancedness(expected_rank_load(window.load, made)):.3f}" if known else "unknown"]
         if window.sample is not None and (window.sample >= 0).any():
             score = judge_draws(window.sample, made, 1, 0).mean()
+            cells = cells if known else [f"{score.balancedness:.3f}"]
             cells += [f"{score.cross_node_copies:.3f}", f"{score.node_fan_out:.3f}", f"{score.busiest_ingress:.2f}"]
         rows.append([escape(label), *cells])
     heads = ["placement", "balancedness", "cross-node copies / token", "node fan-out", "busiest ingress / mean"]

@@ -60,6 +60,14 @@ def check_input(
             "policy affinity", found="load only", expected="co-activation or a token sample",
             fix="record one, or plan with policy balanced",
         )  # fmt: skip
+    if dispatch == "cover" and topology.num_nodes > 1 and not knows_tokens(statistics):
+        kept = previous is not None and options.is_bounded
+        if policy == "deepseek" or kept:
+            raise mismatch(
+                "dispatch cover", found=f"load only, and {'a bound on moves' if kept else 'policy deepseek'}",
+                expected="co-activation or a token sample: how even ranks get depends on what tokens select together",
+                fix="record one, or plan with policy balanced without a bound, or for dispatch weighted",
+            )  # fmt: skip
     refuse_unknown_gain(statistics, options)
     if previous is None:
         return

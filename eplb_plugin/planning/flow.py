@@ -15,7 +15,7 @@ from ..jit import Array, kernel
 # Overload allowed at first, or more where there is more; lowered in steps: what no path relieves ends near min-max.
 FIRST_CAP = 0.5
 CAP_STEP = 0.75
-CAP_STEPS = 14
+LEAST_CAP = 0.003  # the last step is to none
 MAX_PATHS = 4000
 TIE = 1e-7
 NEVER = 1e300
@@ -159,8 +159,8 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
         _price_arcs(origin, on_bin, cost, copies, share, arcs)
     distance, before, blocked = np.empty(bins), np.empty(bins, np.int64), np.zeros(bins, np.bool_)
     queue, queued = np.empty(bins, np.int64), np.empty(bins, np.bool_)
-    first_cap = max(FIRST_CAP, bin_load.max() / mean - 1.0)  # as far as bins go at all: heavy copies level out as well
-    step, cap = 0, mean * (1.0 + first_cap)
+    over = max(FIRST_CAP, bin_load.max() / mean - 1.0)  # as far as bins go at all: heavy copies level out as well
+    cap = mean * (1.0 + over)
     for _ in range(MAX_PATHS):
         origin = -1
         for candidate in range(bins):
@@ -169,10 +169,10 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
             if origin < 0 or bin_load[candidate] > bin_load[origin]:
                 origin = candidate
         if origin < 0:
-            if step == CAP_STEPS:
+            if over == 0.0:
                 break
-            step += 1
-            cap = mean * (1.0 + (first_cap * CAP_STEP**step if step < CAP_STEPS else 0.0))
+            over = over * CAP_STEP if over * CAP_STEP > LEAST_CAP else 0.0
+            cap = mean * (1.0 + over)
             blocked[:] = False
             continue
         _cheapest_paths(arcs, origin, distance, before, queue, queued)

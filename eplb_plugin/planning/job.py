@@ -18,10 +18,12 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from . import deepseek
 from .affinity import solve_affinity
+from .at_home import solve_at_home
 from .budget import Allowed, count_moved, share_out
 from .crossings import Cluster
 from .even_layers import even_layers
 from .incremental import expected_balance, expected_crossings, repair_layer
+from .joint_types import peak_ratio
 from .packing import solve_balanced
 from .parts import LEAST, REAL_LEAST, even_placed, parts_of
 from .price import skip_unpaid
@@ -138,8 +140,11 @@ class Job:
             return replace(weigher.as_plan(layers), resolved_layers=resolved)
         phy2log, resolved = self._placed(_phy2log(previous))
         layers = weigher.weigh(Placement(phy2log, self.statistics.layer_ids))
-        if previous is not None and self.policy != "deepseek":
-            layers = weigher.prefer(previous, layers)
+        if self.policy != "deepseek":
+            if self.dispatch == "cover" and not (previous is not None and self.options.is_bounded):
+                layers = weigher.or_at_home(_phy2log(previous), layers)
+            if previous is not None:
+                layers = weigher.prefer(previous, layers)
         return replace(weigher.as_plan(layers), resolved_layers=resolved)
 
     def _placed(self, previous: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], int]:
@@ -179,9 +184,10 @@ class Job:
             left -= int(now[0] - moved[layer])
         return made
 
-    def vanilla(self, previous: NDArray[np.int32] | None) -> NDArray[np.int32]:
-        topology = self.topology
-        maps = deepseek.solve(self.load, topology.num_slots, self.num_groups, topology.num_nodes, topology.num_ranks)
+    def vanilla(self, previous: NDArray[np.int32] | None, rows: Array | slice = slice(None)) -> NDArray[np.int32]:
+        """phy2log of all layers, or of some `rows`."""
+        topology, load = self.topology, self.load[rows]
+        maps = deepseek.solve(load, topology.num_slots, self.num_groups, topology.num_nodes, topology.num_ranks)
         phy2log = maps[0].astype(np.int32)
         if previous is None:
             return phy2log
@@ -199,7 +205,7 @@ class Job:
         if self.shares_evenly:
             return self._even_out_within_bounds(previous)
         pairs = zip(self.load, previous, strict=True)
-        balance = np.array([expected_balance(load, old, self.cluster) for load, old in pairs])
+        balance = np.array([self._balance(load, old) for load, old in pairs])
         phy2log, resolved, allowed = previous.copy(), 0, self._allowed
         for layer, budget in allowed.in_turn(1.0 / balance - 1.0):
             phy2log[layer], fresh = self._repair_layer(layer, previous[layer], budget)
@@ -232,20 +238,31 @@ class Job:
         return no_tokens(), np.zeros((1, 1))
 
     def _solve_layer(self, load: Array, tokens: Tokens, pairs: Array) -> Array:
-        tolerance = self.options.balance_tolerance
-        if self.keeps_locality:
-            slack, ingress = NODE_SHARE * tolerance, self.options.ingress_tolerance
-            phy2log = solve_affinity(load, pairs, self.cluster, tokens, self.num_groups, slack, ingress, self._search)
-        else:
-            phy2log = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
-        if self.keeps_locality or self.cluster.nearest:  # what packing could not see: other nodes, and shares there
-            before = count_held(phy2log, self.cluster, len(load))
-            repair(load, phy2log, before, self.cluster, tokens, 1.0 + tolerance, NO_LIMIT)
-        if not self.keeps_locality or self._is_balanced(load, phy2log):
+        if not self.keeps_locality:
+            return self._solve_evenly(load)
+        tolerance, ingress = self.options.balance_tolerance, self.options.ingress_tolerance
+        phy2log = solve_affinity(
+            load, pairs, self.cluster, tokens, self.num_groups, NODE_SHARE * tolerance, ingress, self._search
+        )
+        self._relieve(load, phy2log, tokens)
+        if self._is_balanced(load, phy2log):
             return phy2log
-        even = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
-        balance = [expected_balance(load, slots, self.cluster) for slots in (phy2log, even)]
-        return even if balance[1] > balance[0] + tolerance else phy2log
+        even = self._solve_evenly(load)
+        return even if self._balance(load, even) > self._balance(load, phy2log) + tolerance else phy2log
+
+    def _solve_evenly(self, load: Array) -> Array:
+        """As even as is found under the rule, wherever tokens go."""
+        packed = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
+        if not self.cluster.nearest:
+            return packed
+        found = [packed, packed.copy(), solve_at_home(load, self.cluster)]
+        self._relieve(load, found[1], no_tokens())
+        return max(found, key=partial(self._balance, load))
+
+    def _relieve(self, load: Array, phy2log: Array, tokens: Tokens) -> None:
+        """What packing could not see, in place: other nodes, and shares there."""
+        before = count_held(phy2log, self.cluster, len(load))
+        repair(load, phy2log, before, self.cluster, tokens, 1.0 + self.options.balance_tolerance, NO_LIMIT)
 
     def _repair_layer(self, layer: int, old: Array, budget: int) -> tuple[Array, bool]:
         """-> phy2log of a layer, and whether it was solved afresh."""
@@ -265,15 +282,23 @@ class Job:
         if not self._is_worth_it(load, tokens, repaired, fresh):
             return repaired, False
         # under `nearest` it depends on a node's number whom it serves, so that new labels may need a repair
-        relabelled = repair_layer(load, relabelled, self.cluster, tokens, peak_ratio, budget, ingress)
-        return keep_slots(relabelled, old, self.cluster.slots_per_rank), True
+        mended = repair_layer(load, relabelled, self.cluster, tokens, peak_ratio, budget, ingress)
+        made = max((repaired, relabelled, mended), key=partial(self._balance, load)) if self.cluster.nearest else mended
+        return keep_slots(made, old, self.cluster.slots_per_rank), made is not repaired
+
+    def _balance(self, load: Array, phy2log: Array) -> float:
+        """Mean over busiest rank's load; under `nearest` exactly, as copies may serve one rank more than others."""
+        if not self.cluster.nearest:
+            return float(expected_balance(load, phy2log, self.cluster))
+        shares = replica_weights(Placement(phy2log[None]), self.topology, "nearest")[0]
+        return 1.0 / peak_ratio(shares * load[phy2log], self.topology.num_ranks)
 
     def _is_balanced(self, load: Array, phy2log: Array) -> bool:
-        return expected_balance(load, phy2log, self.cluster) * (1.0 + self.options.balance_tolerance) >= 1.0
+        return self._balance(load, phy2log) * (1.0 + self.options.balance_tolerance) >= 1.0
 
     def _is_worth_it(self, load: Array, tokens: Tokens, repaired: Array, fresh: Array) -> bool:
         """Whether a full solve gains so much that moving nearly everything is justified."""
-        gain = expected_balance(load, fresh, self.cluster) - expected_balance(load, repaired, self.cluster)
+        gain = self._balance(load, fresh) - self._balance(load, repaired)
         if gain >= WORTH_BALANCE and not self._is_balanced(load, repaired):
             return True
         if not self.keeps_locality or gain <= -WORTH_BALANCE:

@@ -12,6 +12,7 @@ from ..plan_types import Dispatch, Plan, PlanOptions, Policy
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .checks import check_input
+from .evenness import less_even
 from .job import Job, placement_of
 from .rounds import check_rounds, even_rounds
 
@@ -52,6 +53,7 @@ def plan(
         kept = job.as_it_is(previous)
         return replace(kept, seconds=time.perf_counter() - began, resolved_layers=0, skipped_layers=0)
     made = job.made(previous) if previous is None or not options.is_priced else job.priced(previous)
+    made = replace(made, less_even=less_even(job, made, None if old is None else old.phy2log))
     if options.peo_rounds is not None:
         made = even_rounds(made, job.load, options.peo_rounds)
     return replace(made, seconds=time.perf_counter() - began)

@@ -34,7 +34,7 @@ def renew_weighted(
                 cost[source, slot] = away * (1.0 - KEPT * source_weights[source, layer, slot])
         copies = list_by_expert(phy2log[layer].astype(np.int64), rank_of_slot, load.shape[1])
         exact = split_flow(load[layer], cost, copies, slots // slots_per_rank)
-        renewed[:, layer] = round_to_entries(exact, copies.start, copies.listed)
+        renewed[:, layer] = round_to_entries(exact, copies.start, copies.listed, slots // slots_per_rank // nodes)
     return renewed
 
 

@@ -14,6 +14,7 @@ from ..placement import Placement
 from ..plan_types import Dispatch, Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from ..topology import Topology
+from .at_home import is_at_home, solve_at_home
 from .budget import Allowed
 from .cover import CoverRule
 from .crossings import Cluster
@@ -26,10 +27,11 @@ from .ranks import count_held
 from .relabel import keep_slots, relabel
 from .repair import NO_LIMIT
 from .search import SEARCHES, Search
-from .tokens import knows_tokens, layer_tokens, no_tokens
+from .tokens import MAX_ROWS, knows_tokens, layer_tokens, no_tokens
 from .weighted import WeightedRule
 
 LEAST_LOAD = 1e-6  # of the mean expert load: an idle expert still has to be somewhere, and shares divide by loads
+EVEN = 1.004  # busiest rank over the mean that from scratch is not improved on
 WORTH_BALANCE = 0.02  # what a full solve must gain over a repair, or copies over swaps …
 WORTH_CROSSINGS = 0.1  # … to be worth moving nearly everything
 
@@ -55,13 +57,39 @@ class Weigher:
 
     def weigh(self, start: Plan | Placement) -> list[Layer]:
         """The placement as it is, its weights solved from those that it had, if any for this rule and topology."""
-        return [self._weigh(layer, self._rule(layer)[0], start) for layer in range(self.statistics.num_layers)]
+        layers = range(self.statistics.num_layers)
+        return [self._weigh(layer, self._rule(layer, MAX_ROWS)[0], start) for layer in layers]
 
     def prefer(self, previous: Plan | Placement, layers: list[Layer]) -> list[Layer]:
         """The previous placement instead, where new weights alone make it even enough, or no worse."""
         enough = 1.0 + self.options.balance_tolerance
         pairs = zip(self.weigh(previous), layers, strict=True)
-        return [old if old.peak <= max(enough, new.peak) else new for old, new in pairs]
+        return [old if self._is_foreseen(old) and old.peak <= max(enough, new.peak) else new for old, new in pairs]
+
+    def or_at_home(self, previous: NDArray[np.int32] | None, layers: list[Layer]) -> list[Layer]:
+        """Experts at home instead where that is more even, or where nobody can tell how uneven the layer would be."""
+        made, tolerance = [], self.options.balance_tolerance
+        enough, worth = (EVEN, 0.0) if previous is None else (1.0 + tolerance, WORTH_BALANCE)
+        for number, layer in enumerate(layers):
+            if not self._is_foreseen(layer) or layer.peak > enough:
+                rule, _ = self._rule(number, MAX_ROWS)
+                phy2log = solve_at_home(rule.load, self.cluster)
+                if previous is not None:
+                    renamed = relabel(phy2log, previous[number], self.cluster, len(rule.load))
+                    phy2log = keep_slots(renamed, previous[number], self.cluster.slots_per_rank)
+                home = as_used(rule, phy2log)
+                if not self._is_foreseen(layer) or 1.0 / home.peak > 1.0 / layer.peak + worth:
+                    layer = home
+            made.append(layer)
+        return made
+
+    def _is_foreseen(self, layer: Layer) -> bool:
+        """Whether its planned load is what ranks will get: where `cover` sends tokens depends on what they select
+        together, unless experts are at home.
+        """
+        if self.dispatch != "cover" or self.topology.num_nodes == 1 or knows_tokens(self.statistics):
+            return True
+        return is_at_home(layer.phy2log, self.cluster, self.statistics.num_experts)
 
     def solve(self) -> list[Layer]:
         made = []
@@ -70,7 +98,7 @@ class Weigher:
             solved = self._solve(rule, pairs)
             held = count_held(solved.phy2log, self.cluster, len(rule.load))
             made.append(even_out_parts(rule, solved, held, NO_LIMIT, LEAST))
-        return made
+        return self._on_all_tokens(made, self._search.rows)
 
     def repair(self, previous: Plan | Placement, allowed: Allowed) -> tuple[list[Layer], int]:
         """Few moves from the previous placement, as far as that is good enough, within what is allowed.
@@ -89,7 +117,15 @@ class Weigher:
                 resolved += fresh
             made[layer] = self._even_out_parts(rules[layer], made[layer], old, budget)
             allowed.spend(made[layer].phy2log, old)
-        return made, resolved
+        return self._on_all_tokens(made, self._search.repair_rows), resolved
+
+    def _on_all_tokens(self, layers: list[Layer], rows: int) -> list[Layer]:
+        """Weights of `cover` that were fitted to `rows` tokens, fitted to all: few flatter."""
+        if self.dispatch != "cover" or self.topology.num_nodes == 1 or rows >= MAX_ROWS:
+            return layers
+        rules = [self._rule(layer, MAX_ROWS)[0] for layer in range(len(layers))]
+        pairs = zip(rules, layers, strict=True)
+        return [as_used(rule, one.phy2log, rule.to_nodes(one.phy2log, one.use)) for rule, one in pairs]
 
     def as_plan(self, layers: list[Layer]) -> Plan:
         """`layers` in one plan; how long it took is not known here."""
@@ -128,6 +164,8 @@ class Weigher:
             return made
         topology = self.topology
         even = as_used(rule, solve_balanced(rule.load[None], topology.num_slots, topology.num_ranks)[0])
+        if self.dispatch == "cover" and even.peak > 1.0 + 2.0 * tolerance:
+            even = min(even, as_used(rule, solve_at_home(rule.load, self.cluster)), key=lambda layer: layer.peak)
         return even if 1.0 / even.peak > 1.0 / made.peak + tolerance else made
 
     def _repair(self, rule: Rule, old: Layer, budget: int) -> Layer:

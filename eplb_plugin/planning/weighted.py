@@ -98,7 +98,7 @@ class WeightedRule:
         rank_of_slot = np.arange(len(phy2log)) // self.cluster.slots_per_rank
         listed = list_by_expert(phy2log.astype(np.int64), rank_of_slot, experts)
         exact = split_flow(self.load, by_slot, listed, ranks)
-        shares = round_to_entries(exact, listed.start, listed.listed)
+        shares = round_to_entries(exact, listed.start, listed.listed, ranks // nodes)
         return Use(shares.mean(axis=0), shares, np.empty(0, np.int32))
 
     def to_nodes(self, phy2log: Array, use: Use) -> Array:
@@ -208,12 +208,20 @@ def place_round(
 
 
 @kernel
-def round_to_entries(shares: Array, start: Array, listed: Array) -> Array:
-    """shares: [sources, P] -> the shares that table rows of TABLE_WIDTH entries realise."""
-    rounded = shares.copy()
+def round_to_entries(shares: Array, start: Array, listed: Array, rows: int) -> Array:
+    """shares: [sources, P] -> the shares that a node's table rows realise: `rows` of them, of TABLE_WIDTH entries.
+
+    What a source rounds off, the next one makes up for, on the copies that it uses.
+    """
+    rounded, entries = shares.copy(), TABLE_WIDTH * rows
+    owed = np.zeros(shares.shape[1])
     for source in range(shares.shape[0]):
         for expert in range(start.shape[0] - 1):
             slots = listed[start[expert] : start[expert + 1]]
             if slots.shape[0] > 1:
-                rounded[source][slots] = share_entries(shares[source][slots], TABLE_WIDTH) / TABLE_WIDTH
+                wanted = np.where(
+                    shares[source][slots] > 0.0, np.maximum(shares[source][slots] + owed[slots], 0.0), 0.0
+                )
+                rounded[source][slots] = share_entries(wanted, entries) / entries
+                owed[slots] += shares[source][slots] - rounded[source][slots]
     return rounded

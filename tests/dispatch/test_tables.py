@@ -1,4 +1,4 @@
-"""Weighted tables: what rows realise, how wide they are, and that small batches spread as the weights say."""
+"""Weighted tables: what rows realise, alone and together, and that small batches spread as the weights say."""
 
 from __future__ import annotations
 
@@ -40,6 +40,20 @@ def test_rows_hold_every_copy_as_often_as_its_share(plan: Plan, width: int):
         found = [int((tables[rank, layer, expert] == copy).sum()) for copy in copies]
         assert sum(found) == width
         assert np.abs(np.array(found) - shares * width).max() <= 1.0 + 1e-6
+
+
+@QUICK
+@given(weighted_plans(), st.sampled_from([1, 2]))
+def test_ranks_of_a_node_round_so_that_their_sum_is_right(plan: Plan, together: int):
+    """One row cannot say a twelfth; a node's rows, one for all ranks that route the same tokens, say it together."""
+    topology, placement = plan.topology, plan.placement
+    if topology.ranks_per_node % together:
+        return
+    tables = weighted_tables(plan, together=together)
+    for node, layer in np.ndindex(topology.num_nodes, 2):
+        rows = tables[np.flatnonzero(topology.node_of_rank == node)[::together], layer]
+        found = np.bincount(rows.ravel(), minlength=placement.num_slots)
+        assert np.abs(found - plan.source_weights[node, layer] * rows[:, 0].size).max() <= 1.0 + 1e-6
 
 
 @QUICK

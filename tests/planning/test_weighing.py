@@ -25,10 +25,11 @@ def test_source_weights_are_what_tables_realise(case: Case, policy: str, warm: b
     previous = case.previous if warm else None
     made = plan(case.statistics, case.topology, policy=policy, dispatch="weighted", previous=previous)
     np.testing.assert_allclose(made.source_weights.mean(axis=0), made.replica_weights)
-    tables, node_of_rank = weighted_tables(made), case.topology.node_of_rank
-    for rank, layer in np.ndindex(tables.shape[:2]):
-        found = np.bincount(tables[rank, layer].ravel(), minlength=made.placement.num_slots) / TABLE_WIDTH
-        np.testing.assert_allclose(found, made.source_weights[node_of_rank[rank], layer])
+    tables, slots, node_of_rank = weighted_tables(made), case.topology.num_slots, case.topology.node_of_rank
+    for node, layer in np.ndindex(case.topology.num_nodes, made.placement.num_layers):
+        rows = tables[node_of_rank == node, layer]
+        found = np.bincount(rows.ravel(), minlength=slots) / (len(rows) * TABLE_WIDTH)
+        np.testing.assert_allclose(found, made.source_weights[node, layer])
 
 
 @QUICK

@@ -233,6 +233,8 @@ class Adapter:
             return Placement(rows)
         entry = self._entry(layer_ids)
         entry.policy = "deepseek" if self.config.policy == "deepseek" else "balanced"
+        if entry.policy == "deepseek" or self.config.plan_options.is_bounded:
+            entry.dispatch = "hash"  # counts do not tell what such a placement is worth under `cover`
         first = Rebalancer(self.config)
         first.entries[KEY] = entry
         plan = first.decide(KEY, rows[layer_ids], get_world_group().cpu_group, load[layer_ids])

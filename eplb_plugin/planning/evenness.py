@@ -1,0 +1,63 @@
+"""Where a plan is less even than vanilla's placement under its hash, and why: the plan says it, by layer and reason."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..placement import Placement
+from ..plan_types import Plan
+from .job import Job, plan_of
+from .score import expected_rank_load, layer_balancedness
+
+LEAST = 0.005  # of balancedness: what is worth a word
+
+
+def less_even(job: Job, made: Plan, previous: NDArray[np.int32] | None) -> tuple[str, ...]:
+    """previous: [L, P] the placement that was repaired, if any."""
+    if job.shares_evenly and (previous is None or job.policy == "deepseek"):
+        return ()  # vanilla's own, or a full solve that starts from no less
+    balance = layer_balancedness(expected_rank_load(job.load, made))
+    rows = np.flatnonzero(balance < 1.0 - LEAST)
+    if job.shares_evenly:  # vanilla's placement would take ten times as long as this plan
+        vanilla = np.ones(len(rows))
+    else:
+        vanilla = _vanilla(job, rows)
+    reasons: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        if balance[row] < vanilla[place] - LEAST:
+            reasons.setdefault(_reason(job, made, previous, int(row), float(balance[row])), []).append(place)
+    lines = []
+    for why, places in reasons.items():
+        behind = vanilla[places] - balance[rows[places]]
+        worst, verb = int(np.argmax(behind)), "may be" if job.shares_evenly else "are"
+        lines.append(
+            f"{len(places)} of {len(balance)} layers {verb} less even than vanilla's placement under its hash, "
+            f"by up to {behind[worst]:.3f} (layer {job.statistics.layer_ids[rows[places[worst]]]}): {why}"
+        )
+    return tuple(lines)
+
+
+def _vanilla(job: Job, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[rows] balancedness of vanilla's placement under its hash."""
+    if len(rows) == 0:
+        return np.ones(0)
+    phy2log = job.vanilla(None, rows)
+    return layer_balancedness(expected_rank_load(job.load[rows], plan_of(Placement(phy2log), job.topology, "hash")))
+
+
+def _reason(job: Job, made: Plan, previous: NDArray[np.int32] | None, row: int, balance: float) -> str:
+    options = job.options
+    if job.policy == "deepseek":
+        return f"policy deepseek takes vanilla's placement, which dispatch {job.dispatch} uses less evenly"
+    if previous is not None and options.is_priced and np.array_equal(previous[row], made.placement.phy2log[row]):
+        return "a move would cost more time than it saves"
+    if previous is not None and options.is_bounded:
+        return "the number of moved slots is bounded"
+    if balance * (1.0 + options.balance_tolerance) >= 1.0:
+        return f"within balance_tolerance {options.balance_tolerance:g} of even"
+    if previous is not None:
+        return f"a full solve is not more even by 2 points under dispatch {job.dispatch}, so that few slots move"
+    if job.keeps_locality:
+        return f"policy affinity gives up to balance_tolerance {options.balance_tolerance:g} for fewer nodes per token"
+    return f"no placement that was tried is more even under dispatch {job.dispatch}"
