@@ -190,26 +190,33 @@ def _least_serving(copies: Array, node_of_copy: Array, served: Array, first: int
 
 
 @kernel
-def _fill_nearest(log2phy: Array, counts: Array, node_of_rank: Array, slots_per_rank: int, table: Array) -> None:
+def fill_nearest(copies: Array, expert: int, node_of_rank: Array, slots_per_rank: int, line: Array) -> None:
+    """copies: an expert's slots, ascending -> line: [ranks], in place, the slot that every source rank uses for it."""
     ranks, nodes = node_of_rank.shape[0], np.max(node_of_rank) + 1
-    table[:] = -1
-    for expert in range(counts.shape[0]):
-        copies = log2phy[expert, : counts[expert]]
-        if copies.shape[0] == 1:
-            table[:, expert] = copies[0]
-            continue
-        node_of_copy, served = node_of_rank[copies // slots_per_rank], np.zeros(copies.shape[0], np.int64)
-        for copy in range(copies.shape[0]):
-            rank = copies[copy] // slots_per_rank
-            if table[rank, expert] < 0:
-                table[rank, expert] = copies[copy]
+    line[:] = -1
+    if copies.shape[0] == 1:
+        line[:] = copies[0]
+        return
+    node_of_copy, served = node_of_rank[copies // slots_per_rank], np.zeros(copies.shape[0], np.int64)
+    for copy in range(copies.shape[0]):
+        rank = copies[copy] // slots_per_rank
+        if line[rank] < 0:
+            line[rank] = copies[copy]
+            served[copy] += 1
+    for nearby in (True, False):  # first every rank that finds a copy on its node, then all others
+        for rank in range(ranks):
+            if line[rank] >= 0:
+                continue
+            only = node_of_rank[rank] if nearby else -1
+            copy = _least_serving(copies, node_of_copy, served, expert, nodes, only)
+            if copy >= 0:
+                line[rank] = copies[copy]
                 served[copy] += 1
-        for nearby in (True, False):  # first every rank that finds a copy on its node, then all others
-            for rank in range(ranks):
-                if table[rank, expert] >= 0:
-                    continue
-                only = node_of_rank[rank] if nearby else -1
-                copy = _least_serving(copies, node_of_copy, served, expert, nodes, only)
-                if copy >= 0:
-                    table[rank, expert] = copies[copy]
-                    served[copy] += 1
+
+
+@kernel
+def _fill_nearest(log2phy: Array, counts: Array, node_of_rank: Array, slots_per_rank: int, table: Array) -> None:
+    line = np.empty(table.shape[0], np.int32)
+    for expert in range(counts.shape[0]):
+        fill_nearest(log2phy[expert, : counts[expert]], expert, node_of_rank, slots_per_rank, line)
+        table[:, expert] = line

@@ -27,7 +27,7 @@ PATIENCE = 12  # steps that may bring nothing, before weights are taken for sett
 STEP_POWER = 1.0
 FLAT = 1.001
 LEAST_WEIGHT = 1.0 / 255.0
-SOURCES = 4  # source nodes that every token is tried from
+SOURCES = 8  # source nodes that every token is tried from
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from .crossings import Cluster
 from .even_layers import even_layers
 from .incremental import expected_balance, expected_crossings, repair_layer
 from .joint_types import peak_ratio
+from .level_nearest import level_nearest
 from .packing import solve_balanced
 from .parts import LEAST, REAL_LEAST, even_placed, parts_of
 from .price import skip_unpaid
@@ -257,7 +258,9 @@ class Job:
             return packed
         found = [packed, packed.copy(), solve_at_home(load, self.cluster)]
         self._relieve(load, found[1], no_tokens())
-        return max(found, key=partial(self._balance, load))
+        best = max(found, key=partial(self._balance, load))
+        level_nearest(load, best, self.topology.node_of_rank, self.topology.slots_per_rank)
+        return best
 
     def _relieve(self, load: Array, phy2log: Array, tokens: Tokens) -> None:
         """What packing could not see, in place: other nodes, and shares there."""
