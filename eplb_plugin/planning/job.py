@@ -18,19 +18,17 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from . import deepseek
 from .affinity import solve_affinity
-from .at_home import solve_at_home
 from .budget import Allowed, count_moved, share_out
 from .crossings import Cluster
 from .even_layers import even_layers
-from .incremental import expected_balance, expected_crossings, repair_layer
-from .joint_types import peak_ratio
-from .level_nearest import level_nearest
+from .evenly import balance, leveled, most_even, relieve, solve_evenly
+from .incremental import expected_crossings, repair_layer
 from .packing import solve_balanced
 from .parts import LEAST, REAL_LEAST, even_placed, parts_of
 from .price import skip_unpaid
 from .ranks import count_held
 from .relabel import keep_slots, relabel, relabel_layers
-from .repair import NO_LIMIT, repair
+from .repair import NO_LIMIT
 from .search import SEARCHES, Search
 from .tokens import Tokens, layer_tokens, no_tokens
 from .weighing import Weigher
@@ -206,9 +204,9 @@ class Job:
         if self.shares_evenly:
             return self._even_out_within_bounds(previous)
         pairs = zip(self.load, previous, strict=True)
-        balance = np.array([self._balance(load, old) for load, old in pairs])
+        found = np.array([self._balance(load, old) for load, old in pairs])
         phy2log, resolved, allowed = previous.copy(), 0, self._allowed
-        for layer, budget in allowed.in_turn(1.0 / balance - 1.0):
+        for layer, budget in allowed.in_turn(1.0 / found - 1.0):
             phy2log[layer], fresh = self._repair_layer(layer, previous[layer], budget)
             resolved += fresh
             allowed.spend(phy2log[layer], previous[layer])
@@ -239,33 +237,16 @@ class Job:
         return no_tokens(), np.zeros((1, 1))
 
     def _solve_layer(self, load: Array, tokens: Tokens, pairs: Array) -> Array:
-        if not self.keeps_locality:
-            return self._solve_evenly(load)
         tolerance, ingress = self.options.balance_tolerance, self.options.ingress_tolerance
-        phy2log = solve_affinity(
-            load, pairs, self.cluster, tokens, self.num_groups, NODE_SHARE * tolerance, ingress, self._search
-        )
-        self._relieve(load, phy2log, tokens)
+        if not self.keeps_locality:
+            return solve_evenly(load, self.topology, self.cluster, 1.0 + tolerance)
+        slack = NODE_SHARE * tolerance
+        phy2log = solve_affinity(load, pairs, self.cluster, tokens, self.num_groups, slack, ingress, self._search)
+        relieve(load, phy2log, self.cluster, tokens, 1.0 + tolerance)
         if self._is_balanced(load, phy2log):
             return phy2log
-        even = self._solve_evenly(load)
+        even = solve_evenly(load, self.topology, self.cluster, 1.0 + tolerance)
         return even if self._balance(load, even) > self._balance(load, phy2log) + tolerance else phy2log
-
-    def _solve_evenly(self, load: Array) -> Array:
-        """As even as is found under the rule, wherever tokens go."""
-        packed = solve_balanced(load[None], self.topology.num_slots, self.topology.num_ranks)[0]
-        if not self.cluster.nearest:
-            return packed
-        found = [packed, packed.copy(), solve_at_home(load, self.cluster)]
-        self._relieve(load, found[1], no_tokens())
-        best = max(found, key=partial(self._balance, load))
-        level_nearest(load, best, self.topology.node_of_rank, self.topology.slots_per_rank)
-        return best
-
-    def _relieve(self, load: Array, phy2log: Array, tokens: Tokens) -> None:
-        """What packing could not see, in place: other nodes, and shares there."""
-        before = count_held(phy2log, self.cluster, len(load))
-        repair(load, phy2log, before, self.cluster, tokens, 1.0 + self.options.balance_tolerance, NO_LIMIT)
 
     def _repair_layer(self, layer: int, old: Array, budget: int) -> tuple[Array, bool]:
         """-> phy2log of a layer, and whether it was solved afresh."""
@@ -286,15 +267,13 @@ class Job:
             return repaired, False
         # under `nearest` it depends on a node's number whom it serves, so that new labels may need a repair
         mended = repair_layer(load, relabelled, self.cluster, tokens, peak_ratio, budget, ingress)
-        made = max((repaired, relabelled, mended), key=partial(self._balance, load)) if self.cluster.nearest else mended
-        return keep_slots(made, old, self.cluster.slots_per_rank), made is not repaired
+        if self.cluster.nearest:
+            found = [repaired, leveled(load, relabelled, self.topology), mended]
+            mended = most_even(load, found, self.topology)
+        return keep_slots(mended, old, self.cluster.slots_per_rank), mended is not repaired
 
     def _balance(self, load: Array, phy2log: Array) -> float:
-        """Mean over busiest rank's load; under `nearest` exactly, as copies may serve one rank more than others."""
-        if not self.cluster.nearest:
-            return float(expected_balance(load, phy2log, self.cluster))
-        shares = replica_weights(Placement(phy2log[None]), self.topology, "nearest")[0]
-        return 1.0 / peak_ratio(shares * load[phy2log], self.topology.num_ranks)
+        return balance(load, phy2log, self.topology, self.cluster)
 
     def _is_balanced(self, load: Array, phy2log: Array) -> bool:
         return self._balance(load, phy2log) * (1.0 + self.options.balance_tolerance) >= 1.0

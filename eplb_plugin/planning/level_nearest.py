@@ -1,7 +1,7 @@
 """Lower the busiest rank under `nearest` by swaps of two slots, counted by the rule itself.
 
-A copy serves whole source ranks, and whom it serves depends on where all others of its expert are. So a swap changes the
-load of many ranks: it is tried, and taken back unless ranks are more even than before.
+A copy serves whole source ranks, and whom it serves depends on where all others of its expert are. So a swap changes
+the load of many ranks: it is tried, and taken back unless ranks are more even than before.
 """
 
 from __future__ import annotations
