@@ -67,7 +67,7 @@ def _homes(load: Array, nodes: int) -> Array:
     padded = np.zeros(max(-(-len(load) // nodes), 1) * nodes)
     padded[: len(load)] = load
     node_of = np.empty(len(padded), np.int64)
-    for node, members in enumerate(pack(np.arange(len(padded)), padded, nodes)):
+    for node, members in enumerate(pack(np.arange(len(padded), dtype=np.int32), padded, nodes)):
         node_of[members] = node
     return node_of[: len(load)]
 

@@ -18,32 +18,26 @@ def less_even(job: Job, made: Plan, previous: NDArray[np.int32] | None) -> tuple
     if job.shares_evenly and (previous is None or job.policy == "deepseek"):
         return ()  # vanilla's own, or a full solve that starts from no less
     balance = layer_balancedness(expected_rank_load(job.load, made))
-    rows = np.flatnonzero(balance < 1.0 - LEAST)
     if job.shares_evenly:  # vanilla's placement would take ten times as long as this plan
-        vanilla = np.ones(len(rows))
+        vanilla = np.ones(len(balance))
     else:
-        vanilla = _vanilla(job, rows)
+        vanilla = layer_balancedness(expected_rank_load(job.load, _vanilla(job, made)))
     reasons: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        if balance[row] < vanilla[place] - LEAST:
-            reasons.setdefault(_reason(job, made, previous, int(row), float(balance[row])), []).append(place)
+    for row in np.flatnonzero(balance < vanilla - LEAST):
+        reasons.setdefault(_reason(job, made, previous, int(row), float(balance[row])), []).append(int(row))
     lines = []
-    for why, places in reasons.items():
-        behind = vanilla[places] - balance[rows[places]]
+    for why, rows in reasons.items():
+        behind = vanilla[rows] - balance[rows]
         worst, verb = int(np.argmax(behind)), "may be" if job.shares_evenly else "are"
         lines.append(
-            f"{len(places)} of {len(balance)} layers {verb} less even than vanilla's placement under its hash, "
-            f"by up to {behind[worst]:.3f} (layer {job.statistics.layer_ids[rows[places[worst]]]}): {why}"
+            f"{len(rows)} of {len(balance)} layers {verb} less even than vanilla's placement under its hash, "
+            f"by up to {behind[worst]:.3f} (layer {job.statistics.layer_ids[rows[worst]]}): {why}"
         )
     return tuple(lines)
 
 
-def _vanilla(job: Job, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[rows] balancedness of vanilla's placement under its hash."""
-    if len(rows) == 0:
-        return np.ones(0)
-    phy2log = job.vanilla(None, rows)
-    return layer_balancedness(expected_rank_load(job.load[rows], plan_of(Placement(phy2log), job.topology, "hash")))
+def _vanilla(job: Job, made: Plan) -> Plan:
+    return plan_of(Placement(job.vanilla(None), made.placement.layer_ids), job.topology, "hash")
 
 
 def _reason(job: Job, made: Plan, previous: NDArray[np.int32] | None, row: int, balance: float) -> str:

@@ -183,10 +183,9 @@ class Job:
             left -= int(now[0] - moved[layer])
         return made
 
-    def vanilla(self, previous: NDArray[np.int32] | None, rows: Array | slice = slice(None)) -> NDArray[np.int32]:
-        """phy2log of all layers, or of some `rows`."""
-        topology, load = self.topology, self.load[rows]
-        maps = deepseek.solve(load, topology.num_slots, self.num_groups, topology.num_nodes, topology.num_ranks)
+    def vanilla(self, previous: NDArray[np.int32] | None) -> NDArray[np.int32]:
+        topology = self.topology
+        maps = deepseek.solve(self.load, topology.num_slots, self.num_groups, topology.num_nodes, topology.num_ranks)
         phy2log = maps[0].astype(np.int32)
         if previous is None:
             return phy2log
