@@ -36,7 +36,7 @@ PARAMETERS = {
     "Placement.load": ["path", "expected"],
     "Plan": [
         "placement", "topology", "dispatch", "replica_weights", "seconds", "source_weights", "cover_weights",
-        "resolved_layers", "skipped_layers",
+        "resolved_layers", "skipped_layers", "less_even",
     ],
     "PlanOptions": [
         "effort", "balance_tolerance", "ingress_tolerance", "max_moved_slots", "max_moved_slots_total", "expert_bytes",

@@ -141,9 +141,13 @@ def _candidates(
     if redundant is None:
         least = slots_of(window.num_experts, ranks) * ranks - window.num_experts
         redundant = [least, least + ranks]
+    knows = nodes == 1 or knows_tokens(window)
     if policies is None:
-        policies = [one for one in POLICIES if one != "affinity" or nodes == 1 or knows_tokens(window)]
-    able, of_engine = ([rule for rule in known if runs_on(rule, nodes)] for known in (RULES, engine_rules))
+        policies = [one for one in POLICIES if knows or one != "affinity"]
+    able, of_engine = (
+        [rule for rule in known if runs_on(rule, nodes) and (knows or rule != "cover")]
+        for known in (RULES, engine_rules)
+    )
     return [
         Candidate(checked_policy(policy), checked_rule(rule), count)
         for count in redundant for policy in policies
