@@ -15,7 +15,7 @@ from ..jit import Array, kernel
 # Overload allowed at first, or more where there is more; lowered in steps: what no path relieves ends near min-max.
 FIRST_CAP = 0.5
 CAP_STEP = 0.75
-LEAST_CAP = 0.003  # the last step is to none
+LEAST_CAP = 0.0118  # the last step is to none
 MAX_PATHS = 4000
 TIE = 1e-7
 NEVER = 1e300
