@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -9,7 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .budget import Budget
 from .transfer import StagedLayer, Transfer
+from .votes import PLANNING, Vote
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,29 @@ class Migration:
     def layers_done(self) -> set[int]:
         """Those that have taken their last hop."""
         return self.layers - _layers(self.batches[self.committed :])
+
+    def watch(self, budget: Budget) -> None:
+        """Note what takes too long on this rank."""
+        if not self.planned.done():
+            what, since, seconds = "planning", self.began, budget.planning_seconds
+        elif not all(future.done() for future in self.staged):
+            what, since, seconds = "staging", self.progress, budget.vote_seconds
+        else:
+            return
+        if time.monotonic() - since > seconds:
+            self.problem = self.problem or f"{what} takes longer than {seconds} s"
+
+    def vote(self, intact: bool) -> Vote:
+        """How far it is. intact: the wires are."""
+        planned, done = self.planned.done(), [future.done() for future in self.staged]
+        staged = done.index(False) if False in done else len(done)
+        return Vote(
+            staged=staged if planned else PLANNING,
+            digest=self.digest if planned else None,
+            healthy=not self.reason,
+            intact=intact,
+            idle=planned and all(done),
+        )
 
     def can_stage(self, number: int) -> bool:
         """Whether a batch reads nothing that another one is still to replace: a layer takes one hop at a time."""

@@ -7,12 +7,10 @@ docs/migration.md tells the protocol and what happens on each failure.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import NoReturn
 
 import numpy as np
@@ -23,15 +21,13 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import PluginError, mismatch
 from ..topology import Topology
 from .background import Background
-from .budget import Budget, batches
+from .budget import Budget
 from .group_wires import GroupWires
-from .hops import hops, least_rows
 from .layout import ExpertRows
-from .migration import Batch, Migration
+from .migration import Migration
 from .nixl_wires import Nixl, NixlWires
-from .schedule import Schedule, schedule
-from .transfer import StagedLayer, Transfer
-from .votes import PLANNING, Vote, Votes
+from .votes import PLANNING, Votes
+from .ways import Ways
 
 logger = logging.getLogger("eplb_plugin")
 
@@ -79,13 +75,10 @@ class Shuffler:
         )
         self._ahead = self.wires.halves  # batches under way at once
         self._votes = Votes(votes, self.budget.vote_seconds)
-        self._signature = hashlib.sha256(repr([[one.signature for one in layers], self.budget]).encode()).digest()
+        self._ways = Ways(layers, topology, self.wires, self.budget)
         self._serial = 0
         self._now: Migration | None = None
         self.refusal = ""
-        slots = np.arange(topology.num_slots, dtype=np.int32)[None]
-        schedule(slots, np.roll(slots, 1), topology)  # compiled here, so that no migration waits for it
-        hops(slots, np.roll(slots, 1), topology.slots_per_rank, [least_rows(topology.slots_per_rank)])
         if self.wires.rank == 0:
             logger.info(
                 "migration over %s: %.1f MiB of staging memory on %s, at most %d layers and %.1f MiB a step",
@@ -140,27 +133,12 @@ class Shuffler:
             migration.problem = f"planning: {_one_line(error)}"
             return
         try:
-            plans = self._hops(migration, old)
-            migration.digest = self._digest(plans)
+            way = self._ways.between(old, migration.new, self.layers, self._serial)
         except Exception as error:
             migration.problem = f"planning: {_one_line(error)}"
             return
-        self._announce(plans)
-
-    def _hops(self, migration: Migration, old: NDArray[np.int32]) -> list[Schedule]:
-        """Fill the batches: of all layers the first hop, then of those that need more the second, and so on."""
-        new, sizes = migration.new, [layer.row_bytes for layer in self.layers]
-        plans = [schedule(old, new, self.topology)]  # also the check of both
-        if len(new) != len(sizes):
-            raise mismatch("phy2log", found=len(new), expected=f"{len(sizes)} layers", fix="report this")
-        way = [old, *hops(old, new, self.topology.slots_per_rank, [self.wires.half_bytes // size for size in sizes])]
-        if len(way) > 2:
-            plans = [schedule(before, after, self.topology) for before, after in pairwise(way)]
-        for plan, placed in zip(plans, way[1:], strict=True):
-            transfer = Transfer(plan, self.layers, self.wires, self._serial)
-            found = batches(plan, sizes, self.budget, self.wires.half_bytes)
-            migration.batches += [Batch(layers, placed, transfer) for layers in found]
-        return plans
+        migration.batches, migration.digest = way.batches, way.digest
+        self._ways.announce(way, self._serial)
 
     def step(self) -> bool:
         """Collective, once per forward step: commit at most one batch. Returns whether the migration goes on.
@@ -188,28 +166,11 @@ class Shuffler:
             self._decide(self._ahead)
 
     def _cast(self, migration: Migration) -> None:
-        planned, done = migration.planned.done(), [future.done() for future in migration.staged]
-        if not planned:
-            self._watch(migration, "planning", migration.began, self.budget.planning_seconds)
-        elif False in done:
-            self._watch(migration, "staging", migration.progress, self.budget.vote_seconds)
-        staged = done.index(False) if False in done else len(done)
+        migration.watch(self.budget)
         try:
-            self._votes.send(
-                Vote(
-                    staged=staged if planned else PLANNING,
-                    digest=migration.digest if planned else None,
-                    healthy=not migration.reason,
-                    intact=self.wires.intact,
-                    idle=planned and all(done),
-                )
-            )
+            self._votes.send(migration.vote(self.wires.intact))
         except Exception as error:
             self._end("the vote failed", error)
-
-    def _watch(self, migration: Migration, what: str, since: float, seconds: float) -> None:
-        if time.monotonic() - since > seconds:
-            migration.problem = migration.problem or f"{what} takes longer than {seconds} s"
 
     def _decide(self, limit: int) -> None:
         """Act on the vote that was cast: commit at most `limit` batches, and begin to stage as many."""
@@ -247,12 +208,7 @@ class Shuffler:
                 return
             migration.progress = time.monotonic()
             batch, half = ahead[number], number % self._ahead
-            transfer = batch.transfer
-            if self.wires.background:
-                staged = self._thread.beside(_staged, transfer, batch.layers, half)
-            else:
-                staged = self._thread.submit(transfer.settle, transfer.stage(batch.layers, half))
-            migration.staged.append(staged)
+            migration.staged.append(batch.transfer.filled(self._thread, batch.layers, half))
 
     @torch.inference_mode()
     def _commit(self, migration: Migration) -> None:
@@ -261,24 +217,6 @@ class Shuffler:
             staged.write(self.layers[staged.layer])
         self._switch(batch.layers, batch.placed[batch.layers])
         migration.committed += 1
-
-    def _digest(self, plans: list[Schedule]) -> int:
-        numbers = b"".join(number.to_bytes(8, "big") for number in (*(plan.digest for plan in plans), self._serial))
-        return int.from_bytes(hashlib.sha256(self._signature + numbers).digest()[:7], "big")
-
-    def _announce(self, plans: list[Schedule]) -> None:
-        if self.wires.rank == 0 and plans[0].changed_layers:
-            sizes = [layer.expert_bytes for layer in self.layers]
-            ranks = np.sum([plan.rank_traffic(sizes) for plan in plans], axis=0)
-            nodes = np.sum([plan.node_traffic(sizes) for plan in plans], axis=0)
-            np.fill_diagonal(ranks, 0)
-            np.fill_diagonal(nodes, 0)
-            logger.info(
-                "migration %d: %d of %d layers, at most %d hops each, %.1f MiB between ranks (busiest pair %.1f), "
-                "%.1f MiB between nodes (busiest pair %.1f)",
-                self._serial, len(plans[0].changed_layers), len(sizes), len(plans),
-                *(part / 2**20 for part in (ranks.sum(), ranks.max(), nodes.sum(), nodes.max())),
-            )  # fmt: skip
 
     def _complete(self, migration: Migration) -> None:
         """What stays where it is may be used otherwise: by other weights of its copies."""
@@ -305,10 +243,6 @@ class Shuffler:
         logger.critical("migration %d: %s, rank %d ends: %s", self._serial, what, self.wires.rank, _one_line(error))
         logging.shutdown()
         os._exit(EXIT_CODE)
-
-
-def _staged(transfer: Transfer, layers: list[int], half: int) -> list[StagedLayer]:
-    return transfer.settle(transfer.stage(layers, half))
 
 
 def _one_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from ..devices import host_memory, sent
 from ..errors import PluginError
 from ..jit import Array
+from .background import Background
 from .errands import Errand, Errands, Numbers
 from .layout import ExpertRows
 from .schedule import Schedule
@@ -65,6 +67,12 @@ class Transfer:
         self.plan, self.layers, self.wires = plan, layers, wires
         self.problem = ""
         self._errands = Errands(plan, wires.rank, serial)
+
+    def filled(self, thread: Background, batch: Sequence[int], half: int) -> Future[list[StagedLayer]]:
+        """These layers, staged: all of it by the thread, or given to the device here and waited for there."""
+        if self.wires.background:
+            return thread.beside(lambda: self.settle(self.stage(batch, half)))
+        return thread.submit(self.settle, self.stage(batch, half))
 
     @torch.inference_mode()
     def stage(self, batch: Sequence[int], half: int) -> Staged:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 import simulated_device as sim
 from eplb_plugin import PluginError, Topology
-from eplb_plugin.migration import shuffle, transfer
+from eplb_plugin.migration import shuffle, transfer, ways
 from eplb_plugin.migration.budget import Budget
 from eplb_plugin.migration.group_wires import GroupWires
 from eplb_plugin.migration.layout import ExpertRows
@@ -32,7 +32,7 @@ TOPOLOGY = Topology(2, 2, 4)
 LAYERS = 6
 # where a fault strikes: what is called there, in the process that fails
 EVERYWHERE: dict[str, tuple[Any, str]] = {
-    "planning": (shuffle, "schedule"),
+    "planning": (ways, "schedule"),
     "reading": (ExpertRows, "read"),
     "sealing": (transfer, "seal"),
     "checking": (transfer, "broken"),
