@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from ...errors import mismatch
 from ...jit import Array
 from ...limits import MOST_NODES
-from ...plan_types import Plan
 from ...topology import Topology
 
 MOST_REPLICAS = 16  # of one expert: a GPU's thread loops over them
@@ -43,21 +42,18 @@ class Replicas(NamedTuple):
         return len(self.colour_start) - 1
 
 
-def replicas_of(phy2log: ArrayLike, topology: Topology, load: ArrayLike | None = None) -> Replicas:
-    """phy2log: [P] of one layer; load: [E] planned: heavy experts come first. Raises PluginError beyond limits."""
+def replicas_of(phy2log: ArrayLike, topology: Topology) -> Replicas:
+    """phy2log: [P] of one layer. Raises PluginError beyond the limits."""
     if topology.num_nodes > MOST_NODES:
         expected = f"at most {MOST_NODES} for exact"
         raise mismatch("nodes", found=topology.num_nodes, expected=expected, fix="exact: null")
     experts = np.asarray(phy2log, np.int64)
     num_experts, held = int(experts.max()) + 1, _held(experts, topology)
-    weight = np.ones(num_experts) if load is None else np.asarray(load, np.float64)
-    replicated = [expert for expert in range(num_experts) if len(held[expert]) > 1]
-    most = max((len(held[expert]) for expert in replicated), default=0)
+    most = max(len(slots) for slots in held)
     if most > MOST_REPLICAS:
         expected = f"at most {MOST_REPLICAS} ranks that hold one expert, for exact"
         raise mismatch("replicas", found=most, expected=expected, fix="exact: null, or fewer redundant experts")
-    replicated.sort(key=lambda expert: (-weight[expert] / len(held[expert]), expert))
-    colours = _colours(replicated, held, topology.rank_of_slot)
+    colours = _colours(held, topology.slots_per_rank)
     order = [expert for colour in colours for expert in colour]
     slots = np.array([slot for expert in order for slot in held[expert]], np.int32)
     row_of, only_slot = np.full(num_experts, -1, np.int32), np.full(num_experts, -1, np.int32)
@@ -79,11 +75,6 @@ def replicas_of(phy2log: ArrayLike, topology: Topology, load: ArrayLike | None =
     )
 
 
-def planned_replicas(plan: Plan, layer: int) -> Replicas:
-    """Of one row of a plan. Which expert is heavy is not known then; the order of ids decides among equals."""
-    return replicas_of(plan.placement.phy2log[layer], plan.topology)
-
-
 def _held(experts: NDArray[np.int64], topology: Topology) -> list[list[int]]:
     """Of every expert its slots, one on each rank, by node."""
     slots = np.lexsort((np.arange(len(experts)), topology.node_of_slot))
@@ -97,18 +88,21 @@ def _held(experts: NDArray[np.int64], topology: Topology) -> list[list[int]]:
     return held
 
 
-def _colours(experts: list[int], held: list[list[int]], rank_of_slot: NDArray[np.int32]) -> list[list[int]]:
-    """Greedily: an expert takes the first colour in which none shares a rank with it."""
+def _colours(held: list[list[int]], slots_per_rank: int) -> list[list[int]]:
+    """Greedily: an expert takes the first colour in which none shares a rank with it; who shares with most is first."""
+    ranks = [{slot // slots_per_rank for slot in slots} for slots in held]
+    replicated = [expert for expert, used in enumerate(ranks) if len(used) > 1]
+    crowd = np.bincount([rank for expert in replicated for rank in ranks[expert]], minlength=1)
+    replicated.sort(key=lambda expert: (-sum(crowd[rank] for rank in ranks[expert]), expert))
     colours: list[list[int]] = []
     taken: list[set[int]] = []
-    for expert in experts:
-        ranks = set(rank_of_slot[held[expert]].tolist())
-        colour = next((colour for colour, used in enumerate(taken) if not used & ranks), len(colours))
+    for expert in replicated:
+        colour = next((colour for colour, used in enumerate(taken) if not used & ranks[expert]), len(colours))
         if colour == len(colours):
             colours.append([])
             taken.append(set())
         colours[colour].append(expert)
-        taken[colour] |= ranks
+        taken[colour] |= ranks[expert]
     return colours
 
 

@@ -11,7 +11,7 @@ from ...plan_types import Dispatch, Plan
 from ..cover import mixed, opened_nodes
 from ..rules import checked_rule, checked_tokens, running_position
 from .quotas import FINEST, bounds_above, solve
-from .replicas import Replicas, planned_replicas
+from .replicas import Replicas, replicas_of
 from .rows import row_of_source
 
 
@@ -36,7 +36,7 @@ def route_step(
     """
     rule = checked_rule(plan.dispatch if dispatch is None else dispatch)
     ids, sources = checked_tokens(topk_ids, source_rank, plan, layer)
-    replicas = planned_replicas(plan, layer)
+    replicas = replicas_of(plan.placement.phy2log[layer], plan.topology)
     wishes = wished_nodes(ids, sources, replicas, rule == "cover")
     counts, base = count_step(ids, sources, wishes, replicas)
     quota = solve_counts(replicas, counts, base, tolerance)

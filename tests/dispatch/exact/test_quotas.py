@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import Topology
-from eplb_plugin.dispatch.exact.quotas import _first_of_two, _spread, bounds_above, solve
+from eplb_plugin.dispatch.exact.quotas import bounds_above, first_of_two, keep_wishes, solve, spread
 from eplb_plugin.dispatch.exact.replicas import Replicas, replicas_of
 from strategies import QUICK, placements, topologies
 
@@ -77,8 +77,8 @@ def test_the_busiest_rank_is_the_lightest_possible_in_nearly_all_cases():
         base, wished = rng.integers(100, 700, 8).astype(np.int32), np.zeros((len(total), 2), np.int32)
         quota = solve(replicas, wished, total, base, 0, bounds_above(replicas.colours))
         excess.append(rank_load(replicas, quota, base).max() / least_peak(replicas, total, base) - 1.0)
-    assert np.median(excess) < 0.001
-    assert max(excess) < 0.03
+    assert np.median(excess) == 0.0
+    assert max(excess) < 0.01
 
 
 def test_wishes_are_kept_where_ranks_are_even_with_them():
@@ -86,7 +86,9 @@ def test_wishes_are_kept_where_ranks_are_even_with_them():
     replicas = replicas_of([0, 1, 2, 0, 1, 2], Topology(2, 1, 3))
     wished = np.array([[90, 10], [10, 90], [50, 50]], np.int32)
     quota = solve(replicas, wished, wished.sum(1, dtype=np.int32), np.zeros(2, np.int32), 0, bounds_above(3))
-    assert quota.reshape(3, 2).tolist() == wished[replicas.expert].tolist()
+    served = quota.reshape(3, 2)
+    assert served.sum(0).tolist() == [150, 150]
+    assert np.minimum(served, wished[replicas.expert]).sum() >= 0.97 * wished.sum()
 
 
 def test_a_tolerance_buys_wishes():
@@ -105,11 +107,36 @@ def test_a_tolerance_buys_wishes():
 def test_two_replicas_in_closed_form_are_the_general_case(data: st.DataObject):
     count = st.integers(0, data.draw(st.sampled_from([3, 1000])))
     one, other, bound, total = (data.draw(count) for _ in range(4))
+    others, late = np.array([one, other]), data.draw(st.integers(0, 1))
     node = np.array(data.draw(st.sampled_from([[0, 0], [0, 1]])), np.int32)
     wished = np.zeros(2, np.int32)
     wished[0] = data.draw(st.integers(0, total))
     wished[1] = data.draw(st.integers(0, total - wished[0])) if node[1] else 0
-    kept, served = np.zeros(2, np.int64), np.zeros(2, np.int64)
-    _spread(np.array([one, other]), node, wished, total, bound, kept, served)
-    first = _first_of_two(one, other, node[0], node[1], wished, total, bound)
-    assert served.tolist() == [first, total - first]
+    kept, mine = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    keep_wishes(others, node, wished, bound, kept)
+    spread(others, node, total, late, kept, mine)
+    first = first_of_two(other - one, total, *(kept if node[1] else (0, 0)), late)
+    assert mine.tolist() == [first, total - first]
+
+
+@QUICK
+@given(st.data())
+def test_one_expert_is_spread_as_evenly_as_what_nodes_keep_allows(data: st.DataObject):
+    """Against trying every way to spread a few selections over up to four replicas."""
+    rng, total = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))), data.draw(st.integers(0, 6))
+    node = np.array(data.draw(st.sampled_from([[0, 0, 0], [0, 0, 1], [0, 1, 2], [0, 0, 1, 1]])), np.int32)
+    others, bound = rng.integers(0, 5, len(node)), data.draw(st.integers(0, 8))
+    wished = rng.multinomial(data.draw(st.integers(0, total)), np.full(node[-1] + 1, 1 / (node[-1] + 1))).astype(
+        np.int32
+    )
+    kept, mine = np.zeros(len(node), np.int64), np.zeros(len(node), np.int64)
+    keep_wishes(others, node, wished, bound, kept)
+    spread(others, node, total, data.draw(st.integers(0, 1)), kept, mine)
+    least = {
+        int(node[first]): int(kept[first]) for first in range(len(node)) if first == 0 or node[first] != node[first - 1]
+    }
+    ways = [way for way in product(range(total + 1), repeat=len(node)) if sum(way) == total]
+    allowed = [way for way in ways if all(sum(np.array(way)[node == here]) >= most for here, most in least.items())]
+    assert mine.sum() == total
+    assert all(mine[node == here].sum() >= most for here, most in least.items())
+    assert ((mine + others) ** 2).sum() == min(((np.array(way) + others) ** 2).sum() for way in allowed)

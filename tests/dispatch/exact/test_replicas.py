@@ -37,10 +37,11 @@ def test_every_expert_once_and_colours_share_no_rank(data: st.DataObject):
             assert phy2log[replicas.only_slot[expert]] == expert
 
 
-def test_heavy_experts_are_visited_first():
-    phy2log = [0, 1, 2, 3, 0, 1, 2, 3]
-    replicas = replicas_of(phy2log, Topology(1, 2, 4), load=[1, 9, 3, 5])
-    assert replicas.expert.tolist() == [1, 3, 2, 0]
+def test_colours_are_few():
+    """Where three experts lie on each rank, three colours do: a cycle of ranks, neighbours share experts."""
+    around = np.arange(6)
+    phy2log = np.stack([around, (around + 1) % 6, 6 + around % 3], axis=1).ravel()
+    assert replicas_of(phy2log, Topology(1, 6, 3)).colours == 3
 
 
 def test_what_is_beyond_its_limits_is_refused():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, RoutingStatistics, Topology, plan, route, route_step
-from eplb_plugin.dispatch.exact.replicas import planned_replicas
+from eplb_plugin.dispatch.exact.replicas import replicas_of
 from eplb_plugin.dispatch.exact.step import count_step, solve_counts, wished_nodes
 from eplb_plugin.planning.job import plan_of
 from eplb_plugin.workloads.routing import ClusteredRouter
@@ -43,7 +43,7 @@ def test_mapped_selections_are_the_quotas(data: st.DataObject):
     slots = route_step(rows, sources, made, 0, dispatch=rule)
     assert ((slots < 0) == (rows < 0)).all()
     assert (made.placement.phy2log[0][slots[rows >= 0]] == rows[rows >= 0]).all()
-    replicas, sources = planned_replicas(made, 0), sources.astype(np.int32)
+    replicas, sources = replicas_of(made.placement.phy2log[0], topology), sources.astype(np.int32)
     wishes = wished_nodes(rows, sources, replicas, rule == "cover")
     quota = solve_counts(replicas, *count_step(rows, sources, wishes, replicas))
     served = np.bincount(slots[slots >= 0], minlength=topology.num_slots)
