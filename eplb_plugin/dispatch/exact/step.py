@@ -92,17 +92,17 @@ def _own_nodes(ids: Array, sources: Array, replicas: Replicas, masks: Array) -> 
 
 @kernel
 def _covered_nodes(ids: Array, sources: Array, index: Array, replicas: Replicas, masks: Array) -> Array:
-    """A token's own node where it can be, else one of those that it visits anyway, drawn by a hash."""
+    """Where an expert's replica costs no further copy of the token: its own node if it can be, else one that it visits
+    anyway, drawn by a hash. Where it visits all nodes that hold the expert, it does not mind."""
     nodes = replicas.node_of_rank.max() + 1
     wishes = np.full(ids.shape, nodes, np.int32)
     for token in range(ids.shape[0]):
         own, key = replicas.node_of_rank[sources[token]], mixed(index[token], sources[token])
         needed = opened_nodes(ids[token], np.int64(1) << own, masks, key)
         for k in range(ids.shape[1]):
-            if ids[token, k] >= 0:
-                wishes[token, k] = wished_node(
-                    masks[ids[token, k]] & needed, own, mixed(key, ids[token, k] + nodes), nodes
-                )
+            expert = ids[token, k]
+            if expert >= 0 and masks[expert] & ~needed:
+                wishes[token, k] = wished_node(masks[expert] & needed, own, mixed(key, expert + nodes), nodes)
     return wishes
 
 
