@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .counts import checked_layer_ids
 from .errors import PluginError, mismatch
 from .files import load_arrays, save_arrays, write_atomic
 from .placement_formats import ExpertMap, encode
-from .statistics import checked_layer_ids
 
 KIND = "placement"
 

@@ -39,6 +39,7 @@ class PlanOptions:
     load_error: relative error of an expert's load as a forecast of the next window, as `forecast_error` measures it.
 
     peo_rounds: rounds of per-expert overlap that the slots of a rank are ordered for; None = in any order.
+    exact: arrange replicas inside their nodes for `exact`, from loads of single steps (`RoutingStatistics.steps`).
     """
 
     effort: Effort = "thorough"
@@ -54,6 +55,7 @@ class PlanOptions:
     horizon_steps: float | None = None
     load_error: float = 0.15
     peo_rounds: int | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.effort not in get_args(Effort):

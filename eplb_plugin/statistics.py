@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .counts import checked_counts, checked_layer_ids, count_rows, count_steps, thinned
 from .errors import PluginError, mismatch
 from .files import load_arrays, save_arrays
-from .limits import LEAST_COUNT, MOST_COUNT, MOST_EXPERTS
+from .limits import MOST_EXPERTS
 from .routing_rows import routed
 
 KIND = "statistics"
 MOST_PARTS = 64  # beyond, neighbours are added up: a recording of hours keeps what matters of its course
-
-
-def checked_counts(name: str, counts: ArrayLike) -> NDArray[Any]:
-    """The counts, with 0 for those too small to be any. Raises PluginError if one is negative, infinite or unknown."""
-    array = np.asarray(counts)
-    if array.dtype.kind not in "iuf":
-        raise mismatch(name, found=f"dtype {array.dtype}", expected="integers or floats", fix="pass counts")
-    if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= MOST_COUNT):
-        expected = f"finite counts, 0 to {MOST_COUNT:g}"
-        raise mismatch(name, found="a negative, infinite or unknown value", expected=expected, fix="pass counts")
-    if array.dtype.kind == "f" and ((array > 0) & (array < LEAST_COUNT)).any():
-        return np.where(array < LEAST_COUNT, array.dtype.type(0), array)
-    return array
-
-
-def checked_layer_ids(layer_ids: ArrayLike | None, layers: int) -> NDArray[np.int32]:
-    """[L] int32 decoder-layer numbers, strictly increasing; default 0 … L-1."""
-    ids = np.arange(layers) if layer_ids is None else np.asarray(layer_ids)
-    if ids.dtype.kind == "u":  # differences of which are never negative
-        ids = ids.astype(np.int64)
-    if ids.shape != (layers,) or ids.dtype.kind != "i" or (np.diff(ids) <= 0).any() or (ids < 0).any():
-        raise mismatch(
-            "layer_ids",
-            found=ids.tolist(),
-            expected=f"{layers} increasing decoder-layer numbers",
-            fix="give one number per layer",
-        )
-    return ids.astype(np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +33,8 @@ class RoutingStatistics:
     parts: [W, L, E] loads, in order of time, of the windows that these statistics were put together from, whose sum is
         the load; or None. Ranks that are even in the sum may each be the busiest one for a while.
     left_out: [L] int64 rows that named an expert twice, and so are in no other count (`routing_rows`); default 0.
+    steps: [S, L, E] loads of single forward steps, a sample of those that were counted; or None. A step waits for its
+        own busiest rank, whatever other steps are like.
 
     Raises PluginError on wrong shapes, negative or non-finite counts, an asymmetric co-activation, ids out of range.
     """
@@ -72,6 +47,7 @@ class RoutingStatistics:
     layer_ids: NDArray[np.int32] = None  # type: ignore[assignment]
     parts: NDArray[Any] | None = None
     left_out: NDArray[np.int64] = None  # type: ignore[assignment]
+    steps: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         load = np.asarray(self.load)
@@ -107,7 +83,11 @@ class RoutingStatistics:
         left_out = np.zeros(layers, np.int64) if self.left_out is None else self.left_out
         put(self, "left_out", _checked_rows("left_out", left_out, layers))
         if self.parts is not None:
-            put(self, "parts", self._checked_parts(load))
+            put(self, "parts", self._checked_loads("parts", self.parts))
+            if not np.allclose(self.parts.sum(axis=0), load):
+                raise mismatch("parts", found="another sum", expected="the load", fix="pass the loads it is made of")
+        if self.steps is not None:
+            put(self, "steps", self._checked_loads("steps", self.steps))
 
     def _checked_num_tokens(self, layers: int) -> NDArray[np.int64]:
         given: ArrayLike | None = self.num_tokens
@@ -118,15 +98,12 @@ class RoutingStatistics:
             return np.rint(self.load.sum(1) / top_k).astype(np.int64)
         return _checked_rows("num_tokens", given, layers)
 
-    def _checked_parts(self, load: NDArray[Any]) -> NDArray[Any]:
-        parts = np.asarray(self.parts)
-        if parts.ndim != 3 or parts.shape[1:] != load.shape:
-            expected = f"[windows, {load.shape[0]}, {load.shape[1]}]"
-            raise mismatch("parts", found=f"shape {parts.shape}", expected=expected, fix="match the load")
-        parts = checked_counts("parts", parts)
-        if not np.allclose(parts.sum(axis=0), load):
-            raise mismatch("parts", found="another sum", expected="the load", fix="pass the loads that it is made of")
-        return parts
+    def _checked_loads(self, name: str, loads: ArrayLike) -> NDArray[Any]:
+        array = np.asarray(loads)
+        if array.ndim != 3 or array.shape[1:] != self.load.shape:
+            expected = f"[{name}, {self.load.shape[0]}, {self.load.shape[1]}]"
+            raise mismatch(name, found=f"shape {array.shape}", expected=expected, fix="match the load")
+        return checked_counts(name, array)
 
     @property
     def num_layers(self) -> int:
@@ -137,10 +114,17 @@ class RoutingStatistics:
         return int(self.load.shape[1])
 
     @classmethod
-    def from_topk(cls, topk_ids: ArrayLike, num_experts: int, layer_ids: ArrayLike | None = None) -> RoutingStatistics:
+    def from_topk(
+        cls,
+        topk_ids: ArrayLike,
+        num_experts: int,
+        layer_ids: ArrayLike | None = None,
+        steps: ArrayLike | None = None,
+    ) -> RoutingStatistics:
         """Count `topk_ids: [layers, tokens, k]` (logical ids, -1 = padding) exactly; the sample is every row.
 
         A row in which an id stands twice is no routing, and is left out (`routing_rows.routed`).
+        steps: [tokens] integers, the forward step that a token was routed in; loads of some steps are kept.
         """
         ids = np.asarray(topk_ids)
         if ids.ndim != 3 or ids.dtype.kind not in "iu":
@@ -155,23 +139,14 @@ class RoutingStatistics:
                 "topk_ids", found=f"ids {ids.min()}..{ids.max()}", expected=f"-1..{num_experts - 1}", fix="check ids"
             )
         given, ids = ids, routed(ids, "topk_ids")
-        left_out = (given != ids).any(axis=2).sum(axis=1)
-        layers = len(ids)
-        load = np.zeros((layers, num_experts), np.int64)
-        pairs = np.zeros((layers, num_experts, num_experts), np.int64)
-        for layer, rows in enumerate(ids):
-            # one-hot with a spare column for padding; float32 is exact here: a window has far fewer than 2^24 tokens
-            hot = np.zeros((len(rows), num_experts + 1), np.float32)
-            np.put_along_axis(hot, np.where(rows < 0, num_experts, rows).astype(np.int64), 1.0, axis=1)
-            hot = hot[:, :num_experts]
-            pairs[layer] = np.rint(hot.T @ hot).astype(np.int64)
-            load[layer] = np.bincount(rows[rows >= 0], minlength=num_experts)
-        tokens = (ids >= 0).any(2).sum(1)
-        sample, layer_numbers = ids.astype(np.int16), checked_layer_ids(layer_ids, layers)
-        return cls(load, pairs, sample, tokens, layer_numbers, left_out=left_out)
+        load, pairs = count_rows(ids, num_experts)
+        tokens, left_out = (ids >= 0).any(2).sum(1), (given != ids).any(axis=2).sum(axis=1)
+        sample, layer_numbers = ids.astype(np.int16), checked_layer_ids(layer_ids, len(ids))
+        step_loads = None if steps is None else count_steps(ids, np.asarray(steps), num_experts)
+        return cls(load, pairs, sample, tokens, layer_numbers, left_out=left_out, steps=step_loads)
 
     def merge(self, other: RoutingStatistics) -> RoutingStatistics:
-        """Sum of two windows of the same model; the samples are concatenated, and so are the parts."""
+        """Sum of two windows of the same model; the samples are concatenated, and so are parts and steps."""
         if self.load.shape != other.load.shape or not np.array_equal(self.layer_ids, other.layer_ids):
             raise mismatch(
                 "merge",
@@ -193,10 +168,11 @@ class RoutingStatistics:
             self.layer_ids,
             _fewer(np.concatenate([_parts_of(self), _parts_of(other)])),
             self.left_out + other.left_out,
+            joined_steps([self, other]),
         )
 
     def decay(self, factor: float) -> RoutingStatistics:
-        """Weigh the past: multiply every count by `factor` in [0, 1]. The sample is kept as it is."""
+        """Weigh the past: multiply every count by `factor` in [0, 1]. Samples, also of steps, are kept as they are."""
         if not 0.0 <= factor <= 1.0:
             raise mismatch("decay factor", found=factor, expected="0.0..1.0", fix="pass a share")
         pairs = None if self.coactivation is None else self.coactivation * factor
@@ -215,6 +191,8 @@ class RoutingStatistics:
             arrays["sample"] = self.sample
         if self.parts is not None:
             arrays["parts"] = self.parts
+        if self.steps is not None:
+            arrays["steps"] = self.steps
         save_arrays(path, KIND, arrays, header or {})
 
 
@@ -242,12 +220,18 @@ def _fewer(parts: NDArray[Any]) -> NDArray[Any]:
     return np.add.reduceat(parts, np.arange(0, len(parts), 2), dtype=wide)
 
 
+def joined_steps(windows: Sequence[RoutingStatistics]) -> NDArray[Any] | None:
+    """[S, L, E] single steps of all windows that know some, evenly thinned."""
+    known = [window.steps for window in windows if window.steps is not None]
+    return thinned(np.concatenate(known)) if known else None
+
+
 def load_window(path: str | os.PathLike[str]) -> tuple[RoutingStatistics, dict[str, Any]]:
     """What `save` wrote, and the file's header. Raises PluginError on any other file."""
     arrays, header = load_arrays(path, KIND)
     if "load" not in arrays:
         raise PluginError(f"{path}: a statistics file without a load array; fix: write it again")
-    names = ("load", "coactivation", "sample", "num_tokens", "layer_ids", "parts", "left_out")
+    names = ("load", "coactivation", "sample", "num_tokens", "layer_ids", "parts", "left_out", "steps")
     return RoutingStatistics(**{name: arrays[name] for name in names if name in arrays}), header
 
 

@@ -23,8 +23,8 @@ NAMES = [
 PARAMETERS = {
     "Topology": ["num_nodes", "ranks_per_node", "slots_per_rank", "_nodes"],
     "Topology.from_nodes": ["node_of_rank", "slots_per_rank"],
-    "RoutingStatistics": ["load", "coactivation", "sample", "num_tokens", "layer_ids", "parts", "left_out"],
-    "RoutingStatistics.from_topk": ["topk_ids", "num_experts", "layer_ids"],
+    "RoutingStatistics": ["load", "coactivation", "sample", "num_tokens", "layer_ids", "parts", "left_out", "steps"],
+    "RoutingStatistics.from_topk": ["topk_ids", "num_experts", "layer_ids", "steps"],
     "RoutingStatistics.merge": ["self", "other"],
     "RoutingStatistics.decay": ["self", "factor"],
     "RoutingStatistics.save": ["self", "path", "header"],
@@ -41,7 +41,7 @@ PARAMETERS = {
     "PlanOptions": [
         "effort", "balance_tolerance", "ingress_tolerance", "max_moved_slots", "max_moved_slots_total", "expert_bytes",
         "link_gbps", "token_bytes", "seconds_per_selection", "window_steps", "horizon_steps", "load_error",
-        "peo_rounds",
+        "peo_rounds", "exact",
     ],
     "forecast": ["history"],
     "plan": ["statistics", "topology", "*policy", "*previous", "*dispatch", "*num_groups", "*options"],
@@ -61,6 +61,7 @@ DEFAULTS = {
         "expert_bytes": None,
         "load_error": 0.15,
         "peo_rounds": None,
+        "exact": False,
     },
 }
 

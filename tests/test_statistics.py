@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, RoutingStatistics
+from eplb_plugin.counts import MOST_STEPS
 from eplb_plugin.statistics import MOST_PARTS
 from strategies import QUICK, token_rows
 
@@ -54,6 +55,25 @@ def test_parts_are_the_windows_that_were_merged():
         many = many.merge(windows[1])
     assert len(many.parts) <= MOST_PARTS
     assert many.parts.sum(0).tolist() == many.load.tolist() == [[401, 401]]
+
+
+def test_steps_are_loads_of_single_steps(tmp_path):
+    ids, steps = np.array([[[0, 1], [1, 2], [0, -1], [2, 0]]]), np.array([7, 7, 9, 9])
+    window = RoutingStatistics.from_topk(ids, 3, steps=steps)
+    assert window.steps.tolist() == [[[1, 2, 1]], [[2, 0, 1]]]
+    assert np.array_equal(window.merge(window).steps, np.concatenate([window.steps] * 2))
+    assert np.array_equal(window.decay(0.5).steps, window.steps)
+    window.save(tmp_path / "w.safetensors")
+    assert np.array_equal(RoutingStatistics.load(tmp_path / "w.safetensors").steps, window.steps)
+    many = RoutingStatistics.from_topk(np.tile([0, -1], (1, 1000, 1)), 3, steps=np.arange(1000))
+    assert len(many.steps) == len(many.merge(window).steps) == MOST_STEPS
+    assert RoutingStatistics.from_topk(ids, 3).steps is None
+
+
+@pytest.mark.parametrize("steps", [np.arange(3), np.arange(4.0), np.zeros((4, 1), int)])
+def test_steps_that_do_not_fit_the_tokens_are_refused(steps):
+    with pytest.raises(PluginError, match="steps"):
+        RoutingStatistics.from_topk(np.zeros((1, 4, 1), int), 3, steps=steps)
 
 
 @pytest.mark.parametrize("parts", [np.ones((1, 3)), np.ones((2, 1, 2)), np.ones((2, 1, 3)), np.full((1, 1, 3), -1.0)])

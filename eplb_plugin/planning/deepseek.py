@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..counts import checked_counts
 from ..errors import mismatch
 from ..jit import Array, kernel
-from ..statistics import checked_counts
 from .order import heaviest_first
 
 Maps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]

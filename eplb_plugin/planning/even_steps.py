@@ -3,21 +3,27 @@
 Quotas move load only between ranks that share an expert, and affinity often puts the same experts on the same ranks. In
 a step that stays uneven some set of ranks carries experts that lie on no other rank: what is confined there, divided by
 the ranks, is the least peak (max-flow and min-cut; Gallo, Grigoriadis and Tarjan 1989). A swap that takes a confined
-expert out of that set, or brings one in that has a replica elsewhere, lowers it. So swaps are listed by what they change
-of all steps' busiest sets, which costs little, and only the most promising ones are tried in full. Slots change ranks
-inside a node only, so that the nodes which hold an expert stay the same, and with them the tokens' ways.
+expert out of that set, or brings one in that has a replica elsewhere, lowers it. So swaps are listed by what they
+change of all steps' busiest sets, which costs little, and only the most promising ones are tried in full. Slots change
+ranks inside a node only: the nodes which hold an expert stay the same, and with them the tokens' ways.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..jit import Array, kernel
+from ..placement import Placement
+from ..plan_types import PlanOptions
+from ..topology import Topology
+from .budget import count_moved
 from .crossings import Cluster
 from .level import swap_held, swap_receipt
 from .ranks import count_held, received
+from .repair import NO_LIMIT
 
 SWEEPS = 6  # over the experts, to settle a step
 TRIES = 48  # swaps tried in full before a layer counts as arranged
@@ -26,6 +32,40 @@ EVEN = 0.005  # share by which peaks may exceed the mean before a layer is arran
 NEAR = 0.02  # share below the peak from which a rank belongs to the busiest ones
 LEAST = 1e-5  # share of the peaks that a swap must save …
 REAL_LEAST = 1e-3  # … where ranks hold weights already, that move
+
+
+def even_steps(
+    steps: NDArray[Any],
+    phy2log: NDArray[np.int32],
+    previous: Placement | None,
+    topology: Topology,
+    options: PlanOptions,
+) -> NDArray[np.int32]:
+    """steps: [S, L, E] loads; phy2log: [L, P] as planned -> [L, P] arranged, with no more moves than the options allow.
+
+    previous: the placement that moves are counted from; None: nothing lies anywhere yet.
+    """
+    cluster = Cluster(topology.node_of_rank, topology.num_nodes, topology.slots_per_rank, False)
+    experts, arranged = steps.shape[2], phy2log.astype(np.int64)
+    cap = NO_LIMIT if options.max_moved_slots is None else int(options.max_moved_slots)
+    left = NO_LIMIT if options.max_moved_slots_total is None else int(options.max_moved_slots_total)
+    if previous is not None:
+        left -= int(count_moved(phy2log, previous.phy2log, topology.num_ranks, experts).sum())
+    for layer, row in enumerate(arranged):
+        loads = np.ascontiguousarray(steps[:, layer], np.float64)
+        loads = loads[loads.any(axis=1)]
+        if not len(loads):
+            continue
+        if previous is None:
+            arrange(row, loads, cluster, np.full((topology.num_ranks, experts), topology.num_slots), NO_LIMIT, LEAST)
+            continue
+        if options.is_priced and np.array_equal(row, previous.phy2log[layer]):
+            continue  # its move would not pay
+        before = count_held(previous.phy2log[layer].astype(np.int64), cluster, experts)
+        spent = received(count_held(row, cluster, experts), before)
+        arrange(row, loads, cluster, before, min(cap, spent + max(left, 0)), REAL_LEAST)
+        left -= received(count_held(row, cluster, experts), before) - spent
+    return arranged.astype(np.int32)
 
 
 class Held(NamedTuple):

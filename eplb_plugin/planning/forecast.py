@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import mismatch
-from ..statistics import RoutingStatistics
+from ..statistics import RoutingStatistics, joined_steps
 
 BACKTESTS = 4  # newest windows on which the error of a forecast is measured
 Floats = NDArray[np.float64]
@@ -27,8 +27,8 @@ def forecast(history: Sequence[RoutingStatistics]) -> RoutingStatistics:
     """The window that will follow `history` (oldest first, at least one window of one model).
 
     Load, co-activation and num_tokens are weighted means over the windows; the sample holds rows of every window in
-    proportion to its weight, and its parts are the windows that count. What a window lacks (a layer's tokens,
-    co-activation, a sample) is taken from the others.
+    proportion to its weight, and its parts are the windows that count; single steps are of all windows. What a window
+    lacks (tokens of a layer, co-activation, a sample) is taken from the others.
     """
     _refuse_mixed(history)
     load = np.stack([window.load for window in history]).astype(np.float64)
@@ -46,6 +46,7 @@ def forecast(history: Sequence[RoutingStatistics]) -> RoutingStatistics:
         np.rint((by_layer * tokens).sum(axis=0)).astype(np.int64),
         history[-1].layer_ids,
         parts[parts.any(axis=(1, 2))],
+        steps=joined_steps(history),
     )
 
 

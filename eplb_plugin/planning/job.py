@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,6 +22,7 @@ from .affinity import solve_affinity
 from .budget import Allowed, count_moved, share_out
 from .crossings import Cluster
 from .even_layers import even_layers
+from .even_steps import even_steps
 from .evenly import balance, leveled, most_even, relieve, solve_evenly
 from .incremental import expected_crossings, repair_layer
 from .packing import solve_balanced
@@ -33,6 +35,7 @@ from .search import SEARCHES, Search
 from .tokens import Tokens, layer_tokens, no_tokens
 from .weighing import Weigher
 
+logger = logging.getLogger("eplb_plugin")
 NODE_SHARE = 0.25  # of the balance tolerance that nodes may use up, before their ranks are packed
 WORTH_BALANCE = 0.02  # a full solve must be better balanced by this much, or …
 WORTH_CROSSINGS = 0.05  # … send this share fewer copies to other nodes, to be worth moving nearly everything
@@ -110,6 +113,17 @@ class Job:
         if isinstance(previous, Plan) and (previous.dispatch, previous.topology) == (self.dispatch, self.topology):
             return previous
         return self.used(placement_of(previous).phy2log)
+
+    def arranged(self, made: Plan, previous: Placement | None) -> Plan:
+        """The plan with replicas arranged for `exact`, within what may still move; a layer that does not move stays."""
+        if self.statistics.steps is None:
+            logger.info("no loads of single steps: replicas are not arranged for exact")
+            return made
+        phy2log = even_steps(self.statistics.steps, made.placement.phy2log, previous, self.topology, self.options)
+        if np.array_equal(phy2log, made.placement.phy2log):
+            return made
+        used = self.used(phy2log)
+        return replace(used, resolved_layers=made.resolved_layers, skipped_layers=made.skipped_layers)
 
     def used(self, phy2log: NDArray[np.int32]) -> Plan:
         """phy2log: [L, P] as it is, with the best use that the rule can make of it."""

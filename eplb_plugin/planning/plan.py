@@ -38,6 +38,7 @@ def plan(
     that saves more time than it costs (`skipped_layers`).
     num_groups: the model's expert groups (group-limited routing); contiguous in the expert ids.
     A window without any selection says nothing: `previous` stays as it is, whatever the policy, and the log says so.
+    options.exact: slots change ranks inside their nodes so that quotas can even single steps out (`even_steps`).
     options.peo_rounds: last, slots are ordered within their ranks; that moves nothing between ranks and counts no move.
 
     Deterministic. Raises PluginError on input that does not fit together, before computing anything.
@@ -53,6 +54,8 @@ def plan(
         kept = job.as_it_is(previous)
         return replace(kept, seconds=time.perf_counter() - began, resolved_layers=0, skipped_layers=0)
     made = job.made(previous) if previous is None or not options.is_priced else job.priced(previous)
+    if options.exact and policy != "deepseek":
+        made = job.arranged(made, old)
     made = replace(made, less_even=less_even(job, made, None if old is None else old.phy2log))
     if options.peo_rounds is not None:
         made = even_rounds(made, job.load, options.peo_rounds)
