@@ -15,7 +15,7 @@ PACKAGE = Path(eplb_plugin.__file__).parent
 # longest matching prefix decides; equal numbers may import each other
 FLOORS = {
     "doctor": 7, "doctor.__main__": 8,
-    "errors": 0, "jit": 0, "limits": 0, "routing_rows": 1,
+    "errors": 0, "jit": 0, "limits": 0, "routing_rows": 1, "counts": 1,
     "files": 1, "file_kinds": 1, "placement_formats": 2,
     "topology": 2, "statistics": 2, "placement": 2, "plan_types": 2, "config": 2,
     "config_errors": 2, "config_sections": 2, "deployment": 2, "state": 2, "dispatch": 3, "plan_message": 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 
@@ -14,7 +15,8 @@ Answer = tuple[int, str, str]
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Run a command: exit code, stdout, stderr."""
+    """Run a command: exit code, stdout, stderr. That kernels are compiled is said elsewhere (`test_precompile`)."""
+    monkeypatch.setattr(logging.getLogger("eplb_plugin.compiling"), "disabled", True)
 
     def run(*words: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["eplb-plugin", *map(str, words)])

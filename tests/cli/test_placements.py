@@ -321,10 +321,11 @@ def test_an_empty_layer_and_padding(call: Callable[..., Answer], tmp_path: Path)
 
 
 def test_the_console_script(files: Path) -> None:
-    """The real entry: JSON on stdout and nothing else."""
+    """The real entry: JSON on stdout and nothing else; on stderr at most that kernels are compiled."""
     command = [sys.executable, "-c", "from eplb_plugin.cli import app; app()", "replay", str(files / "trace.npz")]
     done = subprocess.run(
         [*command, *map(str, CLUSTER), "--policy", "balanced", "--json"], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    said = [line for line in done.stderr.splitlines() if not line.startswith("compiling the planner")]
+    assert (done.returncode, said) == (0, [])
     assert json.loads(done.stdout)["mean"].keys() == FIGURES
