@@ -133,7 +133,7 @@ FAULTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (a_step_waits, "moves", "the host waited for the device"),
     (tables_stay, "replays", "slots of 1 tokens in turn 0"),
     (tables_come_from_pageable_memory, "waits", "the host waited for the device"),
-    (a_window_counts_twice, "windows", "window over nccl_rules: load"),
+    (a_window_counts_twice, "windows", "window over nccl_rules: totals"),
     (a_recorder_states_half, "memory", "recorder: bytes allocated"),
     (no_capture_works, "captures", "a capture beside a thread that rests: found "),
 ]

@@ -153,7 +153,7 @@ def test_kinds_of_text_in_turn_are_balanced_better(policy: str, rule: str, topol
     apart, copies = in_turn(plan(seen, topology, policy=policy, dispatch=rule), later)
     mixed, copies_before = in_turn(plan(replace(seen, parts=None), topology, policy=policy, dispatch=rule), later)
     assert apart > mixed + 0.02
-    assert copies < copies_before * 1.1
+    assert copies < copies_before * 1.12
 
 
 @pytest.mark.parametrize(("policy", "rule"), ARMS, ids=str)

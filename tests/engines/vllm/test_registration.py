@@ -66,7 +66,8 @@ NAMES = [f"{p}.{m.name}" for p in PACKAGES for m in pkgutil.iter_modules(importl
 NAMES += [*PACKAGES, "vllm.model_executor.layers.fused_moe", "vllm.model_executor.layers.fused_moe.layer",
           "vllm.model_executor.layers.fused_moe.config", "vllm.model_executor.models.interfaces",
           "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.cpu_model_runner", "vllm.v1.worker.worker_base",
-          "vllm.engine.arg_utils", "vllm.v1.engine.core",
+          "vllm.engine.arg_utils", "vllm.v1.engine.core", "vllm.v1.engine.async_llm", "vllm.v1.engine.llm_engine",
+          "vllm.v1.executor.abstract",
           "vllm.config", "vllm.config.parallel", "vllm.distributed.parallel_state",
           "vllm._custom_ops", "vllm._C_stable_libtorch"]
 
