@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import mismatch
 from .limits import LEAST_COUNT, MOST_COUNT
 
-MOST_STEPS = 32  # of which single loads are kept: a sample of a window's steps
+MOST_STEPS = 64  # of which single loads are kept: a sample of a window's steps
 
 
 def checked_counts(name: str, counts: ArrayLike) -> NDArray[Any]:
@@ -55,9 +55,9 @@ def count_rows(ids: NDArray[Any], num_experts: int) -> tuple[NDArray[np.int64], 
     return load, pairs
 
 
-def thinned(steps: NDArray[Any]) -> NDArray[Any]:
-    """At most MOST_STEPS of them, evenly."""
-    chosen = np.linspace(0, len(steps) - 1, min(len(steps), MOST_STEPS))
+def thinned(steps: NDArray[Any], most: int = MOST_STEPS) -> NDArray[Any]:
+    """At most so many of them, evenly."""
+    chosen = np.linspace(0, len(steps) - 1, min(len(steps), most))
     return steps[np.rint(chosen).astype(np.int64)]
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..counts import thinned
 from ..jit import Array, kernel
 from ..placement import Placement
 from ..plan_types import PlanOptions
@@ -28,6 +29,7 @@ from .repair import NO_LIMIT
 SWEEPS = 6  # over the experts, to settle a step
 TRIES = 48  # swaps tried in full before a layer counts as arranged
 MOST_TRIES = 128  # in all
+MOST_LOADS = 1 << 13  # steps × experts that a swap is judged by: time grows with them
 EVEN = 0.005  # share by which peaks may exceed the mean before a layer is arranged at all
 NEAR = 0.02  # share below the peak from which a rank belongs to the busiest ones
 LEAST = 1e-5  # share of the peaks that a swap must save …
@@ -52,10 +54,10 @@ def even_steps(
     if previous is not None:
         left -= int(count_moved(phy2log, previous.phy2log, topology.num_ranks, experts).sum())
     for layer, row in enumerate(arranged):
-        loads = np.ascontiguousarray(steps[:, layer], np.float64)
-        loads = loads[loads.any(axis=1)]
-        if not len(loads):
+        filled = steps[steps[:, layer].any(axis=1), layer]
+        if not len(filled):
             continue
+        loads = np.ascontiguousarray(thinned(filled, max(MOST_LOADS // experts, 1)), np.float64)
         if previous is None:
             arrange(row, loads, cluster, np.full((topology.num_ranks, experts), topology.num_slots), NO_LIMIT, LEAST)
             continue
