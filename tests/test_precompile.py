@@ -18,14 +18,7 @@ from eplb_plugin.precompile import compile_for
 from eplb_plugin.outcome import assess
 from eplb_plugin.plan_types import PlanOptions
 from eplb_plugin.workloads.routing import ClusteredRouter
-
-def compiled():
-    found = set()
-    for name in [name for name in sys.modules if name.startswith("eplb_plugin")]:
-        for kernel in vars(sys.modules[name]).values():
-            if hasattr(kernel, "overloads") and hasattr(kernel, "py_func"):
-                found |= {f"{kernel.py_func.__module__}.{kernel.py_func.__name__}{types}" for types in kernel.overloads}
-    return found
+from compiled_kernels import compiled
 
 policy, rule, nodes, groups = *sys.argv[1:3], *map(int, sys.argv[3:])
 compile_for(policy, rule)
@@ -49,7 +42,7 @@ print(len(known), sorted(compiled() - known))
 
 
 def ran(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([*map(str, Path(__file__).parents[:2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=600,
         env={**os.environ, "PYTHONPATH": paths, **environment},

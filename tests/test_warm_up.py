@@ -22,14 +22,7 @@ from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.statistics import RoutingStatistics
 from eplb_plugin.topology import Topology
 from eplb_plugin.workloads.routing import ClusteredRouter
-
-def compiled():
-    found = set()
-    for name in [name for name in sys.modules if name.startswith("eplb_plugin")]:
-        for kernel in vars(sys.modules[name]).values():
-            if hasattr(kernel, "overloads") and hasattr(kernel, "py_func"):
-                found |= {f"{kernel.py_func.__module__}.{kernel.py_func.__name__}{types}" for types in kernel.overloads}
-    return found
+from compiled_kernels import compiled
 
 policy, rule, settings = sys.argv[1:]
 rebalancer = Rebalancer(parse_config({"forecast_windows": 3, "resplit_windows": 1, **eval(settings)}, ""))
