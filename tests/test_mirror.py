@@ -1,0 +1,170 @@
+"""Tests mirror the package: eplb_plugin/a/b.py is tested by tests/a/test_b.py."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import eplb_plugin
+
+PACKAGE = Path(eplb_plugin.__file__).parent
+TESTS = Path(__file__).parent
+# Modules that have no test file of their own yet. This list only gets shorter.
+WITHOUT = [
+    "eplb_plugin",
+    "eplb_plugin.cli.config",
+    "eplb_plugin.cli.dashboard",
+    "eplb_plugin.cli.judged",
+    "eplb_plugin.cli.options",
+    "eplb_plugin.cli.plan",
+    "eplb_plugin.cli.precompile",
+    "eplb_plugin.cli.reading",
+    "eplb_plugin.cli.replay",
+    "eplb_plugin.cli.writing",
+    "eplb_plugin.config_sections",
+    "eplb_plugin.consensus",
+    "eplb_plugin.counts",
+    "eplb_plugin.deployment",
+    "eplb_plugin.devices",
+    "eplb_plugin.dispatch.triton_kernels",
+    "eplb_plugin.doctor.__main__",
+    "eplb_plugin.doctor.agreement",
+    "eplb_plugin.doctor.captures",
+    "eplb_plugin.doctor.checks",
+    "eplb_plugin.doctor.compiled",
+    "eplb_plugin.doctor.environment",
+    "eplb_plugin.doctor.groups",
+    "eplb_plugin.doctor.lanes",
+    "eplb_plugin.doctor.launches",
+    "eplb_plugin.doctor.map_only",
+    "eplb_plugin.doctor.memory",
+    "eplb_plugin.doctor.model",
+    "eplb_plugin.doctor.moves",
+    "eplb_plugin.doctor.replays",
+    "eplb_plugin.doctor.rows",
+    "eplb_plugin.doctor.single",
+    "eplb_plugin.doctor.site",
+    "eplb_plugin.doctor.times",
+    "eplb_plugin.doctor.waits",
+    "eplb_plugin.engines.settings",
+    "eplb_plugin.engines.sglang",
+    "eplb_plugin.engines.sglang.activation",
+    "eplb_plugin.engines.sglang.http_recorder",
+    "eplb_plugin.engines.sglang.mover",
+    "eplb_plugin.engines.sglang.runtime",
+    "eplb_plugin.engines.sglang.state",
+    "eplb_plugin.engines.vllm",
+    "eplb_plugin.engines.vllm.adapter",
+    "eplb_plugin.engines.vllm.runtime",
+    "eplb_plugin.engines.vllm.state",
+    "eplb_plugin.errors",
+    "eplb_plugin.limits",
+    "eplb_plugin.migration.errands",
+    "eplb_plugin.migration.group_wires",
+    "eplb_plugin.migration.migration",
+    "eplb_plugin.migration.routes",
+    "eplb_plugin.migration.transfer",
+    "eplb_plugin.migration.votes",
+    "eplb_plugin.migration.ways",
+    "eplb_plugin.migration.wires",
+    "eplb_plugin.model_entry",
+    "eplb_plugin.observe.drawings",
+    "eplb_plugin.observe.http",
+    "eplb_plugin.observe.judging",
+    "eplb_plugin.observe.page",
+    "eplb_plugin.observe.paired_file",
+    "eplb_plugin.observe.recommendation",
+    "eplb_plugin.observe.windows",
+    "eplb_plugin.peo.cost",
+    "eplb_plugin.peo.cuda",
+    "eplb_plugin.peo.fp8",
+    "eplb_plugin.peo.grouped_gemm",
+    "eplb_plugin.peo.heap",
+    "eplb_plugin.peo.ops",
+    "eplb_plugin.peo.presets",
+    "eplb_plugin.peo.ranking",
+    "eplb_plugin.peo.transfers",
+    "eplb_plugin.planning.affinity",
+    "eplb_plugin.planning.at_home",
+    "eplb_plugin.planning.budget",
+    "eplb_plugin.planning.checks",
+    "eplb_plugin.planning.cover",
+    "eplb_plugin.planning.cover_copies",
+    "eplb_plugin.planning.crossings",
+    "eplb_plugin.planning.even_ranks",
+    "eplb_plugin.planning.evenly",
+    "eplb_plugin.planning.evenness",
+    "eplb_plugin.planning.flow",
+    "eplb_plugin.planning.job",
+    "eplb_plugin.planning.joint",
+    "eplb_plugin.planning.joint_types",
+    "eplb_plugin.planning.level",
+    "eplb_plugin.planning.level_nearest",
+    "eplb_plugin.planning.locality",
+    "eplb_plugin.planning.order",
+    "eplb_plugin.planning.ranks",
+    "eplb_plugin.planning.relabel",
+    "eplb_plugin.planning.renew",
+    "eplb_plugin.planning.repair",
+    "eplb_plugin.planning.replication",
+    "eplb_plugin.planning.search",
+    "eplb_plugin.planning.tokens",
+    "eplb_plugin.planning.visits",
+    "eplb_plugin.planning.weighted",
+    "eplb_plugin.routing_rows",
+    "eplb_plugin.workloads.loads",
+    "eplb_plugin.workloads.shared_experts",
+]
+
+
+def has_logic(path: Path) -> bool:
+    """Whether a file defines anything; those that only import and list names need no test."""
+    return any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.parse(path.read_text()).body)
+
+
+def mirrors(path: Path, package: Path = PACKAGE, tests: Path = TESTS) -> list[Path]:
+    """Where tests of a module may lie: beside its neighbours', or in `sglang` there if they need SGLang.
+
+    A package's `__init__` is tested under the package's name, `__main__` as `main`.
+    """
+    name = {"__init__": path.parent.name, "__main__": "main"}.get(path.stem, path.stem)
+    folder = tests / path.relative_to(package).parent
+    return [folder / f"test_{name}.py", folder / "sglang" / f"test_{name}.py"]
+
+
+def unmirrored(package: Path = PACKAGE, tests: Path = TESTS) -> list[str]:
+    """Dotted names of modules without a test file of their own."""
+    names = []
+    for path in sorted(package.rglob("*.py")):
+        special = path.stem in ("__init__", "__main__")
+        if (special and not has_logic(path)) or any(file.exists() for file in mirrors(path, package, tests)):
+            continue
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        names.append(".".join(parts[:-1] if path.stem == "__init__" else parts))
+    return names
+
+
+def test_every_module_has_its_test_file() -> None:
+    """A new module comes with tests at its mirrored path."""
+    assert set(unmirrored()) <= set(WITHOUT)
+
+
+def test_no_exception_is_left_over() -> None:
+    """A module that has tests of its own, or that is gone, leaves the list."""
+    assert set(WITHOUT) <= set(unmirrored())
+    assert sorted(set(WITHOUT)) == WITHOUT
+
+
+def test_the_check_sees_what_is_missing(tmp_path: Path) -> None:
+    """A module without tests, one with tests elsewhere, and a package that does something."""
+    package, tests = tmp_path / "house", tmp_path / "tests"
+    for file in ("__init__.py", "a/__init__.py", "a/b.py", "a/c.py", "a/d.py", "a/e.py", "a/__main__.py"):
+        (package / file).parent.mkdir(parents=True, exist_ok=True)
+        (package / file).write_text('"""Only words."""\nimport os\n')
+    (package / "a/__init__.py").write_text("def do(): ...\n")
+    for file in ("a/test_b.py", "a/sglang/test_c.py", "test_d.py", "a/test_ee.py"):
+        (tests / file).parent.mkdir(parents=True, exist_ok=True)
+        (tests / file).touch()
+    assert unmirrored(package, tests) == ["house.a", "house.a.d", "house.a.e"]
+    (tests / "a/test_a.py").touch()
+    assert unmirrored(package, tests) == ["house.a.d", "house.a.e"]
