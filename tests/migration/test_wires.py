@@ -64,7 +64,7 @@ def test_memory_is_shared_by_halves_and_buffers(alone: dist.ProcessGroup) -> Non
 
 
 def test_every_pair_meets_once(alone: dist.ProcessGroup) -> None:
-    """In turns in which each rank has one peer; then a message has `transfer_seconds`, no longer the time of a start."""
+    """In turns in which each rank has one peer; then messages have `transfer_seconds`, not the time of a start."""
     turns = []
     for rank in range(5):
         wires = Echo(alone, [ROWS], Budget(transfer_seconds=3.5))
