@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -237,30 +236,6 @@ def test_topology_declared() -> None:
     assert nodes_of({"nodes": 2}, 4, ["one"] * 4) == [0, 0, 1, 1]
     assert nodes_of({"nodes": 2, "ranks_per_node": 2}, 4) == [0, 0, 1, 1]
     assert nodes_of({"node_of_rank": [5, 9, 5, 9]}, 4) == [0, 1, 0, 1]
-
-
-def test_topology_must_fit_the_ep_size() -> None:
-    """Declared nodes that do not multiply to the EP size are refused with the nearest that do."""
-    with pytest.raises(PluginError, match="topology: found nodes=3") as caught:
-        nodes_of({"nodes": 3}, 8)
-    assert "expected a product of 8 (the EP size); fix: nodes=2, ranks_per_node=4" in str(caught.value)
-    with pytest.raises(PluginError, match="nodes=2 × ranks_per_node=8"):
-        nodes_of({"nodes": 2, "ranks_per_node": 8}, 8)
-    with pytest.raises(PluginError, match="found 3 ranks, expected 4"):
-        nodes_of({"node_of_rank": [0, 1, 2]}, 4)
-    with pytest.raises(PluginError, match=r"found \[1, 3\] ranks per node"):
-        nodes_of({"node_of_rank": [0, 0, 0, 1]}, 4)
-
-
-@given(st.integers(1, 64), st.integers(1, 64), st.none() | st.integers(1, 64))
-def test_proposed_topology_fits(ep_size: int, nodes: int, per_node: int | None) -> None:
-    """The topology that a refusal proposes is accepted, and every accepted one has `ep_size` ranks."""
-    values = {"nodes": nodes, "ranks_per_node": per_node}
-    try:
-        assert np.bincount(nodes_of(values, ep_size)).tolist() == [ep_size // nodes] * nodes
-    except PluginError as error:
-        first, second = str(error).split("fix: nodes=")[1].split(" is the")[0].split(", ranks_per_node=")
-        nodes_of({"nodes": int(first), "ranks_per_node": int(second)}, ep_size)
 
 
 def test_paths_as_a_shell_would_have_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
