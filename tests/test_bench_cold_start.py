@@ -19,7 +19,7 @@ def test_a_filled_cache_compiles_nothing(
     one_kernel = "from eplb_plugin.planning.replication import apportion\napportion(window.load[0] * 1.0, 80, 8)\n"
     after = bench.PROCESS.index("compiled =")
     monkeypatch.setattr(bench, "PROCESS", bench.PROCESS[:before] + one_kernel + bench.PROCESS[after:])
-    words = ["--policy", "affinity", "--rule", "hash", "--out", str(out), *words]
+    words = ["--policy", "affinity", "--dispatch", "hash", "--out", str(out), *words]
     monkeypatch.setattr("sys.argv", ["bench_cold_start", *words])
     assert bench.main() == 0
     (row,), printed = json.loads(out.read_text())["rows"], capsys.readouterr().out

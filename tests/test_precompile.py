@@ -92,5 +92,5 @@ def test_a_command_says_that_it_compiles(tmp_path: Path) -> None:
 def test_precompile_is_a_command() -> None:
     """It says what it compiled, and how long that took."""
     command = "from eplb_plugin.cli import app; app()"
-    done = ran("-c", command, "precompile", "--policy", "deepseek", "--rule", "hash", "--json")
+    done = ran("-c", command, "precompile", "--policy", "deepseek", "--dispatch", "hash", "--json")
     assert list(json.loads(done.stdout)["seconds"]) == ["deepseek, hash"]

@@ -23,8 +23,10 @@ from .report import report
 from .workload import app as workload_app
 
 _app = typer.Typer(
-    help="Affinity-aware expert placement for vLLM and SGLang.", no_args_is_help=True, pretty_exceptions_enable=False
-)
+    help="Affinity-aware expert placement for vLLM and SGLang.", no_args_is_help=True, pretty_exceptions_enable=False,
+    # `--rule` is the old name of `--dispatch` in every command: click looks both up by the same word
+    context_settings={"token_normalize_func": lambda word: "dispatch" if word == "rule" else word},
+)  # fmt: skip
 _app.add_typer(config_app, name="config")
 _app.add_typer(workload_app, name="workload")
 _app.add_typer(peo_app, name="peo")

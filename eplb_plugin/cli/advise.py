@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from ..observe.recommendation import Recommendation
     from ..statistics import RoutingStatistics
 
-ENGINE_RULES = {"vllm": VLLM, "sglang": SGLANG}  # first what `dispatch: auto` takes
+ENGINE_DISPATCH = {"vllm": VLLM, "sglang": SGLANG}  # first what `dispatch: auto` takes
 BYTES_PER_VALUE = 3.0  # of a token's hidden state to another node and back: FP8 there, BF16 back
 
 Recording = Annotated[Path, typer.Argument(help="Statistics file, .npz of topk_ids, or .json of loads, without EPLB.")]
 Redundant = Annotated[list[int] | None, typer.Option(help="Redundant experts per layer; default: least, +1 per rank.")]
-Rules = Annotated[list[str] | None, typer.Option("--rule", help="Dispatch rules to try; default: all that can be.")]
+Dispatches = Annotated[list[str] | None, typer.Option("--dispatch", help="Dispatch to try; default: all that can be.")]
 Policies = Annotated[list[str] | None, typer.Option("--policy", help="Policies to try; default: all that can be.")]
-Engine = Annotated[str, typer.Option(help="vllm or sglang: whose dispatch rules are recommended.")]
+Engine = Annotated[str, typer.Option(help="vllm or sglang: whose kinds of dispatch are recommended.")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="Settings file to write.")]
 Hidden = Annotated[int | None, typer.Option(min=1, help="The model's hidden size.", rich_help_panel=PRICES)]
 Intermediate = Annotated[int | None, typer.Option(min=1, help="An expert's intermediate size.", rich_help_panel=PRICES)]
@@ -61,7 +61,7 @@ def advise(
     ranks_per_node: RanksPerNode,
     redundant: Redundant = None,
     policies: Policies = None,
-    rules: Rules = None,
+    dispatches: Dispatches = None,
     engine: Engine = "vllm",
     num_groups: NumGroups = 1,
     num_experts: NumExperts = None,
@@ -78,7 +78,7 @@ def advise(
     out: OutFile = None,
     as_json: Json = False,
 ) -> None:
-    """Say what every policy and dispatch rule would bring to the traffic of RECORDING, and whether to enable EPLB.
+    """Say what every policy and dispatch would bring to the traffic of RECORDING, and whether to enable EPLB.
 
     Planned on one half of the tokens and judged on the other, both ways. A .json of loads tells nothing of nodes.
     Without --expert-bytes and --token-bytes they follow from the model's sizes: 3 × hidden × intermediate × weight
@@ -87,8 +87,8 @@ def advise(
     from ..observe.advice import survey
     from ..observe.recommendation import recommend, settings_yaml
 
-    if engine not in ENGINE_RULES:
-        raise mismatch("--engine", found=engine, expected=" or ".join(ENGINE_RULES), fix="name one")
+    if engine not in ENGINE_DISPATCH:
+        raise mismatch("--engine", found=engine, expected=" or ".join(ENGINE_DISPATCH), fix="name one")
     if tokens_per_step is not None and not tokens_per_step > 0.0:
         raise mismatch("--tokens-per-step", found=tokens_per_step, expected="> 0", fix="pass a count")
     if expert_bytes is None and hidden is not None and intermediate is not None:
@@ -99,13 +99,13 @@ def advise(
     window = readings[0].window
     prices = _prices(expert_bytes, token_bytes, link_gbps, seconds_per_selection)
     try:
-        tried = _candidates(window, nodes, ranks_per_node, policies, rules, redundant, ENGINE_RULES[engine])
+        tried = _candidates(window, nodes, ranks_per_node, policies, dispatches, redundant, ENGINE_DISPATCH[engine])
         made = survey(
             window, nodes, ranks_per_node, tried, num_groups=num_groups, options=prices, expert_bytes=expert_bytes
         )
     except PluginError as error:
         raise PluginError(f"{recording}: {error}") from None
-    chosen = recommend(made, ENGINE_RULES[engine], prices, tokens_per_step, nodes * ranks_per_node)
+    chosen = recommend(made, ENGINE_DISPATCH[engine], prices, tokens_per_step, nodes * ranks_per_node)
     settings = None
     if chosen.best is not None:
         known = prices if link_gbps is not None else None
@@ -126,10 +126,10 @@ def advise(
 
 
 def _candidates(
-    window: RoutingStatistics, nodes: int, ranks_per_node: int, policies: list[str] | None, rules: list[str] | None,
-    redundant: list[int] | None, engine_rules: tuple[str, ...],
+    window: RoutingStatistics, nodes: int, ranks_per_node: int, policies: list[str] | None,
+    dispatches: list[str] | None, redundant: list[int] | None, engine_dispatch: tuple[str, ...],
 ) -> list[Candidate]:  # fmt: skip
-    """By default all that can be; rules that cannot run on so many nodes are refused only if they were named."""
+    """By default all that can be; a dispatch that cannot run on so many nodes is refused only if it was named."""
     from ..dispatch.rules import RULES, checked_rule
     from ..observe.advice import Candidate, slots_of
     from ..planning.checks import POLICIES, checked_policy, runs_on
@@ -145,13 +145,13 @@ def _candidates(
     if policies is None:
         policies = [one for one in POLICIES if knows or one != "affinity"]
     able, of_engine = (
-        [rule for rule in known if runs_on(rule, nodes) and (knows or rule != "cover")]
-        for known in (RULES, engine_rules)
+        [one for one in known if runs_on(one, nodes) and (knows or one != "cover")]
+        for known in (RULES, engine_dispatch)
     )
     return [
-        Candidate(checked_policy(policy), checked_rule(rule), count)
+        Candidate(checked_policy(policy), checked_rule(dispatch), count)
         for count in redundant for policy in policies
-        for rule in rules or (able if count else of_engine[:1])  # without copies there is nothing to choose
+        for dispatch in dispatches or (able if count else of_engine[:1])  # without copies there is nothing to choose
     ]  # fmt: skip
 
 
@@ -171,7 +171,8 @@ def _prices(
 
 def _write(out: Path, settings: str | None) -> None:
     if settings is None:
-        raise mismatch("--out", found="nothing to write", expected="a candidate under the engine's rule", fix="try it")
+        raise mismatch("--out", found="nothing to write", expected="a dispatch that the engine can do",
+                       fix="name one with --dispatch, or leave it out")  # fmt: skip
     with writing(out):
         write_atomic(out, settings.encode())
 
@@ -195,11 +196,11 @@ def _print(
     typer.echo(f"now, without EPLB: balancedness {_pair(made.balancedness)}{copies}")
     heads = ("balanced", "work", "copies", "ingress", "moves", "repaid")
     title = "planned on one half of the recording, judged on the other, both ways"
-    candidate = Column("policy, rule", no_wrap=True)
+    candidate = Column("policy, dispatch", no_wrap=True)
     table = Table("+n", candidate, *heads, title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for outcome in made.outcomes:
         one, style = outcome.candidate, "bold" if outcome is chosen.best else None
-        table.add_row(f"+{one.redundant}", f"{one.policy} {one.rule}", *_cells(outcome), style=style)
+        table.add_row(f"+{one.redundant}", f"{one.policy} {one.dispatch}", *_cells(outcome), style=style)
     Console().print(table)
     typer.echo("+n: redundant experts; work: selections of the busiest ranks; copies: to other nodes;")
     typer.echo("ingress: of the busiest node / mean; moves: share of slots at a later rebalance;")
@@ -212,7 +213,8 @@ def _print(
     if chosen.best is not None:
         one = chosen.best.candidate
         verdict = "enable it" if chosen.enable else "do not enable it; the best that was tried"
-        typer.echo(f"advice: {verdict}: policy {one.policy}, rule {one.rule}, {one.redundant} redundant experts")
+        settings = f"policy {one.policy}, dispatch {one.dispatch}, {one.redundant} redundant experts"
+        typer.echo(f"advice: {verdict}: {settings}")
         typer.echo(_price(chosen.best, tokens_per_step))
     for reason in chosen.reasons:
         typer.echo(f"- {reason}")

@@ -19,7 +19,7 @@ Traces = Annotated[list[Path], typer.Argument(help=f"{TRACE_HELP}; several, olde
 Nodes = Annotated[int, typer.Option("--nodes", help="Nodes (fast-link domains) of the EP group.")]
 RanksPerNode = Annotated[int, typer.Option("--ranks-per-node", help="Ranks on every node.")]
 SlotsPerRank = Annotated[int, typer.Option("--slots-per-rank", help="Physical experts per rank and layer.")]
-Rule = Annotated[str, typer.Option("--rule", help="Dispatch rule that picks among an expert's copies.")]
+Dispatch = Annotated[str, typer.Option("--dispatch", help="How replicas are chosen: weighted, hash, nearest or cover.")]
 Policy = Annotated[str, typer.Option("--policy", help="affinity, balanced or deepseek.")]
 NumGroups = Annotated[int, typer.Option("--num-groups", help="The model's expert groups (group-limited routing).")]
 Draws = Annotated[int, typer.Option("--draws", min=1, max=1000, help="Random source ranks to average over.")]

@@ -20,6 +20,7 @@ from . import judged
 from .models import model_of
 from .options import (
     PRICES,
+    Dispatch,
     Draws,
     ExpertBytes,
     Json,
@@ -29,7 +30,6 @@ from .options import (
     NumGroups,
     Policy,
     RanksPerNode,
-    Rule,
     Seconds,
     Seed,
     SlotsPerRank,
@@ -62,7 +62,7 @@ def plan(
     out: Out,
     previous: Previous = None,
     policy: Policy = "affinity",
-    rule: Rule = "hash",
+    dispatch: Dispatch = "weighted",
     num_groups: NumGroups = 1,
     num_experts: NumExperts = None,
     layout: Layout = None,
@@ -107,15 +107,15 @@ def plan(
     if np.isfinite(error).any():
         options = replace(options, load_error=float(np.nanmean(error)))
     made = make_plan(
-        window, topology, policy=checked_policy(policy), previous=old, dispatch=checked_rule(rule),
+        window, topology, policy=checked_policy(policy), previous=old, dispatch=checked_rule(dispatch),
         num_groups=num_groups, options=options,
     )  # fmt: skip
     named = {} if model is None else {"model": model}
-    _save(made.placement, out, {**fingerprint(topology), **named, "policy": policy, "rule": rule})
+    _save(made.placement, out, {**fingerprint(topology), **named, "policy": policy, "dispatch": dispatch})
     start = old or linear_placement(window.num_layers, window.num_experts, topology.num_slots, window.layer_ids)
     moved = moved_slots(made.placement, start, topology)
     answer: dict[str, Any] = {
-        "placement": str(out), "policy": policy, "rule": rule, "windows": len(history), "seconds": made.seconds,
+        "placement": str(out), "policy": policy, "dispatch": dispatch, "windows": len(history), "seconds": made.seconds,
         "forecast_error": options.load_error if np.isfinite(error).any() else None,
         "before": _figures(plan_of(start, topology, made.dispatch), window, draws, seed),
         "after": _figures(made, window, draws, seed),
@@ -148,7 +148,7 @@ def _figures(made: Plan, window: RoutingStatistics, draws: int, seed: int) -> ju
 
 
 def _print(answer: dict[str, Any]) -> None:
-    title = f"policy {answer['policy']} under {answer['rule']}, on the tokens it was made of (held out: replay)"
+    title = f"policy {answer['policy']} under {answer['dispatch']}, on the tokens it was made of (held out: replay)"
     table = Table("", *judged.HEADINGS.values(), title=title)
     for name in ("before", "after"):
         table.add_row(name, *judged.cells(answer[name]))

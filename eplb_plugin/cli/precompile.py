@@ -13,10 +13,10 @@ from .options import Json
 Policies = Annotated[
     list[str] | None, typer.Option("--policy", help="May be repeated; default: affinity and balanced.")
 ]
-Rules = Annotated[list[str] | None, typer.Option("--rule", help="Dispatch rule; may be repeated; default: all.")]
+Dispatches = Annotated[list[str] | None, typer.Option("--dispatch", help="May be repeated; default: all.")]
 
 
-def precompile(policy: Policies = None, rule: Rules = None, as_json: Json = False) -> None:
+def precompile(policy: Policies = None, dispatch: Dispatches = None, as_json: Json = False) -> None:
     """Compile the planner's kernels for this machine, so that neither `plan` nor a server's start waits for them.
 
     They are kept in NUMBA_CACHE_DIR, else beside the package, else in the user's cache folder, and are used on CPUs
@@ -29,14 +29,14 @@ def precompile(policy: Policies = None, rule: Rules = None, as_json: Json = Fals
     from ..precompile import compile_for
 
     policies = [checked_policy(name) for name in policy or ("affinity", "balanced")]
-    rules = [checked_rule(name) for name in rule or get_args(Dispatch)]
+    dispatches = [checked_rule(name) for name in dispatch or get_args(Dispatch)]
     if not is_cached():
         raise mismatch("cache", found="no writable folder", expected="one", fix="set NUMBA_CACHE_DIR")
     seconds = {}
     for one in policies:
-        for dispatch in rules:
-            seconds[f"{one}, {dispatch}"] = compile_for(one, dispatch)
+        for other in dispatches:
+            seconds[f"{one}, {other}"] = compile_for(one, other)
             if not as_json:
-                typer.echo(f"{one}, {dispatch}: {seconds[f'{one}, {dispatch}']:.1f} s")
+                typer.echo(f"{one}, {other}: {seconds[f'{one}, {other}']:.1f} s")
     if as_json:
         typer.echo(json.dumps({"seconds": seconds}, indent=2))

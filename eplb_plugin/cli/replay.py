@@ -19,7 +19,7 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from . import judged
 from .models import model_of
-from .options import Draws, Json, Nodes, NumGroups, RanksPerNode, Rule, Seed, SlotsPerRank, Trace
+from .options import Dispatch, Draws, Json, Nodes, NumGroups, RanksPerNode, Seed, SlotsPerRank, Trace
 from .placements import read_placement
 from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
 
@@ -41,7 +41,7 @@ def replay(
     slots_per_rank: SlotsPerRank,
     placement: PlacementFile = None,
     policy: PolicyOrNone = None,
-    rule: Rule = "hash",
+    dispatch: Dispatch = "weighted",
     num_groups: NumGroups = 1,
     num_experts: NumExperts = None,
     layout: Layout = None,
@@ -51,7 +51,7 @@ def replay(
     per_layer: PerLayer = False,
     as_json: Json = False,
 ) -> None:
-    """Judge a placement file, or plans made from one half of TRACE on its other half, under a dispatch rule."""
+    """Judge a placement file, or plans made from one half of TRACE on its other half, under one dispatch."""
     from ..observe.judging import average
 
     if placement is not None and policy is not None:
@@ -63,16 +63,15 @@ def replay(
     if placement is not None and existing is not None:
         model_of([trace, placement])
         placed = existing.for_layers_of(window)
-        what, runs, layer_ids = f"file {placement}", *_judge_file(trace, window, placed, topology, rule, draws, seed)
+        what = f"file {placement}"
+        runs, layer_ids = _judge_file(trace, window, placed, topology, dispatch, draws, seed)
     else:
         policy = policy or "affinity"
-        what, runs, layer_ids = (
-            f"policy {policy}",
-            *_judge_halves(trace, window, policy, topology, rule, num_groups, draws, seed),
-        )
+        what = f"policy {policy}"
+        runs, layer_ids = _judge_halves(trace, window, policy, topology, dispatch, num_groups, draws, seed)
     scores = average([score for _, score in runs])
     answer: dict[str, Any] = {
-        "trace": str(trace), "judged": what, "rule": rule, "held_out": placement is None, "draws": draws,
+        "trace": str(trace), "judged": what, "dispatch": dispatch, "held_out": placement is None, "draws": draws,
         "topology": {"nodes": nodes, "ranks_per_node": ranks_per_node, "slots_per_rank": slots_per_rank},
         "runs": [{"run": name, **judged.figures(score)} for name, score in runs],
         "mean": judged.figures(scores),
@@ -87,8 +86,9 @@ def replay(
 
 
 def _judge_file(
-    trace: Path, window: RoutingStatistics, placement: Placement, topology: Topology, rule: str, draws: int, seed: int
-) -> tuple[list[Run], NDArray[Any]]:
+    trace: Path, window: RoutingStatistics, placement: Placement, topology: Topology, dispatch: str,
+    draws: int, seed: int,
+) -> tuple[list[Run], NDArray[Any]]:  # fmt: skip
     from ..dispatch.rules import checked_rule
     from ..observe.judging import judge_draws
     from ..planning.job import plan_of
@@ -97,7 +97,7 @@ def _judge_file(
     expected = f"layers {placement.layer_ids.tolist()} × {placement.num_experts} experts"
     if found != expected:
         raise mismatch(str(trace), found=found, expected=expected, fix="pass trace and placement of one model")
-    made = plan_of(placement, topology, checked_rule(rule))
+    made = plan_of(placement, topology, checked_rule(dispatch))
     return [("all tokens", judge_draws(_sample(trace, window, 1), made, draws, seed))], window.layer_ids
 
 
@@ -106,7 +106,7 @@ def _judge_halves(
     window: RoutingStatistics,
     policy: str,
     topology: Topology,
-    rule: str,
+    dispatch: str,
     num_groups: int,
     draws: int,
     seed: int,
@@ -122,7 +122,7 @@ def _judge_halves(
     for known, unseen in (("first", "second"), ("second", "first")):
         statistics = RoutingStatistics.from_topk(halves[known], window.num_experts, window.layer_ids)
         made = plan(
-            statistics, topology, policy=checked_policy(policy), dispatch=checked_rule(rule), num_groups=num_groups
+            statistics, topology, policy=checked_policy(policy), dispatch=checked_rule(dispatch), num_groups=num_groups
         )
         score = judge_draws(halves[unseen], made, draws, seed)
         runs.append((f"{known} half → {unseen}", score))
@@ -140,7 +140,7 @@ def _sample(trace: Path, window: RoutingStatistics, least: int) -> NDArray[np.in
 
 
 def _print(answer: dict[str, Any]) -> None:
-    title = f"{answer['judged']} under {answer['rule']}, mean of {answer['draws']} source draws"
+    title = f"{answer['judged']} under {answer['dispatch']}, mean of {answer['draws']} source draws"
     table = Table("", *judged.HEADINGS.values(), title=escape(title))
     for row in answer["runs"]:
         table.add_row(row["run"], *judged.cells(row))

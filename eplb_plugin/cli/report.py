@@ -13,7 +13,7 @@ from ..files import write_atomic
 from ..placement import Placement
 from .compare import read_arms
 from .models import model_of
-from .options import TRACE_HELP, Json
+from .options import TRACE_HELP, Dispatch, Json
 from .placements import Existing
 from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
 from .writing import writing
@@ -25,7 +25,6 @@ Bench = Annotated[list[str] | None, typer.Option("--bench", help="NAME=PATH of a
 Simulated = Annotated[list[Path] | None, typer.Option("--peo", help="What `peo simulate --json` printed; repeat.")]
 Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Nodes (fast-link domains) of the EP group.")]
 RanksPerNode = Annotated[int, typer.Option("--ranks-per-node", min=1, help="Ranks on every node.")]
-Rule = Annotated[str, typer.Option("--rule", help="Dispatch rule that picks among an expert's copies.")]
 Layer = Annotated[int | None, typer.Option(help="Layer of the co-activation picture; default: the least balanced.")]
 Title = Annotated[str, typer.Option(help="Heading of the page.")]
 Value = TypeVar("Value")
@@ -39,7 +38,7 @@ def report(
     peo: Simulated = None,
     nodes: Nodes = 1,
     ranks_per_node: RanksPerNode = 1,
-    rule: Rule = "hash",
+    dispatch: Dispatch = "weighted",
     num_experts: NumExperts = None,
     layout: Layout = None,
     model_config: ModelConfig = None,
@@ -61,7 +60,7 @@ def report(
     windows = _named(dict(zip(traces or [], [reading.window for reading in readings], strict=True)))
     html = make_report(
         title, windows, placed, read_arms(bench or []),
-        nodes=nodes, ranks_per_node=ranks_per_node, rule=checked_rule(rule), layer=layer,
+        nodes=nodes, ranks_per_node=ranks_per_node, dispatch=checked_rule(dispatch), layer=layer,
         simulated=[read_simulated_layer(path) for path in peo or []],
     ).encode(errors="replace")  # fmt: skip
     with writing(out):

@@ -1,4 +1,4 @@
-"""What EPLB would bring, from a recording made without it: every policy and dispatch rule, judged on unseen tokens.
+"""What EPLB would bring, from a recording made without it: every policy and dispatch, judged on unseen tokens.
 
 A plan is made from one half of the recording and judged on the other, both ways round, so that every figure has two
 values: what they differ by is how sure it is. All comparisons are with the same tokens served as they are now, experts
@@ -43,7 +43,7 @@ class Candidate:
     """redundant: experts per layer above one copy of each."""
 
     policy: Policy
-    rule: Dispatch
+    dispatch: Dispatch
     redundant: int
 
 
@@ -159,9 +159,9 @@ def _now(window: RoutingStatistics, topology: Topology) -> Plan:
 def _run(
     one: Candidate, topology: Topology, known: RoutingStatistics, unseen: RoutingStatistics, num_groups: int
 ) -> tuple[Plan, Plan]:
-    first = plan(known, topology, policy=one.policy, dispatch=one.rule, num_groups=num_groups)
+    first = plan(known, topology, policy=one.policy, dispatch=one.dispatch, num_groups=num_groups)
     following = plan(
-        unseen, topology, policy=one.policy, previous=first.placement, dispatch=one.rule, num_groups=num_groups
+        unseen, topology, policy=one.policy, previous=first.placement, dispatch=one.dispatch, num_groups=num_groups
     )
     return first, following
 

@@ -1,4 +1,4 @@
-"""Enable it or not, and with which settings: a rule over the figures of `advice.py`, by their worse direction."""
+"""Enable it or not, and with which settings: decided by the figures of `advice.py`, by their worse direction."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ class Recommendation:
 
 
 def recommend(
-    made: Survey, rules: Sequence[str], prices: PlanOptions | None = None,
+    made: Survey, dispatches: Sequence[str], prices: PlanOptions | None = None,
     tokens_per_step: float | None = None, ranks: int = 1,
 ) -> Recommendation:  # fmt: skip
-    """Choose among the outcomes under `rules`, those that the engine can do. Prices decide only if they are complete:
-    without the seconds of a selection, the time that balance saves is not in the break-even."""
-    able = [outcome for outcome in made.outcomes if outcome.candidate.rule in rules]
+    """Choose among the outcomes with one of `dispatches`, those that the engine can do.
+
+    Prices decide only if they are complete: without the seconds of a selection, the time that balance saves is not in
+    the break-even.
+    """
+    able = [outcome for outcome in made.outcomes if outcome.candidate.dispatch in dispatches]
     if not able:
-        return Recommendation(False, None, [f"no rule was tried that the engine can do: {', '.join(rules)}"])
+        return Recommendation(False, None, [f"no dispatch was tried that the engine can do: {', '.join(dispatches)}"])
     best = _cheapest_good(able)
     work, copies = min(best.work_saved), _worse(best.copies_saved)
     reasons = [f"work of the busiest ranks {_change(best.work_saved)}; wanted: -{LEAST_WORK:.0%}"]
@@ -63,7 +66,7 @@ def settings_yaml(
     assert made.best is not None
     one = made.best.candidate
     values: dict[str, object] = {
-        "policy": one.policy, "dispatch": one.rule, "num_redundant_experts": one.redundant,
+        "policy": one.policy, "dispatch": one.dispatch, "num_redundant_experts": one.redundant,
         "topology": {"nodes": nodes, "ranks_per_node": ranks_per_node},
     }  # fmt: skip
     if options is not None and options.link_gbps is not None:

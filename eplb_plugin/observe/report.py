@@ -31,7 +31,7 @@ assert HEADINGS.keys() == FIGURES.keys()
 
 def report(
     title: str, windows: Mapping[str, RoutingStatistics], placements: Mapping[str, Placement],
-    arms: Mapping[str, Sequence[Run]], *, nodes: int = 1, ranks_per_node: int = 1, rule: Dispatch = "hash",
+    arms: Mapping[str, Sequence[Run]], *, nodes: int = 1, ranks_per_node: int = 1, dispatch: Dispatch = "weighted",
     layer: int | None = None, simulated: Sequence[SimulatedLayer] = (),
 ) -> str:  # fmt: skip
     """HTML of whatever is given: windows and placements by name, oldest first; runs by arm; simulated layers.
@@ -41,7 +41,7 @@ def report(
     """
     sections: list[tuple[str, str]] = []
     if windows:
-        sections += _of_windows(windows, placements, nodes, ranks_per_node, rule, layer)
+        sections += _of_windows(windows, placements, nodes, ranks_per_node, dispatch, layer)
     elif placements:
         raise mismatch("report", found="placements alone", expected="a recorded window", fix="pass --trace too")
     if arms:
@@ -55,7 +55,7 @@ def report(
 
 def _of_windows(
     windows: Mapping[str, RoutingStatistics], placements: Mapping[str, Placement], nodes: int, ranks_per_node: int,
-    rule: Dispatch, layer: int | None,
+    dispatch: Dispatch, layer: int | None,
 ) -> list[tuple[str, str]]:  # fmt: skip
     name, newest = list(windows.items())[-1]
     ranks = nodes * ranks_per_node
@@ -65,10 +65,11 @@ def _of_windows(
         raise mismatch("topology", found=f"{ranks} ranks", expected=f"a divisor of {slots} slots", fix="count again")
     topology = Topology(nodes, ranks_per_node, slots // ranks)
     start = linear_placement(newest.num_layers, newest.num_experts, slots, newest.layer_ids)
-    plans = {BEFORE: plan_of(start, topology, rule)}
+    plans = {BEFORE: plan_of(start, topology, dispatch)}
     for given, placement in placements.items():
-        plans[given if given != BEFORE else f"{given} (file)"] = plan_of(placement, topology, rule)
-    sections, known = [("Placements", _scores(plans, newest, name, rule))], all(map(known_from_loads, plans.values()))
+        plans[given if given != BEFORE else f"{given} (file)"] = plan_of(placement, topology, dispatch)
+    sections = [("Placements", _scores(plans, newest, name, dispatch))]
+    known = all(map(known_from_loads, plans.values()))
     if known:
         sections.append(("Load of ranks", _heatmaps(plans, newest, name)))
     if newest.coactivation is not None:
@@ -80,7 +81,7 @@ def _of_windows(
     return sections
 
 
-def _scores(plans: Mapping[str, Plan], window: RoutingStatistics, name: str, rule: str) -> str:
+def _scores(plans: Mapping[str, Plan], window: RoutingStatistics, name: str, dispatch: str) -> str:
     rows = []
     for label, made in plans.items():
         known = known_from_loads(made)
@@ -91,7 +92,7 @@ def _scores(plans: Mapping[str, Plan], window: RoutingStatistics, name: str, rul
             cells += [f"{score.cross_node_copies:.3f}", f"{score.node_fan_out:.3f}", f"{score.busiest_ingress:.2f}"]
         rows.append([escape(label), *cells])
     heads = ["placement", "balancedness", "cross-node copies / token", "node fan-out", "busiest ingress / mean"]
-    note = f"On window {name}, under dispatch rule {rule}. Figures on the window that a plan was made of flatter it."
+    note = f"On window {name}, under dispatch {dispatch}. Figures on the window that a plan was made of flatter it."
     return table(heads[: len(rows[0])], rows) + f'<p class="note">{escape(note)}</p>'
 
 

@@ -49,10 +49,10 @@ def measured(policy: str, rule: str, cache: str) -> dict[str, Any]:
 def main() -> int:
     parser = output_parser("bench_cold_start")
     parser.add_argument("--policy", choices=POLICIES, action="append", help="may be repeated; default: all")
-    parser.add_argument("--rule", choices=RULES, action="append", help="may be repeated; default: all")
+    parser.add_argument("--dispatch", choices=RULES, action="append", help="may be repeated; default: all")
     options = parser.parse_args()
     rows = []
-    for policy, rule in product(options.policy or POLICIES, options.rule or RULES):
+    for policy, rule in product(options.policy or POLICIES, options.dispatch or RULES):
         with tempfile.TemporaryDirectory() as cache:
             empty, filled = (measured(policy, rule, cache) for _ in range(2))
         rows.append({"policy": policy, "rule": rule, "empty": empty, "filled": filled})

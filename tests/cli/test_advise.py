@@ -13,7 +13,7 @@ from eplb_plugin.workloads.routing import ClusteredRouter
 
 Answer = tuple[int, str, str]
 CLUSTER = ("--nodes", 2, "--ranks-per-node", 2)
-QUICK = ("--policy", "balanced", "--policy", "affinity", "--rule", "hash")
+QUICK = ("--policy", "balanced", "--policy", "affinity", "--dispatch", "hash")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_advice_and_settings(call: Callable[..., Answer], trace: Path, tmp_path:
 def test_without_copies_one_rule_is_enough(call: Callable[..., Answer], trace: Path) -> None:
     """All rules are tried by default, where there is a copy to choose."""
     answer = json.loads(call("advise", trace, *CLUSTER, "--policy", "balanced", "--json")[1])
-    tried = [(one["candidate"]["redundant"], one["candidate"]["rule"]) for one in answer["outcomes"]]
+    tried = [(one["candidate"]["redundant"], one["candidate"]["dispatch"]) for one in answer["outcomes"]]
     assert tried == [(0, "weighted"), (4, "hash"), (4, "nearest"), (4, "weighted"), (4, "cover")]
 
 
@@ -57,9 +57,9 @@ def test_above_62_nodes_the_rules_that_run_there_are_tried(call: Callable[..., A
     words = ("advise", trace, "--nodes", 64, "--ranks-per-node", 1, "--policy", "balanced")
     code, text, err = call(*words, "--redundant", 32, "--redundant", 96, "--json")
     assert (code, err) == (0, "")
-    assert [one["candidate"]["rule"] for one in json.loads(text)["outcomes"]] == ["hash", "nearest"] * 2
-    assert json.loads(text)["best"]["rule"] == "hash"
-    code, _, err = call(*words, "--rule", "weighted", "--redundant", 32)
+    assert [one["candidate"]["dispatch"] for one in json.loads(text)["outcomes"]] == ["hash", "nearest"] * 2
+    assert json.loads(text)["best"]["dispatch"] == "hash"
+    code, _, err = call(*words, "--dispatch", "weighted", "--redundant", 32)
     assert code == 2
     assert "topology.num_nodes: found 64, expected at most 62 for dispatch weighted" in err
 
@@ -67,7 +67,7 @@ def test_above_62_nodes_the_rules_that_run_there_are_tried(call: Callable[..., A
 def test_a_load_file_is_enough(call: Callable[..., Answer], tmp_path: Path) -> None:
     heat = [{"layer": 0, "heat": [int(1000 / (1 + expert)) for expert in range(32)]}]
     (tmp_path / "loads.json").write_text(json.dumps({"layers": heat, "k": 4}))
-    code, text, err = call("advise", tmp_path / "loads.json", *CLUSTER, "--rule", "hash")
+    code, text, err = call("advise", tmp_path / "loads.json", *CLUSTER, "--dispatch", "hash")
     assert (code, err) == (0, "")
     assert "only counting noise" in text
     assert "affinity" not in text.split("advice:")[0]
@@ -79,10 +79,10 @@ def test_a_load_file_is_enough(call: Callable[..., Answer], tmp_path: Path) -> N
         (("--redundant", 3), "redundant experts: found 3"),
         (("--engine", "other"), "--engine: found other"),
         (("--policy", "x"), "policy: found 'x'"),
-        (("--rule", "x"), "dispatch: found 'x'"),
+        (("--dispatch", "x"), "dispatch: found 'x'"),
         (("--tokens-per-step", 0), "--tokens-per-step: found 0"),
         (("--nodes", 0), "topology: found 0 ranks"),
-        (("--rule", "nearest", "--redundant", 4, "--out", "x.yaml"), "--out: found nothing to write"),
+        (("--dispatch", "nearest", "--redundant", 4, "--out", "x.yaml"), "--out: found nothing to write"),
     ],
 )
 def test_bad_input_is_one_line(call: Callable[..., Answer], trace: Path, words: tuple[object, ...], line: str) -> None:

@@ -120,6 +120,18 @@ def test_help(call: Callable[..., Answer], words: str) -> None:
     assert "Usage" in out
 
 
+@pytest.mark.parametrize("command", ["plan", "replay", "report", "advise", "precompile"])
+def test_help_names_dispatch_and_not_its_old_name(call: Callable[..., Answer], command: str) -> None:
+    """`--dispatch` is the option's one name; `--rule` is still understood, and not shown."""
+    code, out, err = call(command, "--help")
+    assert (code, err) == (0, "")
+    assert "--dispatch" in out
+    assert "--rule" not in out
+    code, _, err = call(command, "--rule")
+    assert code == 2
+    assert "requires an argument" in err
+
+
 # doctor
 
 

@@ -51,16 +51,17 @@ def refused(answer: Answer, *parts: str) -> None:
 # replay
 
 
-@pytest.mark.parametrize("rule", ["hash", "nearest"])
-def test_replay_of_a_file_is_judge(call: Callable[..., Answer], files: Path, rule: str) -> None:
+@pytest.mark.parametrize("dispatch", ["hash", "nearest"])
+def test_replay_of_a_file_is_judge(call: Callable[..., Answer], files: Path, dispatch: str) -> None:
     """The figures are score.judge's, mean over the source draws."""
     placement = linear_placement(2, 32, 40)
     placement.save(files / "placement.safetensors")
-    words = ("replay", files / "trace.npz", *CLUSTER, "--rule", rule, "--placement", files / "placement.safetensors")
+    saved = files / "placement.safetensors"
+    words = ("replay", files / "trace.npz", *CLUSTER, "--dispatch", dispatch, "--placement", saved)
     code, out, err = call(*words, "--draws", 2, "--json", "--per-layer")
     assert (code, err) == (0, "")
     answer = json.loads(out)
-    rows, made = ROUTER.window(600, 0), plan_of(placement, TOPOLOGY, rule)
+    rows, made = ROUTER.window(600, 0), plan_of(placement, TOPOLOGY, dispatch)
     sources = [np.random.default_rng([0, draw]).integers(0, 4, 600) for draw in range(2)]
     scores = [judge(rows, source, made) for source in sources]
     for name in FIGURES:
@@ -83,7 +84,7 @@ def test_replay_plans_on_one_half_and_judges_on_the_other(call: Callable[..., An
         assert len(found[policy]["runs"]) == 2
         assert found[policy]["mean"].keys() == FIGURES
     rows = ROUTER.window(600, 0)
-    made = plan(RoutingStatistics.from_topk(rows[:, :300], 32), TOPOLOGY, dispatch="hash")
+    made = plan(RoutingStatistics.from_topk(rows[:, :300], 32), TOPOLOGY)
     score = np.mean([
         judge(rows[:, 300:], np.random.default_rng([0, d]).integers(0, 4, 300), made).balancedness for d in range(3)
     ])  # fmt: skip
@@ -95,7 +96,7 @@ def test_replay_prints_a_table(call: Callable[..., Answer], files: Path, monkeyp
     monkeypatch.setenv("COLUMNS", "160")
     code, out, err = call("replay", files / "window.safetensors", *CLUSTER, "--per-layer")
     assert (code, err) == (0, "")
-    for word in ("policy affinity under hash", "first half → second", "cross-node copies per token", "│ 4 "):
+    for word in ("policy affinity under weighted", "first half → second", "cross-node copies per token", "│ 4 "):
         assert word in out
 
 
@@ -119,7 +120,8 @@ def test_replay_refuses(call: Callable[..., Answer], files: Path) -> None:
     refused(replay(trace, "--placement", window), "found statistics v1, expected placement v1")
     refused(replay(trace, "--placement", files / "fits.safetensors", "--policy", "balanced"), "both --placement and")
     refused(replay(trace, "--policy", "best"), "policy: found 'best'")
-    refused(replay(trace, "--rule", "random"), "dispatch: found 'random'")
+    refused(replay(trace, "--dispatch", "random"), "dispatch: found 'random'")
+    refused(replay(trace, "--rule=random"), "dispatch: found 'random'")
     refused(replay(trace, "--num-groups", 5), "num_groups: found 5")
     refused(replay(files / "load.safetensors"), "load.safetensors: token rows: found 0, expected at least 2")
     refused(replay(files / "one.npz"), "one.npz: token rows: found 1")
@@ -136,7 +138,7 @@ def test_plan_writes_the_plan(call: Callable[..., Answer], files: Path) -> None:
     code, out, err = call("plan", files / "window.safetensors", *CLUSTER, "--out", out_file, "--json")
     assert (code, err) == (0, "")
     answer, written = json.loads(out), Placement.load(out_file)
-    expected = plan(RoutingStatistics.from_topk(ROUTER.window(600, 0), 32, [3, 4]), TOPOLOGY, dispatch="hash")
+    expected = plan(RoutingStatistics.from_topk(ROUTER.window(600, 0), 32, [3, 4]), TOPOLOGY)
     assert np.array_equal(written.phy2log, expected.placement.phy2log)
     assert written.layer_ids.tolist() == [3, 4]
     assert answer["after"]["balancedness"] > answer["before"]["balancedness"]
@@ -149,7 +151,7 @@ def test_plan_writes_the_plan(call: Callable[..., Answer], files: Path) -> None:
 def test_plan_searches_as_long_as_told(call: Callable[..., Answer], files: Path) -> None:
     """--effort reaches plan(); any other word is refused before a file is written."""
     out = files / "made.safetensors"
-    words = ("plan", files / "trace.npz", *CLUSTER, "--rule", "weighted", "--out", out, "--effort")
+    words = ("plan", files / "trace.npz", *CLUSTER, "--dispatch", "weighted", "--out", out, "--effort")
     statistics, written = RoutingStatistics.from_topk(ROUTER.window(600, 0), 32), {}
     refused(call(*words, "quick"), "effort: found 'quick', expected fast or thorough")
     assert not out.exists()

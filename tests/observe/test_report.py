@@ -77,7 +77,7 @@ def test_figures_are_those_of_the_planner(windows, placements, arms) -> None:
     text = Text(report("A <title>", windows, placements, arms, **SHAPE)).text
     newest = windows["window 1"]
     for placement in (linear_placement(3, 32, 36, [3, 5, 7]), placements["planned <i>"]):
-        expected = balancedness(expected_rank_load(newest.load, plan_of(placement, TOPOLOGY, "hash")))
+        expected = balancedness(expected_rank_load(newest.load, plan_of(placement, TOPOLOGY, "weighted")))
         assert f"{expected:.3f}" in text
     for part in ("A <title>", "Load of ranks", "Co-activation", "over windows", "Moves", "Serving", "<b>plugin</b>"):
         assert part in text
@@ -92,7 +92,7 @@ def test_equal_input_gives_equal_bytes(windows, placements, arms) -> None:
 def test_every_heatmap_value_is_in_the_file(windows, placements) -> None:
     html = report("t", windows, placements, {}, **SHAPE)
     shown = json.loads(re.search(r'id="load1">(.*?)</script>', html).group(1))
-    load = expected_rank_load(windows["window 1"].load, plan_of(placements["planned <i>"], TOPOLOGY, "hash"))
+    load = expected_rank_load(windows["window 1"].load, plan_of(placements["planned <i>"], TOPOLOGY, "weighted"))
     np.testing.assert_allclose(shown["values"], load / load.mean(axis=1, keepdims=True), atol=6e-4)
     assert (shown["rows"], shown["columns"]) == ([3, 5, 7], [0, 1, 2, 3])
 

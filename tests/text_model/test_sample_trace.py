@@ -47,9 +47,10 @@ def test_every_token_has_its_kind(name: str) -> None:
 def test_replay_reads_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The command of the README; on the other half affinity brings fewer copies than vanilla."""
     copies = {}
-    for policy, rule in (("affinity", "weighted"), ("deepseek", "hash")):
-        cluster = ["--nodes", "4", "--ranks-per-node", "1", "--slots-per-rank", "9", "--policy", policy, "--rule", rule]
-        monkeypatch.setattr("sys.argv", ["eplb-plugin", "replay", str(TRACES / "code-1.npz"), *cluster, "--json"])
+    cluster = ["--nodes", "4", "--ranks-per-node", "1", "--slots-per-rank", "9"]
+    for policy, dispatch in (("affinity", "weighted"), ("deepseek", "hash")):
+        how = ["--policy", policy, "--dispatch", dispatch, "--json"]
+        monkeypatch.setattr("sys.argv", ["eplb-plugin", "replay", str(TRACES / "code-1.npz"), *cluster, *how])
         with pytest.raises(SystemExit):
             cli.app()
         answer = json.loads(capsys.readouterr().out)
