@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from eplb_plugin import PlanOptions, PluginError, RoutingStatistics, Topology, plan
 from eplb_plugin.planning.crossings import Cluster, count_sources
 from eplb_plugin.planning.partition import Limits, refine_nodes
 from eplb_plugin.planning.score import Score, judge
 from eplb_plugin.planning.sources import INGRESS_PRICE, arrival_cost, arrival_prices
-from eplb_plugin.planning.visits import open_visits, real_changes, swap_changes
+from eplb_plugin.planning.visits import open_visits
 from eplb_plugin.workloads.routing import ClusteredRouter
 from generators import RULES
-from strategies import QUICK, token_rows
 
 # few topics, clearly apart: their experts share a node, and some nodes are then visited much more than others
 UNEVEN = ClusteredRouter(2, 128, 8, num_topics=12, strength=3.5, skew=1.0, purity=0.3)
@@ -41,34 +38,6 @@ def test_a_tolerance_that_is_no_share_is_refused():
         PlanOptions(ingress_tolerance=-0.1)
     assert "\n" not in str(caught.value)
     assert "fix:" in str(caught.value)
-
-
-def visited(rows, node_of):
-    """[3] tokens that visit a node."""
-    nodes = [np.where(rows >= 0, node_of[rows], -1) == node for node in range(3)]
-    return [int(on_node.any(axis=1).sum()) for on_node in nodes]
-
-
-@QUICK
-@given(token_rows(1, 8), st.integers(0, 7), st.integers(0, 7))
-def test_changes_of_a_swap_are_those_of_the_visits(rows, mine: int, other: int):
-    """The real ones always, the tables' where no token has both experts, and never more than the real ones."""
-    rows = rows[0].astype(np.int16)
-    node_of = (np.arange(8) % 3).astype(np.int32)
-    if node_of[mine] == node_of[other]:
-        return
-    visits = open_visits(rows, np.zeros((len(rows), 3), np.int16), node_of.copy(), np.zeros(3, np.int64))
-    assert visits.visited.tolist() == visited(rows, node_of)
-    swapped = node_of.copy()
-    swapped[[mine, other]] = node_of[[other, mine]]
-    after, before = visited(rows, swapped), visited(rows, node_of)
-    changes = tuple(after[node] - before[node] for node in (node_of[mine], node_of[other]))
-    guessed = swap_changes(visits, mine, other)
-    assert real_changes(visits, mine, other) == changes
-    assert guessed[0] <= changes[0]
-    assert guessed[1] <= changes[1]
-    if not ((rows == mine).any(axis=1) & (rows == other).any(axis=1)).any():
-        assert guessed == changes
 
 
 def test_partition_evens_out_what_arrives():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from eplb_plugin.planning import deepseek
 from eplb_plugin.planning.even_layers import even_balance
 from eplb_plugin.planning.packing import STOP, pack, solve_balanced
-from eplb_plugin.planning.replication import apportion, copy_limit, list_copies
+from eplb_plugin.planning.replication import copy_limit
 from eplb_plugin.planning.score import layer_balancedness
 from strategies import QUICK
 
@@ -79,29 +79,6 @@ def test_no_twins_wherever_that_is_possible(ranks: int, slots: int, seed: int):
     members = pack(items, rng.random(len(items)), ranks)
     assert sorted(members.ravel()) == sorted(items)
     assert all(len(set(row)) == slots for row in members.tolist())
-
-
-def apportion_slowly(load, slots: int, limit: int) -> list[int]:
-    copies = [1] * len(load)
-    for _ in range(slots - len(load)):
-        open_experts = [e for e in range(len(load)) if copies[e] < limit]
-        copies[max(open_experts, key=lambda e: (load[e] / copies[e], -copies[e], -e))] += 1
-    return copies
-
-
-@QUICK
-@given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.integers(0, 20), st.integers(1, 5))
-def test_copies_go_to_the_largest_load_per_copy(load: list[int], spare: int, ranks: int):
-    slots = len(load) + spare
-    limit = copy_limit(len(load), slots, ranks)
-    copies = apportion(np.array(load, float), slots, limit)
-    assert copies.tolist() == apportion_slowly(load, slots, limit)
-    assert copies.sum() == slots
-    assert list_copies(copies).tolist() == [e for e, count in enumerate(copies) for _ in range(count)]
-
-
-def test_zero_loads_share_the_spare_slots():
-    assert apportion(np.zeros(4), 10, 4).tolist() == [3, 3, 2, 2]
 
 
 def test_more_slots_than_one_copy_per_rank_can_fill():

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from eplb_plugin import PluginError, RoutingStatistics, Topology, plan, route
 from eplb_plugin.dispatch.tables import TABLE_WIDTH, weighted_tables
 from eplb_plugin.plan_types import WEIGHED
-from eplb_plugin.planning.flow import list_by_expert, split_flow
 from eplb_plugin.planning.score import balancedness, expected_rank_load, judge
 from eplb_plugin.workloads.routing import ClusteredRouter
 from generators import SHAPES
@@ -109,30 +108,6 @@ def test_weights_alone_help_a_placement_that_stays(rule: str):
     assert np.array_equal(even.placement.phy2log, weighed.placement.phy2log)
     sources, rows = np.arange(4096) % 32, shape.tokens(count=4096)
     assert judge(rows, sources, weighed).cross_node_copies < judge(rows, sources, even).cross_node_copies
-
-
-@QUICK
-@given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 10), st.integers(0, 12))
-def test_flow_splits_every_expert_and_levels_bins(seed: int, bins: int, experts: int, extra: int):
-    rng = np.random.default_rng(seed)
-    expert = np.concatenate([np.arange(experts), rng.integers(0, experts, extra)])
-    bin_of, load = rng.integers(0, bins, len(expert)), rng.random(experts) + 0.01
-    copies = list_by_expert(expert, bin_of, experts)
-    share = split_flow(load, rng.random((2, len(expert))), copies, bins)
-    assert share.min() >= 0.0
-    for source in share:
-        np.testing.assert_allclose(np.bincount(expert, weights=source), 1.0)
-    everywhere = np.tile(np.arange(bins), experts)
-    copies = list_by_expert(np.repeat(np.arange(experts), bins), everywhere, experts)
-    share = split_flow(load, rng.random((2, experts * bins)), copies, bins)
-    bin_load = np.bincount(everywhere, weights=share.mean(axis=0) * np.repeat(load, bins))
-    assert bin_load.max() <= bin_load.mean() * 1.001
-
-
-def test_flow_without_pressure_takes_the_cheapest():
-    copies = list_by_expert(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), 2)
-    share = split_flow(np.ones(2), np.array([[0.0, 1.0, 1.0, 0.0]]), copies, 2)
-    assert share.tolist() == [[1.0, 0.0, 0.0, 1.0]]
 
 
 @pytest.mark.parametrize("rule", WEIGHED)
