@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_plugin import PluginError
 from eplb_plugin.peo.cost import Traffic, even_shares, shares_of
-from eplb_plugin.peo.ops import Kind, Method, Schedule
+from eplb_plugin.peo.ops import Method, Schedule
 from eplb_plugin.peo.presets import HARDWARE, MODELS, PUBLISHED_TIMES, Hardware
-from eplb_plugin.peo.ranking import distances, rank_schedules, stock_candidate, unsplit_us
+from eplb_plugin.peo.ranking import unsplit_us
 from eplb_plugin.peo.schedule import make_schedule
 from eplb_plugin.peo.timeline import Timeline, gemm_us, lower_bounds, simulate
 from strategies import QUICK
@@ -168,58 +167,3 @@ def test_gemms_slow_down_with_fewer_sms_and_skip_idle_experts():
     _, weights = Traffic(DEEPSEEK, one, 64).gemm("gemm up", (0, 2))
     assert weights[1] == 0.0
     assert weights[0] == pytest.approx(2 * 7168 * 2048)
-
-
-@pytest.mark.parametrize("kind", ["dispatch send", "combine send"])
-def test_what_is_sent_is_received(kind: Kind):
-    rng = np.random.default_rng(0)
-    traffic = Traffic(DEEPSEEK, shares_of(rng.random(64), 8), 100)
-    for experts in ((0, 8), (2, 4)):
-        assert traffic.sent_bytes(kind, experts).sum() == pytest.approx(traffic.received_bytes(kind, experts).sum())
-
-
-def test_ranking_is_sorted_and_what_it_says_is_so():
-    hardware, batches = HARDWARE["H800"], [even(batch=batch) for batch in (16, 128)]
-    ranked = rank_schedules(hardware, batches)
-    keys = [(-round(one.mean_gain, 2), one.schedule.num_rounds, one.comm_sms) for one in ranked]
-    assert keys == sorted(keys)
-    best, base = ranked[0], unsplit_us(hardware, batches)
-    again = simulate(best.schedule, hardware, batches[1]).total_us
-    assert best.total_us[128] == again
-    assert best.gain[128] == base[128] / again - 1.0
-    assert best.is_worth_it
-    assert {one.schedule.num_rounds for one in rank_schedules(hardware, batches, 4)} == {4}
-
-
-def test_an_unpatched_buffer_gains_nothing_in_the_model():
-    """Its kernels take the device, so nothing overlaps: splitting only costs."""
-    stock = stock_candidate(HARDWARE["H800"], [even(batch=batch) for batch in (4, 128)], 4)
-    assert max(stock.gain.values()) < 0.0
-    assert not stock.is_worth_it
-
-
-def test_the_model_stands_beside_the_claims():
-    found = distances(HARDWARE["H20"], 16)
-    assert [(one.claim.family, one.claim.batch) for one in found] == [
-        ("DPSK", 4), ("DPSK", 128), ("QWEN", 16), ("QWEN", 16)
-    ]  # fmt: skip
-    assert all(np.isfinite(one.modelled) for one in found)
-    assert distances(HARDWARE["H20"], 7) == []
-
-
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        (lambda: Traffic(DEEPSEEK, np.ones((2, 4)), 1), "shares: found (2, 4), sum 8, expected"),
-        (lambda: Traffic(DEEPSEEK, even_shares(2, 4), 0), "batch: found 0"),
-        (lambda: shares_of(np.ones(10), 3), "ranks: found 3 for 10 slots"),
-        (lambda: replace(HARDWARE["H20"], link_gbs=0.0), "hardware.link_gbs: found 0.0"),
-        (lambda: replace(HARDWARE["H20"], hbm_gbs=float("nan")), "hardware.hbm_gbs: found nan"),
-        (lambda: replace(HARDWARE["H20"], num_sms=1), "hardware.num_sms: found 1"),
-        (lambda: rank_schedules(HARDWARE["H20"], [even(256)]), "1 local experts on 256 ranks"),
-    ],
-)
-def test_refused_in_one_line(wrong, words: str):
-    with pytest.raises(PluginError) as error:
-        wrong()
-    assert words in str(error.value)
