@@ -13,7 +13,6 @@ import pytest
 from browser import CHROMIUM, visit
 from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology, plan
 from eplb_plugin.observe.bench_results import Run, read_runs
-from eplb_plugin.observe.drawings import diverging, lines, matrix, sequential
 from eplb_plugin.observe.report import report
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.planning.job import plan_of
@@ -121,15 +120,6 @@ def test_wrong_input_is_refused(windows, placements) -> None:
         with pytest.raises(PluginError) as caught:
             report("t", given, placed, runs, **options)
         assert line in str(caught.value)
-
-
-def test_colours() -> None:
-    """1 is white, the most is red, 0 is blue; a picture without any load is white."""
-    colours = diverging(np.array([[1.0, 2.0, 0.0, 9.0]]), 2.0)[0].tolist()
-    assert colours == [[255, 255, 255], [178, 24, 43], [33, 102, 172], [178, 24, 43]]
-    assert sequential(np.zeros((1, 1))).tolist() == [[[255, 255, 255]]]
-    assert "&lt;" in matrix(diverging(np.ones((1, 1)), 2.0), "<")
-    assert lines({"a": [0.5]}, "flat").count("<polyline") == 1
 
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
