@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
@@ -45,17 +46,16 @@ def test_every_rank_gets_the_same_verdict() -> None:
 
 def silent() -> bool:
     """Rank 1 votes too late."""
-    votes, began = Votes(dist.group.WORLD, 0.2), time.monotonic()
+    votes = Votes(dist.new_group(timeout=timedelta(minutes=10)), 0.2)
     if dist.get_rank() == 0:
         votes.send(READY)
         with pytest.raises(RuntimeError):
             votes.count()
-        assert time.monotonic() - began > 0.2
     else:
         time.sleep(1.0)
     return votes.cast
 
 
 def test_a_rank_that_does_not_vote_is_not_waited_for() -> None:
-    """The deadline of the votes, not the group's own of a minute; the vote is over then."""
-    assert run_ranks(2, silent) == [False, False]
+    """The deadline of the votes, not the group's own of minutes; the vote is over then."""
+    assert run_ranks(2, silent, timeout=30.0) == [False, False]

@@ -16,7 +16,7 @@ from processes import run_ranks
 
 from .lives import INTERVAL, planned_routes, routed
 from .schedulers import EXPERTS, MOE_LAYERS, Scheduler, Start, model_folder
-from .test_life import DEEPEP
+from .test_runtime import DEEPEP
 from .test_warm_start import KEPT, keep
 
 RANKS, REBALANCES, WINDOW = 2, 3, 2
