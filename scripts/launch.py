@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,8 +22,12 @@ def environment_python(engine: str = "vllm") -> str:
         sys.exit(130)
 
 
-def run_module(module: str, engine: str = "vllm", python: str | None = None) -> NoReturn:
-    """Become `python -m module` with this command's arguments; python: default, that of the engine's environment."""
+def run_module(
+    module: str, engine: str = "vllm", python: str | None = None, words: Sequence[str] | None = None
+) -> NoReturn:
+    """Become `python -m module`. python: default, that of the engine's environment; words: default, this command's."""
     python = python or environment_python(engine)
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    os.execve(python, [python, "-m", module, *sys.argv[1:]], {**os.environ, "PYTHONPATH": path})
+    os.execve(
+        python, [python, "-m", module, *(sys.argv[1:] if words is None else words)], {**os.environ, "PYTHONPATH": path}
+    )

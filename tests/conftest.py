@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from serving.engine import Engine, Eplb, Layout
-from serving.server import Server
+from eplb_plugin.bench.engine import Engine, Eplb, Layout
+from eplb_plugin.bench.server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")  # SGLang asks when it is imported

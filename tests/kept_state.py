@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from eplb_plugin import Placement
+from eplb_plugin.bench.engine import Completion
+from eplb_plugin.bench.server import Server
 from eplb_plugin.files import load_arrays
 from eplb_plugin.observe.metrics import NAMES
 from eplb_plugin.placement import linear_placement
-from serving.engine import Completion
 from serving.greedy import complete_all, largest_difference
-from serving.server import Server
 
 # what moves nothing after the first placement, and records all the same
 STILL = "budget: {max_moved_slots_total: 0}\n"

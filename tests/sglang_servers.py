@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from serving.engine import Completion, Eplb, Layout
+from eplb_plugin.bench.engine import Completion, Eplb, Layout
+from eplb_plugin.bench.server import Server
 from serving.greedy import complete_all, largest_difference
-from serving.server import Server
 
 LAYOUT = Layout(tensor_parallel=2)
 REDUNDANT = 16  # many, but not every expert on every rank, so that experts do move

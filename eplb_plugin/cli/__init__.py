@@ -9,6 +9,7 @@ import typer
 
 from ..errors import PluginError
 from .advise import advise
+from .bench import bench
 from .compare import compare
 from .config import app as config_app
 from .dashboard import dashboard
@@ -35,6 +36,8 @@ _app.command()(record)
 _app.command()(plan)
 _app.command()(replay)
 _app.command()(advise)
+# its options are parsed by the benchmark itself, which takes the server's own behind `--`
+_app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(bench)
 _app.command()(compare)
 _app.command()(report)
 _app.command()(export)

@@ -6,14 +6,11 @@ Or one file of paired rounds, which has all arms in it: see `compared_rounds`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..errors import mismatch
 from . import compared_rounds
@@ -21,9 +18,7 @@ from .options import Json
 
 if TYPE_CHECKING:
     from ..observe.bench_results import Run
-    from ..observe.comparison import Cell, Comparison
 
-HEADINGS = {"ttft_p50_ms": "P50 TTFT ms", "tpot_p90_ms": "P90 TPOT ms", "itl_p95_ms": "P95 ITL ms", "qps": "QPS"}
 Arms = Annotated[
     list[str],
     typer.Argument(
@@ -42,6 +37,7 @@ def compare(arms: Arms, level: Level = 0.05, as_json: Json = False) -> None:
     has measured in paired rounds are compared round by round instead.
     """
     from ..observe.comparison import compare as compare_arms
+    from ..observe.comparison_table import show
     from ..observe.paired_file import is_paired
 
     if len(arms) == 1 and is_paired(arms[0]):
@@ -66,42 +62,3 @@ def read_arms(words: list[str]) -> dict[str, list[Run]]:
             raise mismatch("compare", found=f"two arms named {name}", expected="one", fix="name them: NAME=PATH")
         arms[name] = read_runs(path)
     return arms
-
-
-def show(made: Comparison, column: tuple[str, Mapping[str, str]] | None = None) -> None:
-    """Print the table and what may be read from it. column: one more, a heading and what stands there for each arm."""
-    by_row: dict[tuple[int | None, str], dict[str, Cell]] = {}
-    for cell in made.cells:
-        by_row.setdefault((cell.concurrency, cell.arm), {})[cell.figure] = cell
-    title = "median (least – most) and change against the first arm"
-    heading, texts = column or ("", {})
-    more = [heading] if column else []
-    table = Table("limit", "arm", "runs", *HEADINGS.values(), *more, title=title, show_lines=True)
-    for (concurrency, arm), row in by_row.items():
-        label = "none" if concurrency is None else str(concurrency)
-        runs = next(iter(row.values())).runs
-        added = [texts.get(arm, "–")] if column else []
-        table.add_row(label, arm, str(runs), *(_cell_text(row[figure]) for figure in HEADINGS), *added)
-    Console().print(table)
-    told = sum(cell.verdict in ("better", "worse") for cell in made.cells)
-    typer.echo(
-        f"{told} of {made.comparisons} comparisons decided. Rule: exact two-sided rank-sum test over runs, Holm's "
-        f"correction for all of them, level {made.level:g}."
-    )
-    fewest = min(cell.runs for cell in made.cells)
-    if fewest < made.runs_needed:
-        typer.echo(
-            f"{fewest} runs per arm can hardly decide {made.comparisons} comparisons at this level: "
-            f"{made.runs_needed} runs could, where all of one arm are better than all of the other."
-        )
-    if made.unknown:
-        typer.echo(f"not every file says: {', '.join(made.unknown)}. Nothing shows that all arms had the same.")
-    if any(cell.verdict == "not reported" for cell in made.cells):
-        typer.echo("–: not in every result; vllm bench serve needs --metric-percentiles 50,90,95,99")
-
-
-def _cell_text(cell: Cell) -> str:
-    if not cell.change:
-        return cell.spread
-    colour = {"better": "green", "worse": "red"}.get(cell.verdict, "dim")
-    return f"{cell.spread}\n[{colour}]{cell.change}[/]"

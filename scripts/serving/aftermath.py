@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .server import ServerError
+from eplb_plugin.bench.server import ServerError
 
 LAYOUT = ["--nodes", "2", "--ranks-per-node", "1"]
 

@@ -18,15 +18,16 @@ from eplb_cpu_engines.meter import read_meter
 from rich.console import Console
 from rich.table import Table
 
+from eplb_plugin.bench.engine import METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
+from eplb_plugin.bench.engines import ENGINES, LAYOUTS
+from eplb_plugin.bench.load_generator import run_bench
+from eplb_plugin.bench.progress import Progress
+from eplb_plugin.bench.server import Server, ServerError
+from eplb_plugin.bench.vllm import RUNNER_V1
+
 from .aftermath import leave_advice
-from .bench import run_bench
-from .engine import METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
-from .engines import ENGINES, LAYOUTS
 from .greedy import PROMPTS, complete_all, largest_difference
 from .made_model import make_model
-from .progress import Progress
-from .server import Server, ServerError
-from .vllm import RUNNER_V1
 
 ROOT = Path(__file__).resolve().parents[2]
 EPLB = Eplb(redundant_experts=4, window_size=48, step_interval=96)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from concurrent.futures import ThreadPoolExecutor
 
-from .engine import Completion
-from .server import Server
+from eplb_plugin.bench.engine import Completion
+from eplb_plugin.bench.server import Server
 
 
 def prompts(count: int, vocabulary: int = 2000, seed: int = 7) -> list[list[int]]:

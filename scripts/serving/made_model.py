@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .server import ServerError
+from eplb_plugin.bench.server import ServerError
 
 MAKER = Path(__file__).resolve().parents[1] / "make_model"
 

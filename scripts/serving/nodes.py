@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eplb_plugin.bench.server import Server
+from eplb_plugin.bench.vllm import VLLM, Vllm
 from network.namespaces import Network
-
-from .server import Server
-from .vllm import VLLM, Vllm
 
 
 class NodesServer(Server):

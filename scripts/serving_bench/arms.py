@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.engine import Eplb
-from serving.vllm import VLLM
+from eplb_plugin.bench.engine import Eplb
+from eplb_plugin.bench.vllm import VLLM
 
 # Rebalances on a server of placements come this often, so that an order does not wait long; each but the ordered ones
 # changes nothing.

@@ -16,14 +16,15 @@ from typing import Any
 
 import yaml
 
+from eplb_plugin.bench.engine import Eplb, Load
+from eplb_plugin.bench.load_generator import run_bench
+from eplb_plugin.bench.progress import Progress
+from eplb_plugin.bench.rounds import rotated
+from eplb_plugin.bench.server import ServerError
+from eplb_plugin.bench.vllm import RUNNER_V1
 from network.namespaces import Network, NetworkError
-from serving.bench import run_bench
-from serving.engine import Eplb, Load
 from serving.greedy import complete, prompts
 from serving.nodes import NodesServer
-from serving.progress import Progress
-from serving.server import ServerError
-from serving.vllm import RUNNER_V1
 
 from .arms import ARMS, Arm, ServerKind
 from .conditions import Condition, rate_of
@@ -32,7 +33,6 @@ from .options import Options, parse
 from .placements import Placements, switching_environment
 from .rates import SHARE, corrected, rate_by_rule, rounded
 from .results import Results
-from .rounds import rotated
 from .subject import Subject, emptied, prepared
 from .traffic import ROUND_VLLM
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serving.server import Server, ServerError
+from eplb_plugin.bench.server import Server, ServerError
 
 PLUGIN = Path(__file__).with_name("switch_plugin")
 

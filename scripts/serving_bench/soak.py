@@ -20,15 +20,15 @@ import numpy as np
 import yaml
 from eplb_cpu_engines.meter import read_meter
 
+from eplb_plugin.bench.engine import Completion, Eplb
+from eplb_plugin.bench.engine import Layout as EngineLayout
+from eplb_plugin.bench.progress import Progress
+from eplb_plugin.bench.server import Server, ServerError
+from eplb_plugin.bench.vllm import RUNNER_V1, VLLM
 from eplb_plugin.files import write_atomic
 from network.namespaces import Network, NetworkError
-from serving.engine import Completion, Eplb
-from serving.engine import Layout as EngineLayout
 from serving.greedy import PROMPTS, complete, complete_all, largest_difference
 from serving.nodes import NodesServer
-from serving.progress import Progress
-from serving.server import Server, ServerError
-from serving.vllm import RUNNER_V1, VLLM
 
 from .arms import ARMS, Arm, Layout
 from .options import layout

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eplb_plugin.bench.server import ServerError
 from eplb_plugin.errors import PluginError
 from serving.made_model import make_model
-from serving.server import ServerError
 
 _OURS = "serve_bench.run"  # a file by which a folder of results is known
 ROOT = Path(__file__).resolve().parents[2]

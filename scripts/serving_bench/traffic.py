@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.engine import METRICS, Load
-from serving.vllm import Vllm
+from eplb_plugin.bench.engine import METRICS, Load
+from eplb_plugin.bench.vllm import Vllm
 
 PERCENTILES = (50, 90, 95, 99, 100)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.server import ServerError
+from eplb_plugin.bench.server import ServerError
 from serving_bench.placements import Placements, switching_environment
 
 

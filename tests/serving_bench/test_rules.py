@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from eplb_plugin.bench.engine import Eplb
+from eplb_plugin.bench.rounds import rotated
 from network.namespaces import abandoned
-from serving.engine import Eplb
 from serving_bench.arms import ARMS, Layout
 from serving_bench.conditions import Condition, checked_rate, rate_of
 from serving_bench.rates import corrected, rate_by_rule, rounded
-from serving_bench.rounds import rotated
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

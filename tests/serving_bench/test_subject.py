@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.server import ServerError
+from eplb_plugin.bench.server import ServerError
 from serving_bench import subject
 from text_model import corpus, store
 from text_model.tokens import make_tokenizer

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from serving.engine import Completion, Engine
+from eplb_plugin.bench.engine import Completion, Engine
+from eplb_plugin.bench.sglang import SGLANG
 from serving.greedy import PROMPTS, TOKENS
-from serving.sglang import SGLANG
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from eplb_plugin.bench.engine import Completion
+from eplb_plugin.bench.server import Server
 from server_plugins import TRITON, python_path
-from serving.engine import Completion
-from serving.server import Server
 from sglang_servers import CANARY, EPLB, LAYOUT, SETTINGS, serve_until_rebalanced
 
 pytestmark = pytest.mark.server

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from eplb_cpu_engines.meter import read_meter
 
+from eplb_plugin.bench.engine import Completion, Eplb, Load
+from eplb_plugin.bench.load_generator import run_bench
+from eplb_plugin.bench.server import Server
+from eplb_plugin.bench.sglang import Sglang
 from kept_state import metrics_of
 from server_plugins import TRITON, python_path
-from serving.bench import run_bench
-from serving.engine import Completion, Eplb, Load
-from serving.server import Server
-from serving.sglang import Sglang
 from sglang_servers import CANARY, LAYOUT, REDUNDANT, SETTINGS, moves_finished, serve_until, serve_until_rebalanced
 
 pytestmark = pytest.mark.server

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.engine import Completion
+from eplb_plugin.bench.engine import Completion
+from eplb_plugin.bench.server import Server
+from eplb_plugin.bench.sglang import SGLANG
 from serving.greedy import PROMPTS, TOKENS, largest_difference
-from serving.server import Server
-from serving.sglang import SGLANG
 from sglang_servers import EPLB, LAYOUT, SETTINGS, TOLERANCE
 
 pytestmark = pytest.mark.server

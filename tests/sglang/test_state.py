@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eplb_plugin.bench.engine import Completion
+from eplb_plugin.bench.server import Server
 from eplb_plugin.statistics import RoutingStatistics
 from kept_state import PER_RANK, STILL, begins_where_it_ended, record, serve_until, shows_every_metric
-from serving.engine import Completion
-from serving.server import Server
 from sglang_servers import CANARY, EPLB, LAYOUT, SETTINGS
 
 pytestmark = pytest.mark.server

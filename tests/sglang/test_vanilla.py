@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from eplb_cpu_engines.meter import read_meter
 
-from serving.bench import run_bench
-from serving.engine import Completion, Load
+from eplb_plugin.bench.engine import Completion, Load
+from eplb_plugin.bench.load_generator import run_bench
+from eplb_plugin.bench.server import Server
 from serving.greedy import complete_all, largest_difference
-from serving.server import Server
 from sglang_servers import CANARY, EPLB, LAYOUT, REBALANCES, TOLERANCE
 
 pytestmark = pytest.mark.server

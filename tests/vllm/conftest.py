@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from eplb_plugin.bench.engine import Completion, Engine, Layout
+from eplb_plugin.bench.server import Server
+from eplb_plugin.bench.vllm import RUNNER_V1, VLLM
 from server_plugins import python_path
-from serving.engine import Completion, Engine, Layout
 from serving.greedy import complete_all
-from serving.server import Server
-from serving.vllm import RUNNER_V1, VLLM
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.engine import Completion, Eplb, Layout
+from eplb_plugin.bench.engine import Completion, Eplb, Layout
+from eplb_plugin.bench.server import Server
 from serving.greedy import complete_all, largest_difference
-from serving.server import Server
 from witnesses import look_at
 
 pytestmark = pytest.mark.server

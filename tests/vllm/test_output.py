@@ -12,14 +12,14 @@ import pytest
 from eplb_cpu_engines.meter import read_meter
 
 from eplb_plugin import Placement, Plan, Topology
+from eplb_plugin.bench.engine import Completion, Eplb, Layout
+from eplb_plugin.bench.server import Server
+from eplb_plugin.bench.vllm import RUNNER_V1 as V1
 from eplb_plugin.plan_message import accept
 from eplb_plugin.planning.job import plan_of
 from eplb_plugin.planning.score import count_routed
 from server_plugins import TRITON
-from serving.engine import Completion, Eplb, Layout
 from serving.greedy import complete_all, largest_difference
-from serving.server import Server
-from serving.vllm import RUNNER_V1 as V1
 from witnesses import look_at
 
 pytestmark = pytest.mark.server

@@ -16,11 +16,11 @@ import pytest
 from eplb_cpu_engines.triton_backend import ENVIRONMENT as INTERPRETED
 from eplb_cpu_engines.vllm.ray_ranks import RESOURCE
 
+from eplb_plugin.bench.engine import Completion, Eplb, Layout
+from eplb_plugin.bench.ports import free_port
+from eplb_plugin.bench.server import Server
+from eplb_plugin.bench.vllm import VLLM
 from kept_state import serve_until
-from serving.engine import Completion, Eplb, Layout
-from serving.ports import free_port
-from serving.server import Server
-from serving.vllm import VLLM
 
 pytestmark = pytest.mark.server
 

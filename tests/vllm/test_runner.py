@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
+from eplb_plugin.bench.engine import Completion, Eplb, Layout
+from eplb_plugin.bench.server import Server
 from kept_state import metrics_of
-from serving.engine import Completion, Eplb, Layout
 from serving.greedy import PROMPTS, complete, complete_all, largest_difference
-from serving.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from eplb_plugin.bench.engine import Completion
+from eplb_plugin.bench.progress import Progress
+from eplb_plugin.bench.rounds import rotated
 from eplb_plugin.observe.paired_file import read_paired
 from network.namespaces import Network, NetworkError
-from serving.engine import Completion
-from serving.progress import Progress
 from serving_bench.arms import ARMS as ALL_ARMS
 from serving_bench.arms import Layout
-from serving_bench.rounds import rotated
 from serving_bench.soak import Schedule, soak, synthetic_kinds
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"

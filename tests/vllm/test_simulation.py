@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from eplb_cpu_engines.meter import read_meter
 
-from serving.engine import Eplb, Layout
+from eplb_plugin.bench.engine import Eplb, Layout
+from eplb_plugin.bench.server import Server
 from serving.greedy import complete_all
-from serving.server import Server
 
 pytestmark = pytest.mark.server
 

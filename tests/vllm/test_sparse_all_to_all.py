@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from serving.engine import Completion, Eplb, Layout
+from eplb_plugin.bench.engine import Completion, Eplb, Layout
+from eplb_plugin.bench.server import Server
 from serving.greedy import complete_all, largest_difference
-from serving.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import OlmoeConfig
 
-from serving.engine import Eplb, Layout
-from serving.ports import free_port
-from serving.server import Server
+from eplb_plugin.bench.engine import Eplb, Layout
+from eplb_plugin.bench.ports import free_port
+from eplb_plugin.bench.server import Server
 
 pytestmark = pytest.mark.server
 

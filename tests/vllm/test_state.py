@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from eplb_plugin.bench.engine import Completion, Eplb, Layout
+from eplb_plugin.bench.server import Server
 from eplb_plugin.statistics import RoutingStatistics
 from kept_state import PER_RANK, STILL, begins_where_it_ended, record, serve_until, shows_every_metric
-from serving.engine import Completion, Eplb, Layout
-from serving.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import ports
-from serving.ports import free_port
+from eplb_plugin.bench import ports
+from eplb_plugin.bench.ports import free_port
 
 
 def test_the_kernel_gives_it_to_nobody_else() -> None:

@@ -10,9 +10,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from eplb_plugin.errors import mismatch
-from serving.server import Server, ServerError
+from ..errors import mismatch
+from .server import Server, ServerError
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def read(out: Path, task: str) -> Accuracy:
     name of its own there, and is the first."""
     for path in sorted(out.rglob("results_*.json"), reverse=True):
         results = json.loads(path.read_text())["results"]
-        figures = results.get(task) or next(iter(results.values()), {})
+        figures: dict[str, Any] = results.get(task) or next(iter(results.values()), {})
         for key, value in figures.items():
             metric, _, kind = key.partition(",")
             error = figures.get(f"{metric}_stderr,{kind}")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from eplb_plugin.bench import accuracy
+from eplb_plugin.bench.engine import Load
+from eplb_plugin.bench.engines import ENGINES
+from eplb_plugin.bench.server import ServerError
+from eplb_plugin.bench.vllm import Vllm
 from generators import vllm_result
 from serve_bench_runs import Answer
-from serving.engine import Load
-from serving.engines import ENGINES
-from serving.server import ServerError
-from serving.vllm import Vllm
-from serving_bench import accuracy
 
 ROOT = Path(__file__).resolve().parents[2]
 

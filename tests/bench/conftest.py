@@ -8,21 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from eplb_plugin.bench import run
 from serve_bench_runs import Answer
-from serving_bench import plain
 
 
 @pytest.fixture
 def bench(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Iterator[Callable[..., Answer]]:
-    """`scripts/serve_bench` in this process; results go to tmp_path/out."""
+    """`eplb-plugin bench` in this process; results go to tmp_path/out."""
     handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setenv("COLUMNS", "250")
 
     def call(*words: object) -> Answer:
-        monkeypatch.setattr("sys.argv", ["serve_bench", "--out", str(tmp_path / "out"), *map(str, words)])
-        code = plain.main()
+        code = run.main(["--out", str(tmp_path / "out"), *map(str, words)])
         return code, *capsys.readouterr()
 
     yield call

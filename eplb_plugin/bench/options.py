@@ -1,4 +1,4 @@
-"""The command line of `scripts/serve_bench` on the user's own machine, refused in one line where it cannot be right."""
+"""The command line of `eplb-plugin bench`, refused in one line where it cannot be right."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from eplb_plugin.errors import PluginError, mismatch
-from serving.engine import Load
-from serving.engines import ENGINES
-
+from ..errors import PluginError, mismatch
 from .accuracy import lm_eval_program
-from .user_arms import Arm, Eplbs, named_arms, refuse_ours
+from .arms import Arm, Eplbs, named_arms, refuse_ours
+from .engine import Load
+from .engines import ENGINES
 
-ROOT = Path(__file__).resolve().parents[2]
+COMMAND = "eplb-plugin bench"
 SEEDS_PER_RUN = 1000
 
 
 @dataclass(frozen=True)
 class Options:
-    """model: None = the test bed's small one; urls: by arm, where servers run already; prompts, warmup: requests at
-    each concurrency, and before all of them (None: four and two for each client of the largest)."""
+    """What was asked for.
+
+    model: None = the test bed's small one, with on_cpu only
+    urls: by arm, where servers run already
+    prompts: requests at each concurrency; None: four for each client
+    warmup: requests before all of them; None: two for each client of the largest concurrency
+    """
 
     engine: str
     model: Path | None
@@ -57,11 +61,11 @@ class Options:
         return Load(requests, clients, *self.lengths, seed=seed, dataset=self.dataset)
 
 
-def parse(words: Sequence[str]) -> Options:
-    """Raises PluginError for anything that argparse does not refuse by itself."""
+def parse(words: Sequence[str], test_bed: bool = False) -> Options:
+    """test_bed: it has `--cpu` too. Raises PluginError for anything that argparse does not refuse by itself."""
     words = list(words)
     split = words.index("--") if "--" in words else len(words)
-    given = _parser().parse_args(words[:split])
+    given = _parser(test_bed).parse_args(words[:split])
     server_arguments = tuple(words[split + 1 :])
     refuse_ours(server_arguments)
     urls = _urls(given.url)
@@ -72,7 +76,7 @@ def parse(words: Sequence[str]) -> Options:
         named_arms(given.engine, (given.arms or "none,vanilla,affinity").split(","))
     )
     if given.model is None and not given.cpu:
-        raise mismatch("--model", found="nothing", expected="a folder or a name", fix="or --cpu for the test bed")
+        raise mismatch("--model", found="nothing", expected="a folder or a name", fix="name the model to serve")
     if given.dataset is not None and not given.dataset.is_file():
         raise PluginError(f"{given.dataset}: cannot be read (no such file); fix: pass a file in ShareGPT's format")
     if given.accuracy:
@@ -80,7 +84,7 @@ def parse(words: Sequence[str]) -> Options:
     eplb = None
     if not urls and any(arm.eplb for arm in arms):
         eplb = Eplbs.read(given.config, _cpu_redundancy(given))
-    out = given.out or ROOT / "out" / "serving" / f"{given.engine}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = given.out or Path("out") / "serving" / f"{given.engine}-{datetime.now():%Y%m%d-%H%M%S}"
     if out.exists() and any(out.iterdir()):
         raise mismatch("--out", found=f"{out}, which is not empty", expected="a new folder", fix="name another")
     return Options(
@@ -91,9 +95,11 @@ def parse(words: Sequence[str]) -> Options:
     )  # fmt: skip
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(test_bed: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="scripts/serve_bench", usage="scripts/serve_bench [options] [-- arguments of every server]"
+        prog=COMMAND,
+        usage=f"{COMMAND} [options] [-- arguments of every server]",
+        description="Start a server for every arm in turn, load it with the engine's own generator, compare the arms.",
     )
     parser.add_argument("--engine", default="vllm", choices=ENGINES)
     parser.add_argument("--model", type=Path, help="folder or name, as the engine takes it")
@@ -109,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="the plugin's settings; arms replace policy and dispatch")
     parser.add_argument("--redundant-experts", type=int, metavar="N", help="per layer, in every arm with EPLB")
     parser.add_argument("--accuracy", metavar="TASK", help="a task of lm_eval, once per arm: gsm8k")
-    parser.add_argument("--cpu", action="store_true", help="the test bed on CPU: its environment, layout and model")
+    parser.set_defaults(cpu=False)
+    if test_bed:
+        parser.add_argument("--cpu", action="store_true", help="the test bed on CPU: its layout and model")
     parser.add_argument("--start-seconds", type=float, default=3600.0, help="until a server must be ready")
     parser.add_argument("--out", type=Path, help="a new folder (default: out/serving/ENGINE-TIME)")
     return parser

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from eplb_plugin.config import PluginConfig, load_config, parse_config
-from eplb_plugin.errors import mismatch
-from eplb_plugin.files import write_atomic
-from serving.engine import Engine, Eplb
+from ..config import PluginConfig, load_config, parse_config
+from ..errors import mismatch
+from ..files import write_atomic
+from .engine import Engine, Eplb
 
 # what each engine can run with the plugin; in SGLang --ep-dispatch-algorithm decides between nearest and hash
 RULES = {"vllm": ("weighted", "hash", "cover"), "sglang": ("weighted", "cover", "nearest", "hash")}

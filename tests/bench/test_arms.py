@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from eplb_plugin.bench.arms import arm_arguments, arms_of
+from eplb_plugin.bench.engine import Load
+from eplb_plugin.bench.engines import ENGINES
+from eplb_plugin.bench.options import parse
 from eplb_plugin.config import load_config
 from serve_bench_runs import config
-from serving.engine import Load
-from serving.engines import ENGINES
-from serving_bench.user_arms import arm_arguments, arms_of
-from serving_bench.user_options import parse
 
 
 @pytest.mark.parametrize("engine", ENGINES)

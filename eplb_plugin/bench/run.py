@@ -1,4 +1,4 @@
-"""`scripts/serve_bench` without a network of its own: the same load on every arm's server, on GPUs or on CPU.
+"""`eplb-plugin bench`: the same load on every arm's server, and the table of what differs.
 
 Every arm's server is started anew in every run, arms in turn and rotated, so that no drift of the machine and no single
 placement is taken for a difference. It leaves in --out: settings.json, a folder per arm with the load generator's own
@@ -14,42 +14,41 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from eplb_plugin.cli.compare import show
-from eplb_plugin.errors import PluginError
-from eplb_plugin.observe.bench_results import FIGURES, read_runs
-from eplb_plugin.observe.comparison import compare, runs_needed
-from serving.bench import run_bench
-from serving.engines import ENGINES, LAYOUTS
-from serving.made_model import make_model
-from serving.progress import Progress
-from serving.running import RunningServer
-from serving.server import Server, ServerError
-from serving.vllm import RUNNER_V1
-
+from ..errors import PluginError
+from ..observe.bench_results import FIGURES, read_runs
+from ..observe.comparison import compare, runs_needed
+from ..observe.comparison_table import show
 from .accuracy import Accuracy, measure
+from .arms import Arm, arm_arguments
+from .engines import ENGINES, LAYOUTS
+from .load_generator import run_bench
+from .options import COMMAND, Options, parse
+from .progress import Progress
 from .rounds import rotated
-from .user_arms import Arm, arm_arguments
-from .user_options import Options, parse
+from .running import RunningServer
+from .server import Server, ServerError
+from .vllm import RUNNER_V1
 
+MakeModel = Callable[[Path], Path]
 LEVEL = 0.05  # chance of any false verdict in the table
-SMALL_MODEL = ["--arch", "qwen3_moe", "--layers", "4", "--experts", "32", "--top-k", "4"]
 
 
 class Benchmark:
-    """All runs of all arms; `run()` starts and stops the servers."""
+    """All runs of all arms; `run()` starts and stops the servers. small_model: writes the test bed's into a folder."""
 
-    def __init__(self, options: Options, progress: Progress) -> None:
+    def __init__(self, options: Options, progress: Progress, small_model: MakeModel | None = None) -> None:
         self.options, self.progress = options, progress
         self.engine, self.layout = ENGINES[options.engine], LAYOUTS[options.engine]
         self.accuracy: dict[str, Accuracy] = {}
         options.out.mkdir(parents=True, exist_ok=True)
-        self.model = options.model or self._small_model()
+        self.model = options.model or self._small_model(small_model)
         self.arguments = {arm.name: self._arguments(arm) for arm in options.arms}
         self._write("settings.json", self._settings())
 
@@ -107,10 +106,10 @@ class Benchmark:
         own = arm_arguments(self.engine, arm, self.options.eplb, self.options.out)
         return [*bed, *self.options.server_arguments, *own]
 
-    def _small_model(self) -> Path:
-        folder = self.options.out / "model"
+    def _small_model(self, make: MakeModel | None) -> Path:
+        assert make is not None  # the options refuse no model without a test bed
         self.progress.say("making a small MoE model")
-        return make_model(folder, SMALL_MODEL)
+        return make(self.options.out / "model")
 
     def _settings(self) -> dict[str, Any]:
         options = self.options
@@ -154,29 +153,26 @@ def _one_line(error: ServerError, out: Path) -> str:
     return "; ".join([first, *telling[-1:], f"logs: {out}"])
 
 
-def main() -> int:
+def main(words: Sequence[str], small_model: MakeModel | None = None) -> int:
+    """Exit code. words: the command line without the command. small_model: only the test bed has one, and `--cpu`."""
     # a shell starts what it puts in the background with Ctrl-C's signal ignored, which would outlive an interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # as on Ctrl-C: the servers are stopped on the way out
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = None
     try:
-        options = parse(sys.argv[1:])
-        benchmark = Benchmark(options, Progress())
+        options = parse(words, test_bed=small_model is not None)
+        benchmark = Benchmark(options, Progress(), small_model)
         benchmark.run()
         benchmark.show()
     except PluginError as error:
-        print(f"scripts/serve_bench: {error}", file=sys.stderr)
+        print(f"{COMMAND}: {error}", file=sys.stderr)
         return 2
     except ServerError as error:
         assert options is not None
-        print(f"scripts/serve_bench: {_one_line(error, options.out)}", file=sys.stderr)
+        print(f"{COMMAND}: {_one_line(error, options.out)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("scripts/serve_bench: interrupted; all servers are stopped", file=sys.stderr)
+        print(f"{COMMAND}: interrupted; all servers are stopped", file=sys.stderr)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
