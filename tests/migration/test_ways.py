@@ -98,13 +98,13 @@ def test_a_placement_of_other_layers_is_refused(alone: dist.ProcessGroup) -> Non
 
 def test_the_first_rank_announces_what_moves(alone: dist.ProcessGroup) -> None:
     """Bytes between ranks of all hops together, without those that stay on a rank; nothing if nothing moves."""
-    old, new, rows = rotated(2, 0), rotated(2, 4), layers(2, width=1 << 16)
+    old, new, rows = rotated(2, 0), rotated(2, 3), layers(2, width=1 << 16)
     with Log() as log:
         ways, way = find(alone, scarce(rows), old, new, rows)
         ways.announce(way, serial=5)
         ways.announce(ways.between(old, old, rows, 6), serial=6)
     moved = sum(int((plan.source != plan.target).sum()) for plan in way.schedules) * rows[0].expert_bytes / 2**20
-    assert moved >= 4.0  # of 256 KiB each: all 8 experts of both layers change their rank
+    assert moved >= 3.0  # of 256 KiB each: 6 experts of both layers change their rank, two stay on it
     assert len(log.lines) == 1
     assert log.lines[0].startswith(
         f"migration 5: 2 of 2 layers, at most {len(way.schedules)} hops each, {moved:.1f} MiB"
