@@ -64,15 +64,3 @@ def test_ranks_of_different_releases_are_refused(tmp_path: Path) -> None:
     code, _, err = torchrun(2, tmp_path / "report.json", "release")
     assert code == 1
     assert "eplb_plugin of rank 1: found 0.0.1, expected " in err
-
-
-def test_a_process_without_torchrun_is_refused() -> None:
-    """One line, exit code 2."""
-    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
-    command = [sys.executable, "-m", "eplb_plugin.doctor"]
-    done = subprocess.run(command, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith(
-        "eplb-plugin: doctor: found no LOCAL_RANK, expected a process of torchrun; fix: torchrun"
-    )
-    assert done.stderr.count("\n") == 1
