@@ -1,4 +1,4 @@
-"""Affinity-aware expert placement for stock vLLM. Importing this loads neither torch nor an engine."""
+"""Affinity-aware expert placement for stock vLLM and SGLang. Importing this loads neither torch nor an engine."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class PluginConfig(Section):
     )
     resplit_windows: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         1,
-        description="Between rebalances, windows after which the weights of weighted and cover are solved again, where "
+        description="Between rebalances, windows after which the replicas' shares are solved again, where "
         "every expert stays; 0: never.",
     )
     num_redundant_experts: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
@@ -73,7 +73,7 @@ class PluginConfig(Section):
     effort: Effort = Field(
         "thorough",
         description="How long the affinity policy searches, in the background: fast finds about four fifths of the "
-        "saved copies in a small part of the time.",
+        "saved copies in a fraction of the time.",
     )
     forecast_windows: Annotated[int, Field(ge=1, le=64)] = Field(
         8, description="Newest windows that a plan's load is forecast from; 1: the newest window alone."
@@ -90,8 +90,8 @@ class PluginConfig(Section):
     )
     initial_placement: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="Placement file to begin with, on the planning rank's host; one that does not fit ends the start. "
-        "Left out: the one in state_directory, if it fits, else the engine's own.",
+        description="Placement file to begin with, on the planning rank's host. The server refuses to start if it does "
+        "not fit the model. Left out: the one in state_directory, if it fits, else the engine's own.",
     )
     logging: LoggingConfig = Field(LoggingConfig(), description="What is logged.")
     metrics: MetricsConfig = Field(MetricsConfig(), description="What is shown in the engine's metrics.")
@@ -137,7 +137,7 @@ class PluginConfig(Section):
         return self.peo.rounds(slots_per_rank) if self.peo else None
 
     def dispatch_among(self, possible: Sequence[Dispatch]) -> Dispatch:
-        """The rule that will run in an engine that can do `possible`, best first. Raises PluginError for another."""
+        """What will run in an engine that can do `possible`, best first. Raises PluginError for another dispatch."""
         if self.dispatch == "auto":
             return possible[0]
         if self.dispatch not in possible:

@@ -35,7 +35,8 @@ class TopologyConfig(Section):
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if given not in (["nodes"], ["nodes", "ranks_per_node"], ["node_of_rank"]):
             expected = "either nodes (with or without ranks_per_node) or node_of_rank"
-            raise conflict("topology", found=" and ".join(given) or "neither", expected=expected, fix="give one")
+            fix = "remove the keys of the other way"
+            raise conflict("topology", found=" and ".join(given) or "neither", expected=expected, fix=fix)
         if self.node_of_rank is not None:
             try:
                 Topology.from_nodes(self.node_of_rank, 1)

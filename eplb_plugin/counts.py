@@ -17,10 +17,11 @@ def checked_counts(name: str, counts: ArrayLike) -> NDArray[Any]:
     """The counts, with 0 for those too small to be any. Raises PluginError if one is negative, infinite or unknown."""
     array = np.asarray(counts)
     if array.dtype.kind not in "iuf":
-        raise mismatch(name, found=f"dtype {array.dtype}", expected="integers or floats", fix="pass counts")
+        raise mismatch(name, found=f"dtype {array.dtype}", expected="integers or floats", fix="pass numbers")
     if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= MOST_COUNT):
         expected = f"finite counts, 0 to {MOST_COUNT:g}"
-        raise mismatch(name, found="a negative, infinite or unknown value", expected=expected, fix="pass counts")
+        fix = "correct these values"
+        raise mismatch(name, found="a negative, infinite or unknown value", expected=expected, fix=fix)
     if array.dtype.kind == "f" and ((array > 0) & (array < LEAST_COUNT)).any():
         return np.where(array < LEAST_COUNT, array.dtype.type(0), array)
     return array

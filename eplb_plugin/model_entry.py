@@ -19,12 +19,18 @@ from .warm_up import Planned
 
 @dataclass
 class ModelEntry:
-    """recorder: None for a draft model, which is planned by the engine's own load counts.
+    """One model that a server balances.
+
+    dispatch: how the engine chooses a replica.
+    recorder: None for a draft model, which is planned by the engine's own load counts.
     owner_group_size: consecutive ranks that route the same token.
-    expert_bytes: weights of one expert in one layer. window_steps, step_interval: engine steps that are recorded before
-    each rebalance, and between two. They matter where moves have a price. plan: the one that was agreed on last.
-    dispatch: the rule by which the engine chooses a replica. table_bytes: of its tables, per rank.
-    engine, phase: for the files that are kept. first: the placement that the first rebalance moves to.
+    expert_bytes: weights of one expert in one layer.
+    window_steps: engine steps that are recorded before each rebalance; matters where moves have a price.
+    step_interval: engine steps between two rebalances; likewise.
+    plan: the one that was agreed on last.
+    table_bytes: of the dispatch's tables, per rank.
+    engine, phase: for the files that are kept.
+    first: the placement that the first rebalance moves to.
     """
 
     name: str

@@ -70,7 +70,7 @@ class Outcome:
     """result: skipped = no token was routed in the window; interrupted = an accepted plan was not, or only in some
     layers, put in force; stalled = a stage does not end, and what becomes of the rebalance is not known. assessment:
     None if nothing was planned. seconds: of the stages that ended since the last outcome. expert_bytes: weights of one
-    expert in one layer, 0 where unknown. change: re-split = new weights, every expert stays.
+    expert in one layer, 0 where unknown. change: re-split = new shares, every expert stays.
     """
 
     model: str

@@ -40,7 +40,7 @@ class Placement:
             )
         object.__setattr__(self, "phy2log", slots.astype(np.int32))
         object.__setattr__(self, "layer_ids", checked_layer_ids(self.layer_ids, len(slots)))
-        if slots.max() >= slots.shape[1]:  # too few slots for so many experts; counting copies could need any memory
+        if slots.max() >= slots.shape[1]:  # too few slots for so many experts; counting replicas could need any memory
             missing = np.array([[0, np.setdiff1d(np.arange(slots.shape[1] + 1), slots[0])[0]]])
         else:
             missing = np.argwhere(self.replica_count == 0)
@@ -50,7 +50,7 @@ class Placement:
                 f"placement of layer {layer}",
                 found=f"logical expert {expert} in no slot",
                 expected="every expert at least once",
-                fix="plan again",
+                fix=f"give every expert a slot in layer {layer}",
             )
 
     @property
@@ -67,14 +67,14 @@ class Placement:
 
     @cached_property
     def replica_count(self) -> NDArray[np.int32]:
-        """[L, E] int32 copies of every logical expert."""
+        """[L, E] int32 slots that hold every logical expert."""
         experts, layers = self.num_experts, self.num_layers
         flat = self.phy2log + np.arange(layers, dtype=np.int64)[:, None] * experts
         return np.bincount(flat.ravel(), minlength=layers * experts).reshape(layers, experts).astype(np.int32)
 
     @cached_property
     def replica_index(self) -> NDArray[np.int32]:
-        """[L, P] int32: the how-manieth copy of its expert a slot is, counted in slot order from 0."""
+        """[L, P] int32: index of the slot among its expert's replicas, in slot order from 0."""
         order = np.argsort(self.phy2log, axis=1, kind="stable")
         first = np.cumsum(self.replica_count, axis=1) - self.replica_count
         running = np.arange(self.num_slots) - np.take_along_axis(
@@ -86,7 +86,7 @@ class Placement:
 
     @cached_property
     def log2phy(self) -> NDArray[np.int32]:
-        """[L, E, max copies] int32: the slots of every logical expert in slot order, padded with -1."""
+        """[L, E, most replicas] int32: the slots of every logical expert in slot order, padded with -1."""
         table = np.full((self.num_layers, self.num_experts, int(self.replica_count.max())), -1, np.int32)
         layer, slot = np.indices(self.phy2log.shape)
         table[layer, self.phy2log, self.replica_index] = slot
@@ -128,7 +128,8 @@ class Placement:
         placement, header = load_placement(path)
         for name, value in (expected or {}).items():
             if name in header and header[name] != value:
-                raise mismatch(f"{path}: {name}", found=header[name], expected=value, fix="pass the one made for it")
+                fix = "pass the placement that was made for this one"
+                raise mismatch(f"{path}: {name}", found=header[name], expected=value, fix=fix)
         return placement
 
 
@@ -146,6 +147,7 @@ def load_placement(path: str | os.PathLike[str]) -> tuple[Placement, dict[str, A
 def linear_placement(layers: int, experts: int, slots: int, layer_ids: ArrayLike | None = None) -> Placement:
     """The engines' own start: slot p holds expert p, and the redundant slots repeat from expert 0."""
     if slots < experts:
-        raise mismatch("slots", found=slots, expected=f"at least {experts}, one per expert", fix="add slots")
+        fix = f"pass {experts} slots or more"
+        raise mismatch("slots", found=slots, expected=f"at least {experts}, one per expert", fix=fix)
     rows = np.tile(np.arange(slots, dtype=np.int32) % experts, (layers, 1))
     return Placement(rows, checked_layer_ids(layer_ids, layers))

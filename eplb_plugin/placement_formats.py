@@ -68,7 +68,8 @@ def _to_sglang(given: ExpertMap) -> str:
     needed = int(given.layer_ids[-1]) + 1
     layers = needed if given.num_layers is None else given.num_layers
     if layers < needed:
-        raise mismatch("num_layers", found=layers, expected=f"at least {needed}", fix="count the dense layers too")
+        fix = "pass the number of all decoder layers, dense ones too"
+        raise mismatch("num_layers", found=layers, expected=f"at least {needed}", fix=fix)
     slots, experts = given.phy2log.shape[1], int(given.phy2log.max()) + 1
     rows = np.tile(np.arange(slots) % experts, (layers, 1))
     rows[given.layer_ids] = given.phy2log
@@ -144,7 +145,7 @@ def encode(name: str, given: ExpertMap, path: str | os.PathLike[str]) -> bytes:
     chosen = FORMATS[name]
     if not os.fspath(path).endswith(chosen.endings):
         expected = f"a name that ends in {chosen.endings[0]}"
-        raise mismatch("path", found=os.fspath(path), expected=expected, fix="rename it")
+        raise mismatch("path", found=os.fspath(path), expected=expected, fix=f"name it FILE{chosen.endings[0]}")
     return chosen.write(given).encode()
 
 

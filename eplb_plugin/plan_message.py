@@ -66,7 +66,7 @@ def _arrays(body: bytes, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArra
 
 def _refuse_unfit(arrays: dict[str, NDArray[Any]], dispatch: str, in_force: Plan) -> None:
     if dispatch != in_force.dispatch:
-        raise mismatch("plan", found=f"rule {dispatch}", expected=in_force.dispatch, fix="report this")
+        raise mismatch("plan", found=f"dispatch {dispatch}", expected=in_force.dispatch, fix="report this")
     slots = in_force.placement.phy2log.shape
     expected = {name: slots for name in ARRAYS} | {"source_weights": (in_force.topology.num_nodes, *slots)}
     for name, array in arrays.items():

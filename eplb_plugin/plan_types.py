@@ -16,14 +16,16 @@ from .topology import Topology
 
 Policy = Literal["deepseek", "balanced", "affinity"]
 Dispatch = Literal["hash", "nearest", "weighted", "cover"]
-WEIGHED: tuple[Dispatch, ...] = ("weighted", "cover")  # copies have weights; in engines, by our tables
+WEIGHED: tuple[Dispatch, ...] = ("weighted", "cover")  # replicas have shares of their own; in engines, by our tables
 Effort = Literal["fast", "thorough"]
 PRICES = ("expert_bytes", "link_gbps", "token_bytes", "seconds_per_selection", "window_steps", "horizon_steps")
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """effort: how long policy affinity searches; fast finds most of the gain in a small part of the time.
+    """How to plan, and what moves cost.
+
+    effort: how long policy affinity searches; fast finds most of the gain in a fraction of the time.
     balance_tolerance: share by which a node's planned load may exceed the mean (affinity policy).
     ingress_tolerance: share by which the copies that arrive at a node from others may exceed the mean before every
         further one has a price (affinity policy, solved afresh); 1.0 = they may arrive anywhere.
@@ -31,11 +33,12 @@ class PlanOptions:
     max_moved_slots_total: likewise, of all layers together.
 
     The price of a move (planning/price.py): without them every move is made. Given, they must be complete:
-    expert_bytes: weights of one expert in one layer. link_gbps: Gbit/s of a rank's link to other nodes (a network card
-        that several ranks share: its share). token_bytes: of one copy of a token sent to another node, there and back.
+    expert_bytes: weights of one expert in one layer.
+    link_gbps: Gbit/s of a rank's link to other nodes; of a network card that several ranks share, the rank's share.
+    token_bytes: of one copy of a token sent to another node, there and back.
     seconds_per_selection: that a rank needs to compute one (token, expert) selection in one layer.
-    window_steps, horizon_steps: forward steps that the statistics were counted over, and steps until the next
-        rebalance; neither = they are equally many.
+    window_steps: forward steps that the statistics were counted over.
+    horizon_steps: steps until the next rebalance; neither = they are equally many.
     load_error: relative error of an expert's load as a forecast of the next window, as `forecast_error` measures it.
 
     peo_rounds: rounds of per-expert overlap that the slots of a rank are ordered for; None = in any order.
@@ -62,11 +65,12 @@ class PlanOptions:
             raise mismatch("effort", found=repr(self.effort), expected="fast or thorough", fix="name one of them")
         for name in ("balance_tolerance", "ingress_tolerance"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise mismatch(name, found=getattr(self, name), expected="0.0..1.0", fix="pass a share")
+                raise mismatch(name, found=getattr(self, name), expected="0.0..1.0", fix="pass a value from 0 to 1")
         for name in ("max_moved_slots", "max_moved_slots_total"):
             bound = getattr(self, name)
             if bound is not None and (isinstance(bound, bool) or not isinstance(bound, (int, np.integer)) or bound < 0):
-                raise mismatch(name, found=repr(bound), expected="a whole number >= 0, or None", fix="pass a count")
+                fix = "pass a whole number, or None for no bound"
+                raise mismatch(name, found=repr(bound), expected="a whole number >= 0, or None", fix=fix)
         self._check_prices()
 
     @property
@@ -101,10 +105,10 @@ class Plan:
     replica_weights: [L, P] float64, the planned share of its expert's tokens that a slot serves, summed over sources;
         the slots of one expert sum to 1.
     seconds: time the planner took.
-    source_weights: [nodes, L, P] float64 for rule `weighted`: the share of a source node's tokens of an expert that a
-        slot serves; None: the replica weights, from everywhere.
-    cover_weights: [L, P] int32 >= 1 for rule `cover`: in which proportion a token picks among the copies within its
-        reach; None: in proportion to the replica weights.
+    source_weights: [nodes, L, P] float64 for dispatch `weighted`: the share of a source node's tokens of an expert
+        that a slot serves; None: `replica_weights`, from everywhere.
+    cover_weights: [L, P] int32 >= 1 for dispatch `cover`: in which proportion a token picks among the replicas within
+        its reach; None: in proportion to `replica_weights`.
     resolved_layers: layers that were solved afresh, not repaired from the previous placement.
     skipped_layers: layers that keep the previous row because their move would cost more time than it saves.
     less_even: for every reason why layers are planned less even than vanilla's placement is under its hash, by more
@@ -124,14 +128,14 @@ class Plan:
 
     @property
     def has_weights(self) -> bool:
-        """Whether its copies' weights are its own, not only what the rule makes of the placement."""
+        """Whether its replicas' shares are its own, not only what the dispatch makes of the placement."""
         return self.source_weights is not None or self.cover_weights is not None
 
     @cached_property
     def digest(self) -> str:
-        """Equal on two ranks only if placement, weights and rule are equal bit for bit."""
+        """Equal on two ranks only if placement, shares and dispatch are equal bit for bit."""
         state = hashlib.sha256(self.dispatch.encode())
-        weights = (self.replica_weights, self.source_weights, self.cover_weights)
-        for array in (self.placement.phy2log, self.placement.layer_ids, *weights):
+        shares = (self.replica_weights, self.source_weights, self.cover_weights)
+        for array in (self.placement.phy2log, self.placement.layer_ids, *shares):
             state.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return state.hexdigest()[:16]

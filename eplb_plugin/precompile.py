@@ -18,7 +18,7 @@ from .warm_up import Planned, made_up, planned, warm_up
 def compile_for(policy: Policy, dispatch: Dispatch) -> float:
     """Compile, or find in the cache, what plans, tables and moves need; returns the seconds it took.
 
-    Kernels depend on policy, rule, and whether there are several nodes; sizes are arguments to them.
+    Kernels depend on policy, dispatch, and whether there are several nodes; sizes are arguments to them.
     """
     began, options = time.perf_counter(), PlanOptions(peo_rounds=5)
     for topology in (Topology(2, 4, 5), Topology(1, 8, 5)):

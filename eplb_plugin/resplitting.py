@@ -1,6 +1,6 @@
-"""Between rebalances: windows end, weights are solved beside the engine's steps, all ranks switch on the same one.
+"""Between rebalances: windows end, shares are solved beside the engine's steps, all ranks switch on the same one.
 
-New weights move no bytes, so they may follow the traffic more often than experts do. What is collective runs in a
+New shares move no bytes, so they may follow the traffic more often than experts do. What is collective runs in a
 thread of its own on a group that the engine's threads do not use.
 """
 
@@ -40,7 +40,7 @@ class Resplitting:
         return steps_left % self._between < self._entry.window_steps
 
     def end_step(self, steps_left: int, settled: bool) -> None:
-        """A step is over. settled: no expert moves, and all lie as planned; else weights wait for another window."""
+        """A step is over. settled: no expert moves, and all lie as planned; else shares wait for another window."""
         if self._running is not None:
             self._due -= 1
             if self._due == 0:

@@ -19,6 +19,8 @@ from .routing_rows import routed
 KIND = "statistics"
 MOST_PARTS = 64  # beyond, neighbours are added up: a recording of hours keeps what matters of its course
 
+LOGICAL_IDS = "pass logical expert ids, and -1 for padding"
+
 
 @dataclass(frozen=True, eq=False)
 class RoutingStatistics:
@@ -30,8 +32,9 @@ class RoutingStatistics:
     num_tokens: [L] int64 tokens routed per layer; default: derived from the load and the sample's k when both are
         known, else 0 (unknown).
     layer_ids: [L] int32 decoder-layer numbers; default 0 … L-1.
-    parts: [W, L, E] loads, in order of time, of the windows that these statistics were put together from, whose sum is
-        the load; or None. Ranks that are even in the sum may each be the busiest one for a while.
+    parts: [W, L, E] loads of the traffic's phases: of the windows, in order of time, that these statistics were put
+        together from; their sum is the load; or None. Ranks that are even in the sum may each be the busiest one for a
+        while.
     left_out: [L] int64 rows that named an expert twice, and so are in no other count (`routing_rows`); default 0.
     steps: [S, L, E] loads of single forward steps, a sample of those that were counted; or None. A step waits for its
         own busiest rank, whatever other steps are like.
@@ -56,7 +59,8 @@ class RoutingStatistics:
         load = checked_counts("load", load)
         if load.shape[1] > MOST_EXPERTS:
             expected = f"at most {MOST_EXPERTS}"
-            raise mismatch("experts", found=load.shape[1], expected=expected, fix="check the layout of the counts")
+            fix = "pass the counts as [layers, experts]"
+            raise mismatch("experts", found=load.shape[1], expected=expected, fix=fix)
         layers, experts = load.shape
         put = object.__setattr__
         put(self, "load", load)
@@ -65,29 +69,40 @@ class RoutingStatistics:
             pairs = np.asarray(self.coactivation)
             if pairs.shape != (layers, experts, experts):
                 expected = f"[{layers}, {experts}, {experts}]"
-                raise mismatch("coactivation", found=f"shape {pairs.shape}", expected=expected, fix="match the load")
+                fix = "count pairs of every layer"
+                raise mismatch("coactivation", found=f"shape {pairs.shape}", expected=expected, fix=fix)
             pairs = checked_counts("coactivation", pairs)
             if not np.allclose(pairs, pairs.transpose(0, 2, 1)):
-                raise mismatch("coactivation", found="asymmetric", expected="symmetric", fix="count pairs both ways")
+                fix = "count a pair (a, b) also as (b, a)"
+                raise mismatch("coactivation", found="asymmetric", expected="symmetric", fix=fix)
             put(self, "coactivation", pairs)
         if self.sample is not None:
             sample = np.asarray(self.sample)
             if sample.ndim != 3 or sample.shape[0] != layers or sample.dtype.kind not in "iu":
                 found = f"shape {sample.shape} {sample.dtype}"
-                raise mismatch("sample", found=found, expected=f"integers [{layers}, rows, k]", fix="match the load")
+                fix = "pass one block of rows per layer of the load"
+                raise mismatch("sample", found=found, expected=f"integers [{layers}, rows, k]", fix=fix)
             if sample.size and (sample.min() < -1 or sample.max() >= experts):
                 found = f"ids {sample.min()}..{sample.max()}"
-                raise mismatch("sample", found=found, expected=f"-1..{experts - 1}", fix="check ids")
+                raise mismatch("sample", found=found, expected=f"-1..{experts - 1}", fix=LOGICAL_IDS)
             put(self, "sample", sample.astype(np.int16))
         put(self, "num_tokens", self._checked_num_tokens(layers))
         left_out = np.zeros(layers, np.int64) if self.left_out is None else self.left_out
         put(self, "left_out", _checked_rows("left_out", left_out, layers))
         if self.parts is not None:
             put(self, "parts", self._checked_loads("parts", self.parts))
-            if not np.allclose(self.parts.sum(axis=0), load):
-                raise mismatch("parts", found="another sum", expected="the load", fix="pass the loads it is made of")
+            self._refuse_another_sum(self.parts)
         if self.steps is not None:
             put(self, "steps", self._checked_loads("steps", self.steps))
+
+    def _refuse_another_sum(self, parts: NDArray[Any]) -> None:
+        total = parts.sum(axis=0)
+        wrong = np.argwhere(~np.isclose(total, self.load))
+        if len(wrong):
+            layer, expert = wrong[0]
+            what = f"parts of expert {expert} in layer {self.layer_ids[layer]}"
+            found, expected = f"a sum of {total[layer, expert]:g}", f"{self.load[layer, expert]:g} as in the load"
+            raise mismatch(what, found=found, expected=expected, fix="pass the loads whose sum is the load")
 
     def _checked_num_tokens(self, layers: int) -> NDArray[np.int64]:
         given: ArrayLike | None = self.num_tokens
@@ -102,7 +117,8 @@ class RoutingStatistics:
         array = np.asarray(loads)
         if array.ndim != 3 or array.shape[1:] != self.load.shape:
             expected = f"[{name}, {self.load.shape[0]}, {self.load.shape[1]}]"
-            raise mismatch(name, found=f"shape {array.shape}", expected=expected, fix="match the load")
+            fix = "pass a stack of loads like `load`"
+            raise mismatch(name, found=f"shape {array.shape}", expected=expected, fix=fix)
         return checked_counts(name, array)
 
     @property
@@ -132,11 +148,11 @@ class RoutingStatistics:
                 "topk_ids",
                 found=f"shape {ids.shape} {ids.dtype}",
                 expected="integers [layers, tokens, k]",
-                fix="stack the layers' ids, in the order of the layers",
+                fix="np.stack the layers' ids, in the order of the layers",
             )
         if ids.size and (ids.min() < -1 or ids.max() >= num_experts):
             raise mismatch(
-                "topk_ids", found=f"ids {ids.min()}..{ids.max()}", expected=f"-1..{num_experts - 1}", fix="check ids"
+                "topk_ids", found=f"ids {ids.min()}..{ids.max()}", expected=f"-1..{num_experts - 1}", fix=LOGICAL_IDS
             )
         given, ids = ids, routed(ids, "topk_ids")
         load, pairs = count_rows(ids, num_experts)
@@ -156,12 +172,12 @@ class RoutingStatistics:
             )
         pairs = None
         if self.coactivation is not None and other.coactivation is not None:
-            pairs = _added(self.coactivation, other.coactivation)
+            pairs = _add(self.coactivation, other.coactivation)
         sample = None
         if self.sample is not None and other.sample is not None:
             sample = np.concatenate([self.sample, other.sample], axis=1)
         return RoutingStatistics(
-            _added(self.load, other.load),
+            _add(self.load, other.load),
             pairs,
             sample,
             self.num_tokens + other.num_tokens,
@@ -174,7 +190,7 @@ class RoutingStatistics:
     def decay(self, factor: float) -> RoutingStatistics:
         """Weigh the past: multiply every count by `factor` in [0, 1]. Samples, also of steps, are kept as they are."""
         if not 0.0 <= factor <= 1.0:
-            raise mismatch("decay factor", found=factor, expected="0.0..1.0", fix="pass a share")
+            raise mismatch("decay factor", found=factor, expected="0.0..1.0", fix="pass a factor from 0 to 1")
         pairs = None if self.coactivation is None else self.coactivation * factor
         tokens, left_out = (np.rint(rows * factor).astype(np.int64) for rows in (self.num_tokens, self.left_out))
         parts = None if self.parts is None else self.parts * factor
@@ -195,15 +211,20 @@ class RoutingStatistics:
             arrays["steps"] = self.steps
         save_arrays(path, KIND, arrays, header or {})
 
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> RoutingStatistics:
+        """What `save` wrote. Raises PluginError on any other file."""
+        return load_window(path)[0]
+
 
 def _checked_rows(name: str, given: ArrayLike, layers: int) -> NDArray[np.int64]:
     rows = np.asarray(given)
     if rows.shape != (layers,):
-        raise mismatch(name, found=f"shape {rows.shape}", expected=f"[{layers}]", fix="one per layer")
+        raise mismatch(name, found=f"shape {rows.shape}", expected=f"[{layers}]", fix="pass one number per layer")
     return checked_counts(name, rows).astype(np.int64)
 
 
-def _added(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+def _add(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
     """Sum of counts, in a type that holds it whatever the callers' own are."""
     whole = one.dtype.kind in "iu" and other.dtype.kind in "iu"
     return np.add(one, other, dtype=np.int64 if whole else np.float64)
@@ -235,11 +256,6 @@ def load_window(path: str | os.PathLike[str]) -> tuple[RoutingStatistics, dict[s
     return RoutingStatistics(**{name: arrays[name] for name in names if name in arrays}), header
 
 
-def _load(cls: type[RoutingStatistics], path: str | os.PathLike[str]) -> RoutingStatistics:
-    """Read what `save` wrote. Raises PluginError on any other file."""
-    return load_window(path)[0]
-
-
-# On the class `load` reads a file, on an instance it is the array: the field hides the reader. It is attached here
-# because a dataclass would take a method of this name for the field's default.
-RoutingStatistics.load = classmethod(_load)  # type: ignore[assignment]
+# `RoutingStatistics.load(path)` was the name of `read`, and is understood for one more release. It is set here because
+# in the class it would be taken for the default of the field `load`, which is what `load` is on every instance.
+RoutingStatistics.load = RoutingStatistics.read  # type: ignore[assignment]

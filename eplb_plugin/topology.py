@@ -30,7 +30,8 @@ class Topology:
         for name in ("num_nodes", "ranks_per_node", "slots_per_rank"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise mismatch(f"topology.{name}", found=repr(value), expected="a count >= 1", fix="count it again")
+                fix = f"pass {name} as a whole number from 1 up"
+                raise mismatch(f"topology.{name}", found=repr(value), expected="a count >= 1", fix=fix)
             object.__setattr__(self, name, int(value))
         if not self._nodes:
             nodes = tuple(rank // self.ranks_per_node for rank in range(self.num_ranks))

@@ -37,7 +37,7 @@ def warm_up(what: Planned, options: PlanOptions, renews: bool) -> float:
     """Go through rebalances of one layer's made-up traffic as `controller.py` does; returns the seconds it took.
 
     First from a placement, with a target that is never met, so that every way to improve it is tried; then from the
-    plan that came of it, with the weights that it has after its travel. renews: whether weights are solved in between.
+    plan that came of it, with the shares that it has after its travel. renews: whether shares are solved in between.
     """
     began = time.perf_counter()
     statistics, slots = made_up(what), np.arange(what.topology.num_slots, dtype=np.int32)
@@ -65,7 +65,7 @@ def planned(what: Planned, statistics: RoutingStatistics, previous: Plan | None,
 
 def made_up(what: Planned) -> RoutingStatistics:
     """Tokens, or loads where none are recorded, that prefer experts with low ids, then those with high ones: even ones
-    leave nothing to do, and neither do parts that are alike."""
+    leave nothing to do, and neither do phases that are alike."""
     wanted = 1.0 / np.arange(1, what.num_experts + 1)
     return _window(what, wanted).merge(_window(what, wanted[::-1]))
 

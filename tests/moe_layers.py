@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from eplb_plugin.peo import fp8
+from deep_ep_cpu import fp8
+from deep_ep_cpu.grouped_gemm import m_grouped_fp8_gemm_nt_masked, silu_mul_quant
+from deep_ep_cpu.reference import Buffer, EventOverlap, PatchedBuffer
 from eplb_plugin.peo.cuda import RoundBuffer, RoundInput
-from eplb_plugin.peo.grouped_gemm import m_grouped_fp8_gemm_nt_masked, silu_mul_quant
 from eplb_plugin.peo.ops import Schedule
-from eplb_plugin.peo.reference import Buffer, EventOverlap, PatchedBuffer
 from eplb_plugin.peo.streams import InOrder
 
 HIDDEN, INTER, TOP_K, TOKENS = 256, 128, 4, 8

@@ -24,8 +24,7 @@ FLOORS = {
     "warm_start": 5, "warm_up": 5, "precompile": 5, "model_entry": 5, "migration.routes": 4, "migration.schedule": 4,
     "migration.budget": 4, "migration.hops": 4, "migration.errands": 4, "migration": 5, "devices": 5,
     "dispatch.kernels": 5,
-    "dispatch.ops": 5, "dispatch.triton_kernels": 5, "peo.cuda": 5, "peo.streams": 5, "peo.reference": 5,
-    "peo.transfers": 5, "peo.heap": 5, "peo.fp8": 5, "peo.grouped_gemm": 5, "consensus": 5,
+    "dispatch.ops": 5, "dispatch.triton_kernels": 5, "peo.cuda": 5, "peo.streams": 5, "consensus": 5,
     "controller": 6, "cycle": 6, "resplitting": 6, "engines": 7, "observe": 7,
     "cli": 9, "bench": 8, "__main__": 9, "": 10,
 }  # fmt: skip

@@ -62,14 +62,14 @@ def test_error_message() -> None:
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
-        (replace(OTHER, dispatch="nearest"), "rule nearest, expected hash"),
+        (replace(OTHER, dispatch="nearest"), "dispatch nearest, expected hash"),
         (plan_of(linear_placement(2, 4, 8), Topology(2, 1, 4), "hash"), r"phy2log \[2, 8\], expected \[2, 6\]"),
         (plan_of(linear_placement(2, 3, 6), TOPOLOGY, "hash"), "3 experts, expected 4"),
         (replace(OTHER, source_weights=np.ones((3, 2, 6))), r"source_weights \[3, 2, 6\], expected \[2, 2, 6\]"),
     ],
 )
 def test_plan_that_cannot_follow_is_refused(sent: Plan, words: str) -> None:
-    """Another rule, other slots, experts or nodes than those in force."""
+    """Another dispatch, other slots, experts or nodes than those in force."""
     with pytest.raises(PluginError, match=words):
         accept(encode(sent), PLACED)
 

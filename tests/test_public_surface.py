@@ -28,6 +28,7 @@ PARAMETERS = {
     "RoutingStatistics.merge": ["self", "other"],
     "RoutingStatistics.decay": ["self", "factor"],
     "RoutingStatistics.save": ["self", "path", "header"],
+    "RoutingStatistics.read": ["path"],
     "RoutingStatistics.load": ["path"],
     "Placement": ["phy2log", "layer_ids"],
     "Placement.moves_from": ["self", "previous"],

@@ -64,7 +64,7 @@ def test_steps_are_loads_of_single_steps(tmp_path):
     assert np.array_equal(window.merge(window).steps, np.concatenate([window.steps] * 2))
     assert np.array_equal(window.decay(0.5).steps, window.steps)
     window.save(tmp_path / "w.safetensors")
-    assert np.array_equal(RoutingStatistics.load(tmp_path / "w.safetensors").steps, window.steps)
+    assert np.array_equal(RoutingStatistics.read(tmp_path / "w.safetensors").steps, window.steps)
     many = RoutingStatistics.from_topk(np.tile([0, -1], (1, 1000, 1)), 3, steps=np.arange(1000))
     assert len(many.steps) == len(many.merge(window).steps) == MOST_STEPS
     assert RoutingStatistics.from_topk(ids, 3).steps is None
@@ -80,6 +80,12 @@ def test_steps_that_do_not_fit_the_tokens_are_refused(steps):
 def test_parts_that_are_not_the_loads_are_refused(parts):
     with pytest.raises(PluginError, match="parts"):
         RoutingStatistics(np.ones((1, 3)), parts=parts)
+
+
+def test_parts_of_another_sum_name_the_expert():
+    """Where the windows do not add up, the message says for which expert, and to what."""
+    with pytest.raises(PluginError, match="expert 2 in layer 7: found a sum of 3, expected 4 as in the load"):
+        RoutingStatistics([[2, 2, 4]], layer_ids=[7], parts=[[[1, 1, 1]], [[1, 1, 2]]])
 
 
 def test_merge_refuses_another_model():
@@ -98,23 +104,29 @@ def test_decay():
         statistics.decay(1.5)
 
 
-def test_save_and_load(tmp_path):
+def test_save_and_read(tmp_path):
     full = RoutingStatistics.from_topk(np.array([[[0, 1], [2, -1]]]), 3, layer_ids=[7])
     full = full.merge(RoutingStatistics.from_topk(np.array([[[1, 1]]]), 3, layer_ids=[7]))
     assert full.left_out.tolist() == [1]
     full.save(tmp_path / "window.safetensors", {"model": "tiny"})
-    again = RoutingStatistics.load(tmp_path / "window.safetensors")
+    again = RoutingStatistics.read(tmp_path / "window.safetensors")
     for name in ("load", "coactivation", "sample", "num_tokens", "layer_ids", "parts", "left_out"):
         assert np.array_equal(getattr(again, name), getattr(full, name)), name
     RoutingStatistics(np.ones((1, 4))).save(tmp_path / "load.safetensors")
-    assert RoutingStatistics.load(tmp_path / "load.safetensors").sample is None
+    assert RoutingStatistics.read(tmp_path / "load.safetensors").sample is None
+
+
+def test_the_reader_still_answers_to_its_old_name(tmp_path):
+    """`load` reads a file on the class, and is the array on what it read."""
+    RoutingStatistics(np.ones((1, 4))).save(tmp_path / "load.safetensors")
+    assert RoutingStatistics.load(tmp_path / "load.safetensors").load.tolist() == [[1, 1, 1, 1]]
 
 
 def test_load_of_a_foreign_file_is_one_line(tmp_path):
     (tmp_path / "bad").write_bytes(b"not a file of ours")
     for name in ("bad", "missing"):
         with pytest.raises(PluginError) as caught:
-            RoutingStatistics.load(tmp_path / name)
+            RoutingStatistics.read(tmp_path / name)
         assert "\n" not in str(caught.value)
 
 

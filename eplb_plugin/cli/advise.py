@@ -88,9 +88,10 @@ def advise(
     from ..observe.recommendation import recommend, settings_yaml
 
     if engine not in ENGINE_DISPATCH:
-        raise mismatch("--engine", found=engine, expected=" or ".join(ENGINE_DISPATCH), fix="name one")
+        raise mismatch("--engine", found=engine, expected=" or ".join(ENGINE_DISPATCH), fix="pass one of them")
     if tokens_per_step is not None and not tokens_per_step > 0.0:
-        raise mismatch("--tokens-per-step", found=tokens_per_step, expected="> 0", fix="pass a count")
+        fix = "pass the tokens of one step, or leave it out"
+        raise mismatch("--tokens-per-step", found=tokens_per_step, expected="> 0", fix=fix)
     if expert_bytes is None and hidden is not None and intermediate is not None:
         expert_bytes = 3.0 * hidden * intermediate * weight_bytes  # gate, up and down projections
     if token_bytes is None and hidden is not None:
@@ -137,7 +138,8 @@ def _candidates(
 
     ranks = nodes * ranks_per_node
     if ranks < 1:
-        raise mismatch("topology", found=f"{ranks} ranks", expected="at least 1", fix="count nodes and ranks again")
+        fix = "pass --nodes and --ranks-per-node from 1 up"
+        raise mismatch("topology", found=f"{ranks} ranks", expected="at least 1", fix=fix)
     if redundant is None:
         least = slots_of(window.num_experts, ranks) * ranks - window.num_experts
         redundant = [least, least + ranks]
@@ -151,7 +153,7 @@ def _candidates(
     return [
         Candidate(checked_policy(policy), checked_rule(dispatch), count)
         for count in redundant for policy in policies
-        for dispatch in dispatches or (able if count else of_engine[:1])  # without copies there is nothing to choose
+        for dispatch in dispatches or (able if count else of_engine[:1])  # without replicas there is nothing to choose
     ]  # fmt: skip
 
 

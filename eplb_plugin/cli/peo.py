@@ -174,7 +174,7 @@ def _device(name: str, link_gbs: float | None, link_us: float | None) -> Hardwar
     from ..peo.presets import HARDWARE
 
     if name not in HARDWARE:
-        raise mismatch("--hardware", found=name, expected=", ".join(HARDWARE), fix="name one")
+        raise mismatch("--hardware", found=name, expected=", ".join(HARDWARE), fix="pass one of these names")
     device = HARDWARE[name]
     return replace(device, link_gbs=link_gbs or device.link_gbs, link_us=link_us or device.link_us)
 
@@ -186,10 +186,11 @@ def _traffic(name: str, ranks: int, batch: int, factor: float, family: str) -> T
     from ..workloads.imbalance import loads_at
 
     if name not in MODELS:
-        raise mismatch("--model", found=name, expected=", ".join(MODELS), fix="name one")
+        raise mismatch("--model", found=name, expected=", ".join(MODELS), fix="pass one of these names")
     model = MODELS[name]
     if model.num_experts % ranks:
-        raise mismatch("--ranks", found=ranks, expected=f"a divisor of {model.num_experts} experts", fix="pass one")
+        fix = "pass a number of ranks that divides the experts"
+        raise mismatch("--ranks", found=ranks, expected=f"a divisor of {model.num_experts} experts", fix=fix)
     chosen = checked_family(family)
     if factor == 1.0:
         return Traffic(model, even_shares(ranks, model.num_experts // ranks), batch)

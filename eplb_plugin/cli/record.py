@@ -45,13 +45,15 @@ def record(
     given = [name for name, value in (("--url", url), ("--state", state), ("--dump", dump)) if value]
     if len(given) != 1:
         expected = "one of --url (SGLang), --state (the plugin's own windows), --dump (SGLang's files)"
-        raise mismatch("record", found=" and ".join(given) or "no source", expected=expected, fix="pass one")
+        fix = "pass one of the three"
+        raise mismatch("record", found=" and ".join(given) or "no source", expected=expected, fix=fix)
     if out.suffix != ".safetensors":
-        raise mismatch("OUT", found=out.name, expected="a name in .safetensors", fix="name it so")
-    window, header = _recorded(url, state, dump, seconds, dumps, owner_group_size, api_key)
+        raise mismatch("OUT", found=out.name, expected="a name in .safetensors", fix="name it FILE.safetensors")
+    window, header = _record(url, state, dump, seconds, dumps, owner_group_size, api_key)
     found = str(header.get("model", ""))
     if model is not None and base_name(found) != base_name(model):
-        raise mismatch("model", found=found or "a recording without a name", expected=model, fix="ask its server")
+        fix = "record from the server of that model"
+        raise mismatch("model", found=found or "a recording without a name", expected=model, fix=fix)
     layers = {"num_layers": window.num_layers, "num_experts": window.num_experts}
     header = {**header, **layers, **measures(window)} | ({} if dump else {"seconds": seconds})
     header.pop("kind", None), header.pop("version", None)
@@ -66,7 +68,7 @@ def record(
         typer.echo(f"{out}: {named}{window.num_layers} layers × {window.num_experts} experts, {tokens}, {rows}")
 
 
-def _recorded(
+def _record(
     url: str | None, state: Path | None, dump: list[Path] | None, seconds: float, dumps: Path | None, owners: int,
     api_key: str | None,
 ) -> Recorded:  # fmt: skip

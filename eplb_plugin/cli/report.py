@@ -76,5 +76,5 @@ def _named(files: dict[Path, Value]) -> dict[str, Value]:
     """By the file's name without its ending; the whole path where two are called the same."""
     names = [path.stem for path in files]
     if len(set(files)) != len(names):
-        raise mismatch("report", found="a file given twice", expected="every file once", fix="drop one")
+        raise mismatch("report", found="a file given twice", expected="every file once", fix="name every file once")
     return {path.stem if names.count(path.stem) == 1 else str(path): value for path, value in files.items()}

@@ -72,7 +72,8 @@ def make(
 
     chosen = checked_family(family)
     if out is not None and out.suffix not in FORMATS:
-        raise mismatch("--out", found=out.name, expected=f"a name in {' or '.join(FORMATS)}", fix="name it so")
+        fix = "end the name in .npz or .safetensors"
+        raise mismatch("--out", found=out.name, expected=f"a name in {' or '.join(FORMATS)}", fix=fix)
     router = ClusteredRouter(
         layers, experts, top_k, topics, strength, 0.0, purity, num_groups, top_groups, model_seed
     )  # fmt: skip

@@ -13,7 +13,7 @@ from ..migration.votes import PLANNING, Vote, Votes
 from ..recording.snapshot import snapshot
 from .checks import Check, Figures, expect, expect_equal
 from .groups import PATIENCE, carriers
-from .lanes import HOST, Lane, made_ids, made_plan
+from .lanes import HOST, Lane, make_ids, make_plan
 from .site import Site, Skipped
 
 
@@ -51,11 +51,11 @@ def check_windows(site: Site) -> Figures:
     layers, experts, top_k, tokens = site.pick(58, 2), site.pick(256, 9), site.pick(8, 3), site.pick(512, 8)
     name, group, _ = carriers(site)[-1]
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    plan = made_plan(np.random.default_rng(0), "weighted", layers=layers, experts=experts, nodes=1, spare=1)
+    plan = make_plan(np.random.default_rng(0), "weighted", layers=layers, experts=experts, nodes=1, spare=1)
     there = Lane(plan, site.device, top_k=top_k, max_tokens=tokens)
     here = Lane(plan, HOST, top_k=top_k, max_tokens=tokens)  # what all ranks recorded together
     for owner in range(size):
-        ids = torch.from_numpy(made_ids(np.random.default_rng(owner), tokens, experts, top_k))
+        ids = torch.from_numpy(make_ids(np.random.default_rng(owner), tokens, experts, top_k))
         for lane in (there, here) if owner == rank else (here,):
             _record(lane, ids)
     began = time.perf_counter()

@@ -10,16 +10,16 @@ import torch
 
 from ..dispatch import ops
 from .checks import Check, Figures, expect_equal
-from .lanes import HOST, Lane, made_ids, made_plan
+from .lanes import HOST, Lane, make_ids, make_plan
 from .site import Site
 
 
 def check_compiled(site: Site) -> Figures:
     rng, experts, top_k, layers = np.random.default_rng(0), site.pick(256, 9), site.pick(8, 3), 3
-    plan = made_plan(rng, "cover", layers=layers, experts=experts, nodes=4, spare=4)
+    plan = make_plan(rng, "cover", layers=layers, experts=experts, nodes=4, spare=4)
     there, here = (Lane(plan, device, top_k=top_k, max_tokens=512) for device in (site.device, HOST))
     phy2log = torch.from_numpy(plan.placement.phy2log[0]).to(site.device)
-    ids = torch.from_numpy(made_ids(rng, 17, experts, top_k)).to(site.device)
+    ids = torch.from_numpy(make_ids(rng, 17, experts, top_k)).to(site.device)
     for name, tables in {
         "cover": there.tables.layer(0), "look_up": [there.tables.rows[0]], "record": [phy2log]
     }.items():  # fmt: skip
@@ -30,7 +30,7 @@ def check_compiled(site: Site) -> Figures:
     compiled = _compiled(site)
     with torch.inference_mode():
         for tokens in (19, 11, 3, 19):
-            made = torch.from_numpy(made_ids(rng, tokens, experts, top_k))
+            made = torch.from_numpy(make_ids(rng, tokens, experts, top_k))
             for lane in (there, here):
                 lane.set(tokens - 2)
             for layer in range(layers):

@@ -65,17 +65,19 @@ class Lane:
         expect_equal(f"{what}: load of slots", self.slot_load, other.slot_load)
 
 
-def made_plan(rng: np.random.Generator, rule: Dispatch, *, layers: int, experts: int, nodes: int, spare: int) -> Plan:
-    """Random: at least `spare` redundant slots on nodes of one rank each, any weights."""
+def make_plan(
+    rng: np.random.Generator, dispatch: Dispatch, *, layers: int, experts: int, nodes: int, spare: int
+) -> Plan:
+    """Random: at least `spare` redundant slots on nodes of one rank each, any shares."""
     slots = -(-(experts + spare) // nodes) * nodes
     rows = np.stack(
         [rng.permutation(np.r_[:experts, rng.integers(0, experts, slots - experts)]) for _ in range(layers)]
     )
-    plan = plan_of(Placement(rows.astype(np.int32)), Topology(nodes, 1, slots // nodes), rule)
-    return replace(plan, cover_weights=rng.integers(1, 256, rows.shape, np.int32)) if rule == "cover" else plan
+    plan = plan_of(Placement(rows.astype(np.int32)), Topology(nodes, 1, slots // nodes), dispatch)
+    return replace(plan, cover_weights=rng.integers(1, 256, rows.shape, np.int32)) if dispatch == "cover" else plan
 
 
-def made_ids(rng: np.random.Generator, tokens: int, experts: int, top_k: int) -> NDArray[np.int64]:
+def make_ids(rng: np.random.Generator, tokens: int, experts: int, top_k: int) -> NDArray[np.int64]:
     """[T, k] distinct ids, as a router gives; but some are -1, some rows are nothing else, some name an id twice."""
     ids = rng.random((tokens, experts)).argsort(1)[:, :top_k]
     ids[rng.random(ids.shape) < 0.1] = -1

@@ -11,7 +11,7 @@ import torch
 from ..dispatch import kernels
 from ..plan_types import Dispatch
 from .checks import Check, Figures, expect_equal
-from .lanes import HOST, UNBOUNDED, Lane, made_ids, made_plan
+from .lanes import HOST, UNBOUNDED, Lane, make_ids, make_plan
 from .site import Site
 
 Value = TypeVar("Value")
@@ -62,8 +62,8 @@ class Trial:
 
     def __init__(self, site: Site, case: Case, task: str, rng: np.random.Generator) -> None:
         self.site, self.case, self.task, self.rng = site, case, task, rng
-        rule: Dispatch = "cover" if task == "cover" else "weighted"
-        self.plan = made_plan(rng, rule, layers=1, experts=case.experts, nodes=case.nodes, spare=8)
+        dispatch: Dispatch = "cover" if task == "cover" else "weighted"
+        self.plan = make_plan(rng, dispatch, layers=1, experts=case.experts, nodes=case.nodes, spare=8)
         self.there, self.here = (
             Lane(self.plan, device, top_k=case.top_k, max_tokens=MAX_TOKENS, source=case.nodes - 1, chunk=case.chunk)
             for device in (site.device, HOST)
@@ -101,7 +101,7 @@ class Trial:
 
     def _ids(self) -> tuple[torch.Tensor, torch.Tensor]:
         case = self.case
-        ids = made_ids(self.rng, case.tokens, case.experts, case.top_k)
+        ids = make_ids(self.rng, case.tokens, case.experts, case.top_k)
         if self.phy2log is not None:
             ids = np.where(ids >= 0, self.plan.placement.log2phy[0, ids, 0], -1)
         wide = torch.from_numpy(ids.repeat(2, axis=1)).to(case.dtype)

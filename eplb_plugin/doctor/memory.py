@@ -19,7 +19,7 @@ from ..recording.recorder import Recorder
 from ..recording.snapshot import snapshot
 from .checks import Check, Figures, expect
 from .groups import carriers
-from .lanes import made_plan
+from .lanes import make_plan
 from .site import Site
 
 MOST_OF_A_SNAPSHOT = 32 << 20  # bytes beside the recorder's own
@@ -63,15 +63,15 @@ def check_memory(site: Site) -> Figures:
 def _parts(site: Site, shape: Shape, slots: int) -> dict[str, int]:
     """Bytes of the device by part. Raises PluginError where one takes other memory than it says."""
     rng, found = np.random.default_rng(0), {}
-    plan = made_plan(rng, "cover", layers=shape.layers, experts=shape.experts, nodes=1, spare=SPARE_SLOTS)
+    plan = make_plan(rng, "cover", layers=shape.layers, experts=shape.experts, nodes=1, spare=SPARE_SLOTS)
     sizes = shape.layers, shape.experts, shape.top_k, site.pick(BATCH, 64), site.pick(BATCH, 16)
-    recorder, found["recorder"] = _made(site, lambda: Recorder(*sizes, site.device))
+    recorder, found["recorder"] = _measure(site, lambda: Recorder(*sizes, site.device))
     expect_size(site, "recorder", found["recorder"], recorder.nbytes())
-    tables, found["tables"] = _made(site, lambda: DispatchTables(plan, [0], site.device))
+    tables, found["tables"] = _measure(site, lambda: DispatchTables(plan, [0], site.device))
     expect_size(site, "tables", found["tables"], tables.nbytes())
     for name, group, _ in carriers(site):
         rows = [fake_rows(site.device, slots, shape.expert_bytes)]
-        wires, found[f"staging over {name}"] = _made(site, partial(GroupWires, group, rows, Budget()))
+        wires, found[f"staging over {name}"] = _measure(site, partial(GroupWires, group, rows, Budget()))
         here = wires.staging.device.type == site.device.type
         expect_size(site, f"staging over {name}", found[f"staging over {name}"], wires.nbytes if here else 0)
     window = list(range(shape.layers))
@@ -81,7 +81,7 @@ def _parts(site: Site, shape: Shape, slots: int) -> dict[str, int]:
     return found | {"snapshot": peak}
 
 
-def _made(site: Site, make: Callable[[], Part]) -> tuple[Part, int]:
+def _measure(site: Site, make: Callable[[], Part]) -> tuple[Part, int]:
     made: list[Part] = []
     peak = site.memory(lambda: made.append(make()))
     return made[0], peak

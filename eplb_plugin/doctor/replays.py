@@ -9,7 +9,7 @@ import torch
 
 from ..dispatch.cover import CoverMaps, cover_maps
 from .checks import Check, Figures, expect, expect_equal
-from .lanes import HOST, Lane, made_ids, made_plan
+from .lanes import HOST, Lane, make_ids, make_plan
 from .site import Site
 
 
@@ -20,7 +20,7 @@ def check_replays(site: Site) -> Figures:
     for tokens in (1, 128, 512) if site.full else (1, 17):
         rng = np.random.default_rng(tokens)
         plans = [
-            made_plan(rng, "cover", layers=layers, experts=experts, nodes=4, spare=site.pick(32, 3)) for _ in range(2)
+            make_plan(rng, "cover", layers=layers, experts=experts, nodes=4, spare=site.pick(32, 3)) for _ in range(2)
         ]
         there, here = (Lane(plans[0], device, top_k=top_k, max_tokens=512) for device in (site.device, HOST))
         ids = torch.zeros(layers, tokens, top_k, dtype=torch.int64, device=site.device)
@@ -34,7 +34,7 @@ def check_replays(site: Site) -> Figures:
         there.recorder.drop()
         there.slot_load.zero_()
         for turn in range(6):
-            drawn = torch.from_numpy(np.stack([made_ids(rng, tokens, experts, top_k) for _ in range(layers)]))
+            drawn = torch.from_numpy(np.stack([make_ids(rng, tokens, experts, top_k) for _ in range(layers)]))
             real = int(rng.integers(0, 2 * tokens))
             for lane in (there, here):
                 lane.set(real, load=turn % 3 != 2, pairs=turn < 4, slots=turn % 2 == 0)

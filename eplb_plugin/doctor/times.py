@@ -14,7 +14,7 @@ from ..migration.layout import ExpertRows
 from ..migration.verify import SEAL_WORDS, seal
 from ..plan_types import Dispatch
 from .checks import Check, Figures, expect_equal
-from .lanes import Lane, made_ids, made_plan
+from .lanes import Lane, make_ids, make_plan
 from .memory import SHAPES
 from .site import Site
 
@@ -34,17 +34,17 @@ def _passes(site: Site) -> Figures:
 
     layers, experts, top_k = site.pick(58, 2), site.pick(256, 9), site.pick(8, 3)
     rng, figures = np.random.default_rng(0), Figures()
-    rules: tuple[Dispatch, ...] = ("weighted", "cover")
+    kinds: tuple[Dispatch, ...] = ("weighted", "cover")
     for tokens in (1, 128, 4096) if site.full else (5,):
-        for rule in rules:
-            plan = made_plan(rng, rule, layers=layers, experts=experts, nodes=4, spare=site.pick(32, 3))
+        for dispatch in kinds:
+            plan = make_plan(rng, dispatch, layers=layers, experts=experts, nodes=4, spare=site.pick(32, 3))
             lane = Lane(plan, site.device, top_k=top_k, max_tokens=8192)
-            spread = torch.from_numpy(np.abs(made_ids(rng, tokens, experts, top_k))).to(site.device)
+            spread = torch.from_numpy(np.abs(make_ids(rng, tokens, experts, top_k))).to(site.device)
             work: dict[str, Callable[[], object]] = {
-                f"{rule}": partial(_forward, lane, spread),
-                f"{rule}, all tokens alike": partial(_forward, lane, spread[:1].expand(tokens, -1).contiguous()),
+                f"{dispatch}": partial(_forward, lane, spread),
+                f"{dispatch}, all tokens alike": partial(_forward, lane, spread[:1].expand(tokens, -1).contiguous()),
             }
-            if rule == "weighted":
+            if dispatch == "weighted":
                 rows = lane.tables.rows
                 expect_equal("slots of the kernel that only maps", map_only(spread, rows[0]), lane.map(spread, 0))
                 work["only mapped"] = partial(only, rows, spread)
@@ -66,7 +66,7 @@ def _steps(site: Site) -> Figures:
     """What the end of a step, and of a window, costs."""
     layers, experts, top_k, tokens = site.pick(58, 2), site.pick(256, 9), site.pick(8, 3), site.pick(512, 5)
     rng = np.random.default_rng(0)
-    plan = made_plan(rng, "cover", layers=layers, experts=experts, nodes=4, spare=site.pick(32, 3))
+    plan = make_plan(rng, "cover", layers=layers, experts=experts, nodes=4, spare=site.pick(32, 3))
     lane, every = Lane(plan, site.device, top_k=top_k, max_tokens=site.pick(8192, 8)), list(range(layers))
     lane.set(tokens)
     tables, maps = lane.tables.cover, cover_maps(plan, every)

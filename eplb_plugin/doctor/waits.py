@@ -15,7 +15,7 @@ from ..dispatch.kernels import upload
 from ..recording.load import Arrived, take_load
 from .checks import Check, Figures, expect, expect_equal
 from .groups import carriers
-from .lanes import Lane, made_ids, made_plan
+from .lanes import Lane, make_ids, make_plan
 from .site import Site, Skipped
 
 SPUN = 0.2  # seconds that a stream is kept busy
@@ -24,11 +24,11 @@ SPUN = 0.2  # seconds that a stream is kept busy
 def check_waits(site: Site) -> Figures:
     rng = np.random.default_rng(0)
     layers, experts, top_k, tokens = site.pick(58, 3), site.pick(256, 9), site.pick(8, 3), site.pick(512, 8)
-    old, new = (made_plan(rng, "cover", layers=layers, experts=experts, nodes=4, spare=4) for _ in range(2))
+    old, new = (make_plan(rng, "cover", layers=layers, experts=experts, nodes=4, spare=4) for _ in range(2))
     lane, every = Lane(old, site.device, top_k=top_k, max_tokens=tokens), list(range(layers))
     target = torch.zeros(layers, experts, dtype=torch.int32, device=site.device)
     source, maps = torch.randint(0, 9, (layers, experts), dtype=torch.int32), cover_maps(new, every)
-    ids = torch.from_numpy(made_ids(rng, tokens, experts, top_k))
+    ids = torch.from_numpy(make_ids(rng, tokens, experts, top_k))
     lane.recorder.stage.copy_(ids.to(torch.int16).expand(lane.recorder.stage.shape))
     lane.recorder.passing(0).load.fill_(3)
     site.synchronize()

@@ -28,8 +28,17 @@ class Batch:
 
 @dataclass
 class Migration:
-    """One under way. planned: done when all but the last three is known. progress: when a batch was last given to
-    staging. staged: batches that have been filled, or are being filled, in order. committed: batches that are in force.
+    """One under way.
+
+    began: when.
+    planned: done when `new`, `batches`, `digest` and `problem` are known.
+    new: [L, P], the placement that it leads to.
+    batches: what is switched together, in order.
+    digest: of what the ranks must agree on.
+    problem: why this rank cannot move; empty: it can.
+    progress: when a batch was last given to staging.
+    committed: batches that are in force.
+    staged: batches that have been filled, or are being filled, in order.
     """
 
     began: float

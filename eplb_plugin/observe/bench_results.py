@@ -43,7 +43,7 @@ class Run:
 
     settings: what must be equal in runs that are compared, as far as the record says it; figures: by the names of
     FIGURES, where reported; concurrency: bound on requests in flight, None = none; input_tokens, output_tokens: of all
-    requests; digest: of the whole record, by which a copy is told.
+    requests; digest: of the whole record, by which a second copy of the file is told.
     """
 
     file: str
@@ -82,7 +82,7 @@ def _of_file(path: str | os.PathLike[str]) -> list[Run]:
     except (ValueError, RecursionError) as error:
         raise PluginError(f"{path}: cannot be read as a benchmark result ({error}); fix: run it again") from None
     if not records:
-        raise mismatch(str(path), found="an empty file", expected="a benchmark result", fix="run it again")
+        raise mismatch(str(path), found="an empty file", expected="a benchmark result", fix="run the benchmark again")
     return [_run(str(path), record) for record in records]
 
 
@@ -99,7 +99,8 @@ def _run(path: str, record: Any) -> Run:
                 break
         else:
             if name in REQUIRED:
-                raise mismatch(f"{path}: {keys[0]}", found="nothing", expected="a number", fix="run it again")
+                fix = "run the benchmark again"
+                raise mismatch(f"{path}: {keys[0]}", found="nothing", expected="a number", fix=fix)
     concurrency = record.get("max_concurrency")
     if concurrency is not None:
         concurrency = _count(path, record, "max_concurrency")
@@ -140,14 +141,15 @@ def _refuse_failures(path: str, record: dict[str, Any], completed: int) -> None:
 def _number(path: str, record: dict[str, Any], key: str) -> float:
     value: Any = record.get(key)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1e18:  # NaN is neither
-        raise mismatch(f"{path}: {key}", found=str(value)[:40], expected="a finite number >= 0", fix="run it again")
+        fix = "run the benchmark again"
+        raise mismatch(f"{path}: {key}", found=str(value)[:40], expected="a finite number >= 0", fix=fix)
     return float(value)
 
 
 def _count(path: str, record: dict[str, Any], key: str) -> int:
     value = _number(path, record, key)
     if value != int(value):
-        raise mismatch(f"{path}: {key}", found=value, expected="a whole number", fix="run it again")
+        raise mismatch(f"{path}: {key}", found=value, expected="a whole number", fix="run the benchmark again")
     return int(value)
 
 
@@ -155,4 +157,5 @@ def _plain(path: str, record: dict[str, Any], key: str) -> Value:
     value = record.get(key)
     if value is None or isinstance(value, (str, int, float)):
         return value
-    raise mismatch(f"{path}: {key}", found=type(value).__name__, expected="a plain value", fix="run it again")
+    fix = "run the benchmark again"
+    raise mismatch(f"{path}: {key}", found=type(value).__name__, expected="a plain value", fix=fix)

@@ -4,6 +4,10 @@ The rule: an arm differs from the first one in a figure if the exact two-sided r
 Whitney 1947) over the runs says so at `level`, after Holm's correction (1979) for all comparisons of the table. It
 assumes nothing about the distribution. With n runs an arm its least p is 2 / C(2n, n): 0.10 for 3, 0.03 for 4, 0.008
 for 5 runs, so that few runs and many comparisons can decide nothing, and `runs_needed` says how many could.
+
+Two rules exist because there are two questions. This one asks whether runs that nothing pairs could come from one
+distribution, as files of an engine's own load generator do; `paired.py` asks by how much an arm differs from another in
+the same round, which needs pairs and gives an interval, where ranks would throw the pairs away.
 """
 
 from __future__ import annotations
@@ -72,7 +76,7 @@ def compare(arms: Mapping[str, Sequence[Run]], level: float = 0.05, least_runs: 
     if len(arms) < 2:
         raise mismatch("compare", found=f"{len(arms)} arm", expected="two or more", fix="pass one path per arm")
     if not 0.0 < level < 1.0:
-        raise mismatch("level", found=level, expected="above 0 and below 1", fix="0.05 is usual")
+        raise mismatch("level", found=level, expected="above 0 and below 1", fix="pass a level such as 0.05")
     _refuse_copies(arms)
     points = sorted({run.concurrency for runs in arms.values() for run in runs}, key=lambda one: one or float("inf"))
     unknown: set[str] = set()
@@ -155,7 +159,7 @@ def _refuse_copies(arms: Mapping[str, Sequence[Run]]) -> None:
         for run in runs:
             if run.digest in seen:
                 found = f"the same run in {seen[run.digest]} and {run.file}"
-                raise mismatch("compare", found=found, expected="every run once", fix="pass runs, not copies")
+                raise mismatch("compare", found=found, expected="every run once", fix="pass every result file once")
             seen[run.digest] = run.file
 
 
@@ -165,12 +169,13 @@ def _refuse_unequal(arms: Mapping[str, Sequence[Run]], point: int | None, least_
     for arm, runs in arms.items():
         if len(_at(runs, point)) < least_runs:
             found, expected = f"{len(_at(runs, point))} runs {where}", f"at least {least_runs} in every arm"
-            raise mismatch(f"arm {arm}", found=found, expected=expected, fix="run it again, arms in turn")
+            raise mismatch(f"arm {arm}", found=found, expected=expected, fix="measure the arms again, in turn")
     (first, *others) = [run for runs in arms.values() for run in _at(runs, point)]
     for run in others:
         if run.generator != first.generator:
             expected = f"{first.generator} as in {first.file}"
-            raise mismatch(run.file, found=f"results of {run.generator}", expected=expected, fix="use one generator")
+            fix = "measure all arms with one load generator"
+            raise mismatch(run.file, found=f"results of {run.generator}", expected=expected, fix=fix)
     unknown = _unknown_settings([first, *others])
     for run in others:
         for name in ("input_tokens", "output_tokens"):

@@ -74,9 +74,8 @@ def read_simulated_layer(path: Path) -> SimulatedLayer:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         found = f"{where}: {first['msg']}"[:200]
-        raise mismatch(
-            str(path), found=found, expected="what `peo simulate --json` prints", fix="write it again"
-        ) from None
+        fix = "write it with `eplb-plugin peo simulate --json`"
+        raise mismatch(str(path), found=found, expected="what `peo simulate --json` prints", fix=fix) from None
 
 
 def gantt(layers: Sequence[SimulatedLayer]) -> str:

@@ -63,7 +63,7 @@ class Metrics:
         )
         self.resplits = Counter(
             "eplb_plugin_resplits",
-            "Re-splits of the weights by result: accepted, refused, skipped.",
+            "Re-splits of replicas' shares by result: accepted, refused, skipped.",
             ["model", "result"],
         )
         self.moved = Counter("eplb_plugin_moved_slots", "Expert slots that got another expert.", ["model"])

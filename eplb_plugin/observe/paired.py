@@ -81,13 +81,14 @@ def compare_paired(
     Raises PluginError if arms were not measured in pairs.
     """
     if not 0.0 < level < 1.0:
-        raise mismatch("level", found=level, expected="above 0 and below 1", fix="0.05 is usual")
+        raise mismatch("level", found=level, expected="above 0 and below 1", fix="pass a level such as 0.05")
     arms = list(dict.fromkeys(one.arm for one in rounds))
     if len(arms) < 2:
-        raise mismatch("compare", found=f"{len(arms)} arm", expected="two or more", fix="measure a second arm")
+        fix = "measure the plugin and what it is compared with"
+        raise mismatch("compare", found=f"{len(arms)} arm", expected="two or more", fix=fix)
     reference = arms[0] if reference is None else reference
     if reference not in arms:
-        raise mismatch("reference", found=reference, expected=f"one of {', '.join(arms)}", fix="name one of them")
+        raise mismatch("reference", found=reference, expected=f"one of {', '.join(arms)}", fix="pass one of these arms")
     by_place = _by_place(rounds)
     conditions = list(dict.fromkeys(one.condition for one in rounds))
     figures = list(dict.fromkeys(name for one in rounds for name in one.figures))

@@ -49,7 +49,8 @@ def report(
     if simulated:
         sections.append((f"Per-expert overlap: {MODEL_NOT_MEASUREMENT}", gantt(simulated)))
     if not sections:
-        raise mismatch("report", found="nothing to show", expected="traces or benchmark results", fix="pass some")
+        fix = "pass --trace or --bench"
+        raise mismatch("report", found="nothing to show", expected="traces or benchmark results", fix=fix)
     return page(title, sections)
 
 
@@ -62,7 +63,8 @@ def _of_windows(
     slots = next(iter(placements.values())).num_slots if placements else -(-newest.num_experts // max(ranks, 1)) * ranks
     _refuse_other_models(windows, placements, slots)
     if ranks < 1 or slots % ranks:
-        raise mismatch("topology", found=f"{ranks} ranks", expected=f"a divisor of {slots} slots", fix="count again")
+        fix = "pass --nodes and --ranks-per-node of the placement"
+        raise mismatch("topology", found=f"{ranks} ranks", expected=f"a divisor of {slots} slots", fix=fix)
     topology = Topology(nodes, ranks_per_node, slots // ranks)
     start = linear_placement(newest.num_layers, newest.num_experts, slots, newest.layer_ids)
     plans = {BEFORE: plan_of(start, topology, dispatch)}
@@ -187,7 +189,8 @@ def _layer_row(start: Plan, window: RoutingStatistics, layer: int | None) -> int
         return int(_relative_load(start, window).max(axis=1).argmax())
     found = np.flatnonzero(window.layer_ids == layer)
     if not len(found):
-        raise mismatch("--layer", found=layer, expected=f"one of {window.layer_ids.tolist()}", fix="name a MoE layer")
+        fix = "pass one of them, or leave it out"
+        raise mismatch("--layer", found=layer, expected=f"one of {window.layer_ids.tolist()}", fix=fix)
     return int(found[0])
 
 
@@ -204,4 +207,5 @@ def _refuse_other_models(
     for name, placement in placements.items():
         if placement.num_slots != slots:
             found = f"{placement.num_slots} slots"
-            raise mismatch(name, found=found, expected=f"{slots} as in the first placement", fix="pass one EP group's")
+            fix = "pass placements of one EP group"
+            raise mismatch(name, found=found, expected=f"{slots} as in the first placement", fix=fix)

@@ -21,7 +21,8 @@ def collect(folder: Path, seconds: float, sleep: Callable[[float], None] = time.
     Raises PluginError if none ends, or if the folder gets those of several models.
     """
     if not folder.is_dir():
-        raise mismatch("--state", found=f"no folder {folder}", expected="the server's state_directory", fix="name it")
+        fix = "pass the folder that the settings call state_directory"
+        raise mismatch("--state", found=f"no folder {folder}", expected="the server's state_directory", fix=fix)
     seen = {path: _version(path) for path in _files(folder)}
     merged: Recorded | None = None
     deadline = time.monotonic() + seconds
@@ -32,7 +33,7 @@ def collect(folder: Path, seconds: float, sleep: Callable[[float], None] = time.
             if version is None or seen.get(path) == version:
                 continue
             seen[path] = version
-            merged = _merged(merged, load_window(path), path)
+            merged = _merge(merged, load_window(path), path)
     if merged is None:
         fix = "pass more --seconds, lower step_interval, or send the server requests"
         raise mismatch(str(folder), found=f"no window that ended within {seconds:g} s", expected="one", fix=fix)
@@ -40,12 +41,13 @@ def collect(folder: Path, seconds: float, sleep: Callable[[float], None] = time.
     return window, {**header, **measures(window)}
 
 
-def _merged(known: Recorded | None, found: Recorded, path: Path) -> Recorded:
+def _merge(known: Recorded | None, found: Recorded, path: Path) -> Recorded:
     if known is None:
         return found
     if known[1].get("model") != found[1].get("model") or known[1].get("phase") != found[1].get("phase"):
         names = " and ".join(f"{one[1].get('model')} ({one[1].get('phase')})" for one in (known, found))
-        raise mismatch(str(path.parent), found=f"windows of {names}", expected="one model", fix="pass --model")
+        fix = "pass --model to choose one"
+        raise mismatch(str(path.parent), found=f"windows of {names}", expected="one model", fix=fix)
     try:
         return known[0].merge(found[0]), found[1]
     except PluginError as error:

@@ -34,9 +34,11 @@ class Traffic:
         shares = np.asarray(self.shares, np.float64)
         if shares.ndim != 2 or not shares.size or not (shares >= 0.0).all() or abs(shares.sum() - 1.0) > 1e-6:
             found = f"{shares.shape}, sum {shares.sum():g}"
-            raise mismatch("shares", found=found, expected="[ranks, local experts] that sum to 1", fix="divide by sum")
+            fix = "divide the shares by their sum"
+            raise mismatch("shares", found=found, expected="[ranks, local experts] that sum to 1", fix=fix)
         if self.batch < 1:
-            raise mismatch("batch", found=self.batch, expected=">= 1 token per rank", fix="raise it")
+            fix = "pass at least one token per rank"
+            raise mismatch("batch", found=self.batch, expected=">= 1 token per rank", fix=fix)
         object.__setattr__(self, "shares", shares)
 
     @property

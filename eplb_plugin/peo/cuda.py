@@ -202,7 +202,7 @@ def _only(topk_idx: torch.Tensor, experts: tuple[int, int], local: int) -> torch
 def _hooks_wanted(options: dict[str, Any]) -> None:
     if options.get("async_finish") or not options.get("return_recv_hook"):
         expected = "return_recv_hook without async_finish"
-        raise mismatch("PEO: low-latency call", found=options, expected=expected, fix="leave out peo:")
+        raise mismatch("PEO: low-latency call", found=options, expected=expected, fix="remove peo: from the settings")
 
 
 def _launchable_by_phase(schedule: Schedule) -> None:
@@ -213,7 +213,6 @@ def _launchable_by_phase(schedule: Schedule) -> None:
         now = order[op.kind.split()[0]]
         if phase.get(op.stream, 0) > now:
             expected = "dispatch, then GEMMs, then combine on each stream"
-            raise mismatch(
-                f"PEO schedule {schedule.method}", found=f"{op} late", expected=expected, fix="another method"
-            )
+            fix = "choose another peo.method"
+            raise mismatch(f"PEO schedule {schedule.method}", found=f"{op} late", expected=expected, fix=fix)
         phase[op.stream] = now

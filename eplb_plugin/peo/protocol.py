@@ -34,7 +34,8 @@ def check(schedule: Schedule, *, num_ranks: int | None = None, graph_layers: int
     if graph_layers is not None and schedule.num_calls * graph_layers % 2:
         found = f"{schedule.num_calls} calls × {graph_layers} MoE layers in a CUDA graph"
         expected = "an even number: every replay begins with the same half of the buffer"
-        raise mismatch(_name(schedule), found=found, expected=expected, fix="change num_rounds by one, or no graphs")
+        fix = "change peo.num_rounds by one, or serve without CUDA graphs"
+        raise mismatch(_name(schedule), found=found, expected=expected, fix=fix)
 
 
 def check_agreement(schedules: Sequence[Schedule]) -> None:
@@ -65,7 +66,7 @@ def _check_shares(schedule: Schedule, num_ranks: int) -> None:
         if op.is_comm and op.num_sms < least:
             expected = f">= {least}, for {experts} experts over {num_ranks} ranks"
             raise mismatch(
-                f"{_name(schedule)}: {op}", found=f"{op.num_sms} SMs", expected=expected, fix="give it more SMs"
+                f"{_name(schedule)}: {op}", found=f"{op.num_sms} SMs", expected=expected, fix="raise the SMs of this op"
             )
 
 

@@ -70,7 +70,7 @@ def make_schedule(
     if left < 1:
         raise mismatch(
             "peo.deepep_*_num_sms", found=f"{beside} of {num_device_sms} SMs for SEND and RECV",
-            expected="some left for the GEMM beside them", fix="lower the shares",
+            expected="some left for the GEMM beside them", fix="lower deepep_send_num_sms and deepep_recv_num_sms",
         )  # fmt: skip
     shares = _Shares(num_device_sms, send, recv, up_deepgemm_num_sms or left, down_deepgemm_num_sms or left)
     layer = _Layer(num_rounds, num_local_experts, shares)
@@ -94,10 +94,11 @@ def _check(method: Method, api: Api, num_rounds: int, num_local_experts: int) ->
         rounds = [count for count in range(1, num_local_experts + 1) if num_local_experts % count == 0]
         raise mismatch(
             "peo.num_rounds", found=f"{num_rounds} rounds of {num_local_experts} local experts",
-            expected="equal slices", fix=f"one of {', '.join(map(str, rounds))}",
+            expected="equal slices", fix=f"set it to one of {', '.join(map(str, rounds))}",
         )  # fmt: skip
     if method == "non-overlap" and num_rounds != 1:
-        raise mismatch("peo.num_rounds", found=num_rounds, expected="1 with non-overlap", fix="name a method, or 1")
+        fix = "choose another peo.method, or peo.num_rounds: 1"
+        raise mismatch("peo.num_rounds", found=num_rounds, expected="1 with non-overlap", fix=fix)
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,9 @@ class _Snapshot:
 
         chunk = memory.chunk
         dist.reduce(memory.marks, dst=dist.get_global_rank(self._group, 0), group=self._group)
-        totals = self._summed(chunk, (layers, side + 1), totals_of if contributes else _nothing)
-        pairs = self._summed(chunk, (layers, side**2), pairs_of if contributes else _nothing)
-        sample = self._summed(chunk, (layers, -(-rows * top_k // 4)), sample_of if contributes else _nothing)
+        totals = self._sum(chunk, (layers, side + 1), totals_of if contributes else _nothing)
+        pairs = self._sum(chunk, (layers, side**2), pairs_of if contributes else _nothing)
+        sample = self._sum(chunk, (layers, -(-rows * top_k // 4)), sample_of if contributes else _nothing)
         if self._rank != 0:
             return None
         marks = memory.marks.cpu().numpy()
@@ -135,7 +135,7 @@ class _Snapshot:
             marks[self._rank, 1:] = token_marks(recorder)
         return _Memory(chunk, newest, recorder.newest_slots(self._share), marks)
 
-    def _summed(self, chunk: torch.Tensor, shape: tuple[int, int], fill: Fill) -> NDArray[np.int64]:
+    def _sum(self, chunk: torch.Tensor, shape: tuple[int, int], fill: Fill) -> NDArray[np.int64]:
         """Collective: [layers, numbers] on rank 0, nothing elsewhere. fill(part, first): the layers from `first` on."""
         layers, numbers = shape
         found = np.empty(shape if self._rank == 0 else (0, 0), np.int64)

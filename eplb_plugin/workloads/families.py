@@ -85,7 +85,8 @@ FAMILIES = {
 def checked_family(name: str) -> Family:
     """The family of that name, or PluginError."""
     if name not in FAMILIES:
-        raise mismatch("family", found=repr(name), expected=f"one of {', '.join(FAMILIES)}", fix="name a known one")
+        fix = "pass one of these names"
+        raise mismatch("family", found=repr(name), expected=f"one of {', '.join(FAMILIES)}", fix=fix)
     return FAMILIES[name]
 
 
@@ -93,7 +94,8 @@ def fit(load: ArrayLike, family: Family) -> Fit:
     """The spread with the least SSE for every layer of `load: [L, E]`. Layers without load raise PluginError."""
     loads = np.asarray(load, np.float64)
     if loads.ndim != 2 or not loads.size or (loads.sum(axis=1) <= 0.0).any():
-        raise mismatch("load", found="a layer without any", expected="selections in every layer", fix="record more")
+        fix = "record until every layer has served tokens"
+        raise mismatch("load", found="a layer without any", expected="selections in every layer", fix=fix)
     experts = loads.shape[1]
     grid = np.linspace(0.0, family.most, GRID)
     curves = np.stack([family.shares(spread, experts) for spread in grid])

@@ -37,15 +37,16 @@ def read_load_table(path: str | os.PathLike[str], num_experts: int | None = None
         if wrong is not None or len(row) <= numbered:
             found = "no numbers" if wrong is None else repr(wrong[:40])
             raise mismatch(
-                f"{path}: line {line}", found=found, expected="counts of a layer's experts", fix="correct it"
+                f"{path}: line {line}", found=found, expected="counts of a layer's experts", fix="correct this line"
             )
         values = [float(cell) for cell in row]
         if numbered and not (values[0].is_integer() and 0 <= values[0] < 2**31):
-            raise mismatch(f"{path}: line {line}", found=row[0], expected="a decoder layer", fix="number the layers")
+            fix = "begin the line with the decoder layer's number"
+            raise mismatch(f"{path}: line {line}", found=row[0], expected="a decoder layer", fix=fix)
         numbers.append(int(values[0]) if numbered else len(rows))
         rows.append(values[numbered:])
     if not rows:
-        raise mismatch(str(path), found="no line of numbers", expected="a layer a line", fix="pass loads")
+        raise mismatch(str(path), found="no line of numbers", expected="a layer a line", fix="pass a table of loads")
     if not numbered:
         refuse_sideways(path, len(rows), len(rows[0]), num_experts)
     return window_of(path, Loads(rows, numbers), num_experts)

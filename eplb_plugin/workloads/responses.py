@@ -46,7 +46,7 @@ def read_responses(path: str | os.PathLike[str], model: Model = None) -> tuple[N
         for number, text in _parts(read_foreign(path, "file of answers").decode()):  # noqa: B007 (the refusals have it)
             document = json.loads(text)
             for answer in document if isinstance(document, list) else [document]:  # SGLang's, of several prompts
-                blocks += (_decoded(*payload, model) for payload in _payloads(answer))
+                blocks += (_decode(*payload, model) for payload in _payloads(answer))
     except _NoShape:
         found = f"line {number}, routed_experts without a shape, as SGLang has them"
         expected = "the model's layers and experts per token"
@@ -60,11 +60,13 @@ def read_responses(path: str | os.PathLike[str], model: Model = None) -> tuple[N
     shapes = {block.shape[1:] for block in blocks}
     if len(shapes) != 1 or any(block.ndim != 3 or block.dtype.kind not in "iu" for block in blocks):
         found = f"arrays of shapes {sorted(map(str, shapes))}"
-        raise mismatch(str(path), found=found, expected="integers [tokens, layers, k] of one model", fix="split it")
+        fix = "make a file for each model"
+        raise mismatch(str(path), found=found, expected="integers [tokens, layers, k] of one model", fix=fix)
     ids = np.concatenate(blocks).astype(np.int64).transpose(1, 0, 2)
     layers = np.flatnonzero(_is_routed(ids))
     if not len(layers):
-        raise mismatch(str(path), found="no token", expected="answers to requests", fix="record it again")
+        fix = "record while requests are answered"
+        raise mismatch(str(path), found="no token", expected="answers to requests", fix=fix)
     return ids[layers], layers.astype(np.int32)
 
 
@@ -94,7 +96,7 @@ def _payloads(answer: Any) -> Iterator[tuple[Any, Any]]:
             yield given, holder.get("routed_experts_shape")
 
 
-def _decoded(given: Any, shape: Any, model: Model) -> NDArray[Any]:
+def _decode(given: Any, shape: Any, model: Model) -> NDArray[Any]:
     kind = None
     if isinstance(given, dict):
         given, shape, kind = given["data"], given["shape"], given.get("dtype")

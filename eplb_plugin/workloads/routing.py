@@ -42,13 +42,15 @@ class ClusteredRouter:
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.num_experts // self.num_groups * self.top_groups:
             limit = f"1..{self.num_experts // self.num_groups * self.top_groups}"
-            raise mismatch("router.top_k", found=self.top_k, expected=limit, fix="lower it or allow more groups")
+            raise mismatch("router.top_k", found=self.top_k, expected=limit, fix="lower top_k, or raise top_groups")
         if self.num_experts % self.num_groups or not 1 <= self.top_groups <= self.num_groups:
             found = f"{self.num_groups} groups, top {self.top_groups}"
-            raise mismatch("router groups", found=found, expected=f"a divisor of {self.num_experts}", fix="regroup")
+            fix = "choose num_groups that divides the experts, top_groups within it"
+            raise mismatch("router groups", found=found, expected=f"a divisor of {self.num_experts}", fix=fix)
         for name in ("purity", "drift"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise mismatch(f"router.{name}", found=getattr(self, name), expected="0.0..1.0", fix="pass a share")
+                fix = "pass a value from 0 to 1"
+                raise mismatch(f"router.{name}", found=getattr(self, name), expected="0.0..1.0", fix=fix)
 
     def drifted(self, drift: float) -> ClusteredRouter:
         """The same model under a topic mixture that moved by `drift`."""

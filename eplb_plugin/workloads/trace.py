@@ -82,7 +82,7 @@ def read_trace(path: str | os.PathLike[str], shape: Shape) -> Reading:
     window, note, guessed = _READERS[name](path, shape)
     _refuse_other_models(path, window, shape)
     what = f"{kind.what}, " if kind is not None and name not in ("statistics", "npz") else ""
-    return Reading(window, f"{path}: {what}{_described(window)}{note}", guessed)
+    return Reading(window, f"{path}: {what}{_describe(window)}{note}", guessed)
 
 
 def _statistics(path: str | os.PathLike[str], shape: Shape) -> Read:
@@ -120,7 +120,8 @@ def _npy(path: str | os.PathLike[str], shape: Shape) -> Read:
         return *window_of(path, Loads(array.tolist(), range(len(array))), shape.num_experts), False
     if array.ndim != 3:
         expected = "loads [layers, experts] or top-k ids [layers, tokens, k]"
-        raise mismatch(str(path), found=f"shape {array.shape} {array.dtype}", expected=expected, fix="pass one of them")
+        fix = "save the array in one of these shapes"
+        raise mismatch(str(path), found=f"shape {array.shape} {array.dtype}", expected=expected, fix=fix)
     return _from_ids(path, _layers_first(path, array, shape.layout), shape)
 
 
@@ -149,7 +150,8 @@ def _from_ids(
         experts, guessed = max(int(ids.max(initial=0)) + 1, 1), True
         note += " (the highest id + 1: pass --num-experts or --model-config if the model has more)"
     if experts > PLAUSIBLE_EXPERTS:
-        raise mismatch(f"{path}: experts", found=experts, expected=f"<= {PLAUSIBLE_EXPERTS}", fix="check the ids")
+        fix = "check that the array holds expert ids"
+        raise mismatch(f"{path}: experts", found=experts, expected=f"<= {PLAUSIBLE_EXPERTS}", fix=fix)
     if layer_ids is None and shape.layer_ids is not None and len(np.asarray(shape.layer_ids)) == len(ids):
         layer_ids = shape.layer_ids  # those of another number of layers are for the caller to refuse
     return _named(path, RoutingStatistics.from_topk, ids, experts, layer_ids), note, guessed
@@ -158,7 +160,7 @@ def _from_ids(
 def _layers_first(path: str | os.PathLike[str], ids: NDArray[Any], layout: str | None) -> NDArray[Any]:
     if ids.ndim != 3 or ids.dtype.kind not in "iu" or not ids.shape[0]:
         found = f"topk_ids of shape {ids.shape} {ids.dtype}"
-        raise mismatch(str(path), found=found, expected="integers [layers, tokens, k]", fix="write it again")
+        raise mismatch(str(path), found=found, expected="integers [layers, tokens, k]", fix="save it so")
     if layout == TOKENS_FIRST:
         return ids.transpose(1, 0, 2)
     if layout is None and 1 < ids.shape[1] < ids.shape[0]:
@@ -181,7 +183,7 @@ def _refuse_other_models(path: str | os.PathLike[str], window: RoutingStatistics
         raise mismatch(f"{path}: last layer", found=last, expected=most, fix="pass a trace of this model")
 
 
-def _described(window: RoutingStatistics) -> str:
+def _describe(window: RoutingStatistics) -> str:
     first, last = window.layer_ids[0], window.layer_ids[-1]
     layers = f"{window.num_layers} layers ({first} to {last})" if window.num_layers > 1 else f"layer {first}"
     tokens = f" × {window.num_tokens.max():,} tokens" if window.num_tokens.any() else ""
@@ -203,7 +205,7 @@ def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
 
 def _scalar(path: str | os.PathLike[str], array: NDArray[Any]) -> int:
     if array.shape != () or array.dtype.kind not in "iu" or int(array) < 1:
-        raise mismatch(f"{path}: num_experts", found=array.tolist(), expected="one count", fix="write it again")
+        raise mismatch(f"{path}: num_experts", found=array.tolist(), expected="one count", fix="save one integer")
     return int(array)
 
 

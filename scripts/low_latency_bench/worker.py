@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eplb_plugin.peo import fp8, grouped_gemm, reference
+from deep_ep_cpu import fp8, grouped_gemm, reference
 from eplb_plugin.peo.cuda import RoundBuffer, RoundInput, choose_api
 from eplb_plugin.peo.ops import Schedule
 from eplb_plugin.peo.protocol import check

@@ -60,7 +60,7 @@ def test_windows_that_end_are_merged(tmp_path: Path, call: Call) -> None:
     )
     server.join()
     assert code == 0, problem
-    np.testing.assert_array_equal(RoutingStatistics.load(out).load, 2 * window().load)
+    np.testing.assert_array_equal(RoutingStatistics.read(out).load, 2 * window().load)
     _, header = load_arrays(out, "statistics")
     expected = {"model": "some-moe", "engine": "vllm", "phase": "decode", "tokens": 4, "top_k": 2, "num_layers": 2}
     for found in (json.loads(printed), header):
@@ -149,8 +149,8 @@ def test_the_recorder_is_started_and_dumped(tmp_path: Path, call: Call, sglang: 
     out = tmp_path / "out.safetensors"
     code, printed, problem = call("record", out, "--url", sglang, "--dumps", tmp_path, "--seconds", "0.1", "--json")
     assert code == 0, problem
-    assert RoutingStatistics.load(out).load.tolist() == [[36, 36, 36, 36]], "counted by both ranks"
-    assert RoutingStatistics.load(out).layer_ids.tolist() == [1]
+    assert RoutingStatistics.read(out).load.tolist() == [[36, 36, 36, 36]], "counted by both ranks"
+    assert RoutingStatistics.read(out).layer_ids.tolist() == [1]
     assert json.loads(printed)["phase"] == "prefill"
     names = ["server_info", *([] if eplb else ["start_expert_distribution_record"]), "dump_expert_distribution_record"]
     assert Handler.asked == [f"/{name}" for name in [*names, *([] if eplb else ["stop_expert_distribution_record"])]]
@@ -169,8 +169,8 @@ def test_every_rank_writes_its_passes(
     out = tmp_path / "out.safetensors"
     code, _, problem = call("record", out, "--url", sglang, "--dumps", tmp_path, "--seconds", "0.1")
     assert code == 0, problem
-    assert RoutingStatistics.load(out).load.tolist() == [[total] * 4]
-    assert RoutingStatistics.load(out).layer_ids.tolist() == [1]
+    assert RoutingStatistics.read(out).load.tolist() == [[total] * 4]
+    assert RoutingStatistics.read(out).layer_ids.tolist() == [1]
 
 
 def record_of(counts: list[int], eplb: bool, folder: Path, call: Call, url: str) -> tuple[int, str]:
@@ -193,7 +193,7 @@ def test_recordings_that_a_rebalance_has_just_begun_are_added_up(
     code, problem = record_of(counts, True, tmp_path, call, sglang)
     assert code == 0, problem
     assert Handler.asked.count("/dump_expert_distribution_record") == dumps
-    assert (RoutingStatistics.load(tmp_path / "out.safetensors").load == total).all()
+    assert (RoutingStatistics.read(tmp_path / "out.safetensors").load == total).all()
 
 
 def test_what_there_is_when_the_time_is_over(
@@ -203,7 +203,7 @@ def test_what_there_is_when_the_time_is_over(
     monkeypatch.setattr(http_recorder, "TRAFFIC_SECONDS", -1.0)
     code, problem = record_of([1], True, tmp_path, call, sglang)
     assert code == 0, problem
-    assert (RoutingStatistics.load(tmp_path / "out.safetensors").load == 3).all()
+    assert (RoutingStatistics.read(tmp_path / "out.safetensors").load == 3).all()
     for eplb in (True, False):
         code, problem = record_of([0], eplb, tmp_path, call, sglang)
         assert code == 2
@@ -242,7 +242,7 @@ def test_files_of_the_recorder_are_converted(tmp_path: Path, call: Call) -> None
         torch.save({"records": [record], "last_physical_to_logical_map": torch.arange(4)[None]}, files[-1])
     code, _, problem = call("record", out, *files, "--owner-group-size", "2")
     assert code == 0, problem
-    assert RoutingStatistics.load(out).load.tolist() == [[2, 1, 1, 0]]
+    assert RoutingStatistics.read(out).load.tolist() == [[2, 1, 1, 0]]
     files[1].write_bytes(files[1].read_bytes()[:50])
     code, _, problem = call("record", out, *files, "--owner-group-size", "2")
     assert code == 2

@@ -15,7 +15,7 @@ from eplb_plugin.engines.releases import VLLM
 from eplb_plugin.peo.cuda import ROUND_ARGUMENTS
 
 DEEP_EP, DEEP_GEMM = ("sgl-deep-ep", "0.1.2.post1"), ("sgl-deep-gemm", "0.2.5")
-PLUGIN = Sources(ROOT)
+PLUGIN = Sources(ROOT, ROOT / "scripts")
 CALLS = ("low_latency_dispatch", "low_latency_combine")
 
 
@@ -38,7 +38,7 @@ def test_the_buffer_in_its_place_takes_the_calls_that_it_takes(deep_ep: Sources,
 @pytest.mark.parametrize("call", CALLS)
 def test_the_reference_has_its_signatures(deep_ep: Sources, call: str) -> None:
     """Names, order and defaults; what SGLang's fork has besides (NVFP4, signals) the reference has not."""
-    target = f"eplb_plugin.peo.reference:Buffer.{call}"
+    target = f"deep_ep_cpu.reference:Buffer.{call}"
     assert check.stands_for(PLUGIN, target, deep_ep, f"deep_ep:Buffer.{call}") == []
 
 
@@ -85,7 +85,7 @@ def test_a_patched_buffer_takes_what_vllm_passes(wheel: Callable[[str, str], Sou
     """vLLM names NVFP4's arguments only where it dispatches NVFP4."""
     (root,) = wheel("vllm", VLLM.tested).roots
     file = root / "vllm/model_executor/layers/fused_moe/prepare_finalize/deepep_ll.py"
-    assert check.calls(PLUGIN, f"eplb_plugin.peo.reference:PatchedBuffer.{call}", [PythonFile(file)]) == []
+    assert check.calls(PLUGIN, f"deep_ep_cpu.reference:PatchedBuffer.{call}", [PythonFile(file)]) == []
 
 
 def test_deep_gemm_can_be_told_how_many_sms_it_may_use(wheel: Callable[[str, str], Sources]) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from deep_ep_cpu.heap import ProtocolTimeout
+from deep_ep_cpu.reference import Buffer, PatchedBuffer
 from eplb_plugin import PluginError
 from eplb_plugin.peo.cuda import RoundBuffer, choose_api
-from eplb_plugin.peo.heap import ProtocolTimeout
 from eplb_plugin.peo.ops import Api, Method
 from eplb_plugin.peo.protocol import check
-from eplb_plugin.peo.reference import Buffer, PatchedBuffer
 from eplb_plugin.peo.schedule import make_schedule
 from eplb_plugin.peo.streams import InOrder
 from moe_layers import DEVICE_SMS, TOKENS, Batch, Experts, buffer_for, no_limit, split, unsplit

@@ -69,7 +69,7 @@ def test_given_gemm_shares_are_used_and_a_stock_buffer_takes_all():
     [
         ({"method": "overlap-5"}, "peo.method: found 'overlap-5', expected non-overlap, overlap-1"),
         ({"api": "v2"}, "peo.api: found 'v2'"),
-        ({"num_rounds": 3}, "3 rounds of 8 local experts, expected equal slices; fix: one of 1, 2, 4, 8"),
+        ({"num_rounds": 3}, "3 rounds of 8 local experts, expected equal slices; fix: set it to one of 1, 2, 4, 8"),
         ({"num_rounds": 0}, "0 rounds"),
         ({"method": "non-overlap"}, "peo.num_rounds: found 4, expected 1 with non-overlap"),
         ({"api": "stock"}, "overlap-1 with the stock API, expected overlap-2"),

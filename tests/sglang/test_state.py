@@ -29,12 +29,12 @@ def test_recorded_shown_and_taken_up_again(
     serve_until(server, 3, expected)
 
     told = record(server, tmp_path / "window.safetensors", "--state", folder)
-    window = RoutingStatistics.load(tmp_path / "window.safetensors")
+    window = RoutingStatistics.read(tmp_path / "window.safetensors")
     assert (told["engine"], told["phase"], told["num_layers"], told["num_experts"]) == ("sglang", "mixed", 4, 32)
     assert window.load.sum(axis=1).tolist() == [told["tokens"] * told["top_k"]] * 4
 
     told = record(server, tmp_path / "loads.safetensors", "--url", server.url, "--dumps", dumps)
-    loads = RoutingStatistics.load(tmp_path / "loads.safetensors")
+    loads = RoutingStatistics.read(tmp_path / "loads.safetensors")
     assert told["model"] == str(server.model)
     assert loads.sample is None
     assert loads.load.shape == window.load.shape
@@ -53,7 +53,7 @@ def test_a_server_without_eplb_is_recorded_token_by_token(serve: Callable[..., S
     server = serve("qwen3_moe", LAYOUT, arguments=arguments, **where)
     server.wait_ready()
     told = record(server, tmp_path / "window.safetensors", "--url", server.url, "--dumps", tmp_path / "dumps")
-    window = RoutingStatistics.load(tmp_path / "window.safetensors")
+    window = RoutingStatistics.read(tmp_path / "window.safetensors")
     assert told["top_k"] == 4
     assert window.sample is not None
     assert window.load.sum(axis=1).tolist() == [told["tokens"] * 4] * 4

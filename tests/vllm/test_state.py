@@ -32,7 +32,7 @@ def test_recorded_shown_and_taken_up_again(
     serve_until(server, 3, expected)
 
     told = record(server, tmp_path / "window.safetensors", "--state", folder, "--model", "anywhere/qwen3_moe")
-    window = RoutingStatistics.load(tmp_path / "window.safetensors")
+    window = RoutingStatistics.read(tmp_path / "window.safetensors")
     assert (told["engine"], told["phase"], told["num_layers"], told["num_experts"]) == ("vllm", "mixed", 4, 32)
     assert window.load.sum(axis=1).tolist() == [told["tokens"] * told["top_k"]] * 4
     assert told["tokens"] > 100

@@ -25,7 +25,7 @@ _USE_VANILLA = "use vLLM's own EPLB for this model: remove the plugin's settings
 @dataclass(frozen=True)
 class MoeLayers:
     """states: where each layer looks experts up.
-    owner_group_size: consecutive EP ranks that route the same token (see DESIGN, token-owner groups).
+    owner_group_size: consecutive EP ranks that route the same token: a token-owner group.
     chunk: under sequence parallelism this rank routes the chunk-th part of the batch, else 0.
     """
 

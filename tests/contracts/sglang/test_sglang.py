@@ -37,4 +37,5 @@ def test_every_attribute_is_there() -> None:
 def test_a_patched_buffer_takes_what_sglang_passes(call: str) -> None:
     """It names the arguments of its own fork only where it dispatches NVFP4 or overlaps a single batch."""
     file = INSTALLED.roots[0] / "sglang/srt/layers/moe/token_dispatcher/deepep.py"
-    assert check.calls(Sources(ROOT), f"eplb_plugin.peo.reference:PatchedBuffer.{call}", [PythonFile(file)]) == []
+    reference, target = Sources(ROOT / "scripts"), f"deep_ep_cpu.reference:PatchedBuffer.{call}"
+    assert check.calls(reference, target, [PythonFile(file)]) == []

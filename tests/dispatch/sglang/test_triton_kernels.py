@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 from cover_passes import CPU, MAX_TOKENS, Run, check_run, runs
 from covering import cover_slowly
 from eplb_plugin.dispatch.kernels import Counters, CoverTables, LayerTables, cover
-from eplb_plugin.doctor.lanes import made_plan
+from eplb_plugin.doctor.lanes import make_plan
 from eplb_plugin.recording.recorder import Recorder
 from recorded import Reference, counters
 
@@ -88,7 +88,7 @@ def test_borders_of_cover_s_keys(experts: int, nodes: int) -> None:
     from eplb_plugin.dispatch.triton_kernels import launch
 
     rng, top_k, tokens, source = np.random.default_rng([experts, nodes]), 16, 5, nodes - 1
-    plan = made_plan(rng, "cover", layers=1, experts=experts, nodes=nodes, spare=experts)
+    plan = make_plan(rng, "cover", layers=1, experts=experts, nodes=nodes, spare=experts)
     ids = rng.random((tokens, experts)).argsort(1)[:, :top_k]
     expected = [cover_slowly(plan, row, source, index) for index, row in enumerate(ids.tolist())]
     tables, given = CoverTables(plan, [source], CPU).layer(0), torch.from_numpy(ids)

@@ -110,7 +110,7 @@ def test_a_dump_of_sglang_becomes_a_plan_for_vllm_and_back(tmp_path: Path) -> No
     """SGLang counts dense layers, vLLM does not: files carry decoder-layer numbers, and are the same for both."""
     write_stat(tmp_path / "dump.pt")
     read_dump(tmp_path / "dump.pt").save(tmp_path / "trace.safetensors")
-    statistics = RoutingStatistics.load(tmp_path / "trace.safetensors")
+    statistics = RoutingStatistics.read(tmp_path / "trace.safetensors")
     made = plan(statistics, Topology(2, 2, 3), policy="balanced", dispatch="hash").placement
     made.save(tmp_path / "placement.safetensors")
     placed = Placement.load(tmp_path / "placement.safetensors")

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from deep_ep_cpu.grouped_gemm import silu_mul_quant
+from deep_ep_cpu.reference import Buffer, PatchedBuffer
 from eplb_plugin.config_sections import PeoConfig
 from eplb_plugin.errors import PluginError
-from eplb_plugin.peo.grouped_gemm import silu_mul_quant
-from eplb_plugin.peo.reference import Buffer, PatchedBuffer
 from moe_layers import INTER, SMS, TOKENS, Batch, Experts, Lines, buffer_for, fake_modules
 from processes import run_ranks
 

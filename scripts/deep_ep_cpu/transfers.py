@@ -1,4 +1,4 @@
-"""What a low-latency SEND writes into other ranks' memory and a RECV makes of it; see `peo.reference` for the contract.
+"""What a low-latency SEND writes into other ranks' memory and a RECV makes of it; see `reference` for the contract.
 
 Letters in shapes: EL local experts, P ranks * tokens (rows per expert), G hidden / 128 (scales of a row).
 """

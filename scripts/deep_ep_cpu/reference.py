@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..errors import mismatch
+from eplb_plugin.errors import mismatch
+
 from .fp8 import BLOCK
 from .heap import LowLatencyLayout, SymmetricHeap
 from .transfers import Received, Rounds, Transfer, pack_rows

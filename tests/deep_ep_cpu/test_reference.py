@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from deep_ep_cpu import fp8
+from deep_ep_cpu.heap import LowLatencyLayout, ProtocolTimeout
+from deep_ep_cpu.reference import Buffer, PatchedBuffer
 from eplb_plugin.errors import PluginError
-from eplb_plugin.peo import fp8
-from eplb_plugin.peo.heap import LowLatencyLayout, ProtocolTimeout
-from eplb_plugin.peo.reference import Buffer, PatchedBuffer
 from moe_layers import HIDDEN, TOKENS, Batch, Experts, buffer_for, unsplit
 from processes import Ranks
 
