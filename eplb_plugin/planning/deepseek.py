@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from ..counts import checked_counts
 from ..errors import mismatch
 from ..jit import Array, kernel
-from .order import heaviest_first
 
 Maps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
@@ -89,7 +88,7 @@ def _pack_heaviest_first(weight: Array, packs: int) -> tuple[Array, Array]:
             pack_of[item] = item
         return pack_of, position
     total, filled = np.zeros(packs), np.zeros(packs, np.int64)
-    for item in heaviest_first(weight):
+    for item in np.argsort(-weight, kind="mergesort"):
         lightest = -1
         for pack in range(packs):
             if filled[pack] < size and (lightest < 0 or total[pack] < total[lightest]):

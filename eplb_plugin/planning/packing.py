@@ -12,7 +12,6 @@ from ..jit import Array, kernel
 from ..limits import MOST_RANKS
 from .deepseek import solve_global
 from .evening import even_out
-from .order import heaviest_first
 from .replication import apportion, copy_limit, list_copies
 
 STOP = 0.001  # a busiest rank this close to the mean is left alone
@@ -194,7 +193,7 @@ def pack(expert: Array, weight: Array, num_ranks: int) -> Array:
         whole[item] = int(weight[item] * scale + 0.5)
     who, part = np.empty((num_ranks, slots), np.int32), np.zeros((num_ranks, slots), np.int64)
     load = np.zeros(num_ranks, np.int64)
-    _greedy(expert, whole, heaviest_first(weight), who, part, load)
+    _greedy(expert, whole, np.argsort(-weight, kind="mergesort"), who, part, load)  # stable
     if slots > 1:
         _descend(who, part, load)
     return who
@@ -232,7 +231,7 @@ def _least_peak(load: Array, copies: Array, weight: Array, slots: int, limit: in
     for expert in range(load.shape[0]):
         if load[expert] / copies[expert] == last:
             return 0.0
-    order, items, peak = heaviest_first(weight), weight.shape[0], 0.0
+    order, items, peak = np.argsort(-weight, kind="mergesort"), weight.shape[0], 0.0
     if slots == 2:  # the heaviest with the lightest, the second with the second …
         for item in range(items // 2):
             peak = max(peak, weight[order[item]] + weight[order[items - 1 - item]])

@@ -13,7 +13,6 @@ from eplb_plugin import Placement, PlanOptions, RoutingStatistics, Topology, pla
 from eplb_plugin.planning.budget import count_moved, share_out
 from eplb_plugin.planning.even_layers import even_balance
 from eplb_plugin.planning.evening import even_out
-from eplb_plugin.planning.order import heaviest_first
 from eplb_plugin.planning.score import layer_balancedness, moved_slots
 from strategies import QUICK, Case, cases
 
@@ -154,13 +153,6 @@ def test_only_hopeless_layers_are_solved_afresh():
         RoutingStatistics(load), topology, policy="balanced", dispatch="hash", previous=good.placement, options=bounded
     )
     assert made.resolved_layers == 0
-
-
-@QUICK
-@given(st.lists(st.integers(0, 60000), min_size=1, max_size=40))
-def test_order_is_descending_and_stable(weights: list[int]):
-    order = heaviest_first(np.array(weights, float))
-    assert order.tolist() == sorted(range(len(weights)), key=lambda item: (-weights[item], item))
 
 
 def test_previous_is_left_alone():
