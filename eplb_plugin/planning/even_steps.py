@@ -10,7 +10,7 @@ ranks inside a node only: the nodes which hold an expert stay the same, and with
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from ..plan_types import PlanOptions
 from ..topology import Topology
 from .budget import count_moved
 from .crossings import Cluster
+from .flow import Copies, list_by_expert
 from .level import swap_held, swap_receipt
 from .ranks import count_held, received
 from .repair import NO_LIMIT
@@ -70,92 +71,81 @@ def even_steps(
     return arranged.astype(np.int32)
 
 
-class Held(NamedTuple):
-    """Where slots of an expert lie: place[start[e] : start[e + 1]], of int64; multiple: experts with several slots."""
-
-    start: Array
-    place: Array
-    multiple: Array
-
-
 @kernel
-def _open(phy2log: Array, experts: int) -> Held:
-    start, place, multiple = np.zeros(experts + 1, np.int64), np.empty(phy2log.shape[0], np.int64), 0
-    for expert in phy2log:
-        start[expert + 1] += 1
-        multiple += start[expert + 1] == 2
-    several = np.empty(multiple, np.int64)
-    for expert in range(experts):
-        if start[expert + 1] > 1:
-            multiple -= 1
-            several[several.shape[0] - multiple - 1] = expert
-        start[expert + 1] += start[expert]
-    filled = start[:-1].copy()
+def _open(phy2log: Array, experts: int, slots: int) -> Copies:
+    """One slot of every expert on a rank, by expert: a second one there makes no rank lighter."""
+    is_first = np.ones(phy2log.shape[0], np.bool_)
     for slot in range(phy2log.shape[0]):
-        place[filled[phy2log[slot]]] = slot
-        filled[phy2log[slot]] += 1
-    return Held(start, place, several)
+        for earlier in range(slot // slots * slots, slot):
+            if phy2log[earlier] == phy2log[slot]:
+                is_first[slot] = False
+    first = np.flatnonzero(is_first)
+    return list_by_expert(phy2log[first], first // slots, experts)
 
 
 @kernel
-def _settle(load: Array, held: Held, slots: int, quota: Array, rank_load: Array) -> None:
-    """load: [E] of one step -> quota: [P] and rank_load: [ranks] with a peak as low as some sweeps find it."""
+def _settle(load: Array, copies: Copies, multiple: Array, quota: Array, rank_load: Array) -> None:
+    """load: [E] of one step -> quota: [C] and rank_load: [ranks] with a peak as low as some sweeps find it. multiple:
+    experts on several ranks.
+    """
     rank_load[:] = 0.0
     for expert in range(load.shape[0]):
-        first, last = held.start[expert], held.start[expert + 1]
-        for slot in held.place[first:last]:
-            quota[slot] = load[expert] / (last - first)
-            rank_load[slot // slots] += quota[slot]
+        first, last = copies.start[expert], copies.start[expert + 1]
+        for copy in copies.listed[first:last]:
+            quota[copy] = load[expert] / (last - first)
+            rank_load[copies.bin[copy]] += quota[copy]
     for _ in range(SWEEPS):
-        for expert in held.multiple:
+        for expert in multiple:
             if load[expert] > 0.0:
-                _fill(held.place[held.start[expert] : held.start[expert + 1]], load[expert], slots, quota, rank_load)
+                listed = copies.listed[copies.start[expert] : copies.start[expert + 1]]
+                _fill(listed, load[expert], copies.bin, quota, rank_load)
 
 
 @kernel
-def _fill(places: Array, load: float, slots: int, quota: Array, rank_load: Array) -> None:
-    """One expert's load over its slots, up to one level of their ranks."""
-    if places.shape[0] == 2:  # most are two: in closed form
-        one, other = places[0] // slots, places[1] // slots
-        gap = (rank_load[other] - quota[places[1]]) - (rank_load[one] - quota[places[0]])
-        moved = min(max(0.5 * (load + gap), 0.0), load) - quota[places[0]]
-        if one != other:
-            quota[places[0]] += moved
-            quota[places[1]] -= moved
-            rank_load[one] += moved
-            rank_load[other] -= moved
+def _fill(listed: Array, load: float, rank_of: Array, quota: Array, rank_load: Array) -> None:
+    """One expert's load over its copies, up to one level of their ranks."""
+    if listed.shape[0] == 2:  # most are two: in closed form
+        first, second = listed[0], listed[1]
+        one, other = rank_of[first], rank_of[second]
+        gap = (rank_load[other] - quota[second]) - (rank_load[one] - quota[first])
+        moved = min(max(0.5 * (load + gap), 0.0), load) - quota[first]
+        quota[first] += moved
+        quota[second] -= moved
+        rank_load[one] += moved
+        rank_load[other] -= moved
         return
-    for slot in places:
-        rank_load[slot // slots] -= quota[slot]
+    for copy in listed:
+        rank_load[rank_of[copy]] -= quota[copy]
     below, level = np.inf, 0.0
     while True:  # ranks above the level take nothing, which lowers it
         amount, filled, highest = load, 0, -1.0
-        for slot in places:
-            other = rank_load[slot // slots]
+        for copy in listed:
+            other = rank_load[rank_of[copy]]
             if other < below:
                 amount += other
                 filled += 1
         level = amount / filled
-        for slot in places:
-            other = rank_load[slot // slots]
+        for copy in listed:
+            other = rank_load[rank_of[copy]]
             if level < other < below:
                 highest = max(highest, other)
         if highest < 0.0:
             break
         below = highest
-    for slot in places:
-        quota[slot] = max(level - rank_load[slot // slots], 0.0) if rank_load[slot // slots] < below else 0.0
-    for slot in places:
-        rank_load[slot // slots] += quota[slot]
+    for copy in listed:
+        quota[copy] = max(level - rank_load[rank_of[copy]], 0.0) if rank_load[rank_of[copy]] < below else 0.0
+    for copy in listed:
+        rank_load[rank_of[copy]] += quota[copy]
 
 
 @kernel
 def _peaks(phy2log: Array, loads: Array, slots: int, most: float, rank_load: Array) -> float:
     """Peaks of all steps, added up; infinite if they are above `most`. rank_load: [S, ranks] is filled."""
-    held, quota = _open(phy2log, loads.shape[1]), np.empty(phy2log.shape[0])
+    copies, quota = _open(phy2log, loads.shape[1], slots), np.empty(phy2log.shape[0])
+    multiple = np.flatnonzero(copies.start[1:] - copies.start[:-1] > 1)
     peaks = loads.sum() / rank_load.shape[1]  # at the least; step by step it becomes the sum
     for step in range(loads.shape[0]):
-        _settle(loads[step], held, slots, quota, rank_load[step])
+        _settle(loads[step], copies, multiple, quota, rank_load[step])
         peaks += rank_load[step].max() - rank_load[step].mean()
         if peaks > most:
             return np.inf

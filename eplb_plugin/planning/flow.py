@@ -36,7 +36,11 @@ def list_by_expert(expert: Array, bin_of: Array, experts: int) -> Copies:
     for copy in range(expert.shape[0]):
         start[expert[copy] + 1] += 1
     start = np.cumsum(start)
-    return Copies(expert, bin_of, start, np.argsort(expert, kind="mergesort"))
+    listed, filled = np.empty(expert.shape[0], np.int64), start[:-1].copy()
+    for copy in range(expert.shape[0]):
+        listed[filled[expert[copy]]] = copy
+        filled[expert[copy]] += 1
+    return Copies(expert, bin_of, start, listed)
 
 
 @kernel

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import PlanOptions, RoutingStatistics, Topology, plan, route_step
@@ -53,11 +53,10 @@ def recorded() -> RoutingStatistics:
 @QUICK
 @given(st.data())
 def test_peaks_are_near_the_least_possible(data: st.DataObject):
+    """Also where a rank holds two slots of an expert, which makes no rank lighter."""
     experts = data.draw(st.integers(1, 10))
     topology = data.draw(topologies(experts, max_nodes=2, max_ranks_per_node=3))
     phy2log = data.draw(placements(1, experts, topology.num_slots)).phy2log[0]
-    held = topology.rank_of_slot.astype(int) * experts + phy2log
-    assume(len(set(held.tolist())) == len(held))  # a second slot on a rank makes no rank lighter
     load = np.random.default_rng(data.draw(st.integers(0, 1000))).integers(0, 50, experts)
     least = least_peak(phy2log, load, topology)
     assert 0.999 * least <= peaks(phy2log, load[None], topology) <= 1.15 * least + 1e-9
