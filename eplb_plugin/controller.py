@@ -26,7 +26,7 @@ from .placement import Placement
 from .plan_message import encode, encode_error
 from .plan_types import WEIGHED, Plan, PlanOptions
 from .planning.job import plan_of
-from .planning.plan import plan
+from .planning.plan import make_plan as plan
 from .planning.resplit import resplit
 from .planning.score import expected_rank_load
 from .recording.load import Arrived, sum_load

@@ -112,7 +112,8 @@ class Plan:
     resolved_layers: layers that were solved afresh, not repaired from the previous placement.
     skipped_layers: layers that keep the previous row because their move would cost more time than it saves.
     less_even: for every reason why layers are planned less even than vanilla's placement is under its hash, by more
-        than half a point, one line that says how many, by how much, and why (planning/evenness.py). Empty: none is.
+        than half a point, one line that says how many, by how much, and why (planning/evenness.py). Empty: none is, or
+        nobody compared: servers do not, and a plan arranged for `exact` is for steps.
     """
 
     placement: Placement

@@ -14,7 +14,7 @@ from .placement import Placement
 from .plan_message import accept, encode
 from .plan_types import Dispatch, Plan, PlanOptions, Policy
 from .planning.job import plan_of
-from .planning.plan import plan
+from .planning.plan import make_plan
 from .planning.resplit import resplit
 from .statistics import RoutingStatistics
 from .topology import Topology
@@ -52,7 +52,7 @@ def warm_up(what: Planned, options: PlanOptions, renews: bool) -> float:
 
 
 def planned(what: Planned, statistics: RoutingStatistics, previous: Plan | None, options: PlanOptions) -> Plan:
-    return plan(
+    return make_plan(
         statistics,
         what.topology,
         policy=what.policy,

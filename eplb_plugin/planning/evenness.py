@@ -36,6 +36,12 @@ def less_even(job: Job, made: Plan, previous: NDArray[np.int32] | None) -> tuple
     return tuple(lines)
 
 
+def _stays(made: Plan, previous: NDArray[np.int32], row: int) -> bool:
+    """Whether every rank keeps its experts, in whatever order."""
+    held = [slots[row].reshape(made.topology.num_ranks, -1) for slots in (made.placement.phy2log, previous)]
+    return np.array_equal(np.sort(held[0], axis=1), np.sort(held[1], axis=1))
+
+
 def _vanilla(job: Job, made: Plan) -> Plan:
     return plan_of(Placement(job.vanilla(None), made.placement.layer_ids), job.topology, "hash")
 
@@ -44,7 +50,7 @@ def _reason(job: Job, made: Plan, previous: NDArray[np.int32] | None, row: int, 
     options = job.options
     if job.policy == "deepseek":
         return f"policy deepseek takes vanilla's placement, which dispatch {job.dispatch} uses less evenly"
-    if previous is not None and options.is_priced and np.array_equal(previous[row], made.placement.phy2log[row]):
+    if previous is not None and options.is_priced and _stays(made, previous, row):
         return "a move would cost more time than it saves"
     if previous is not None and options.is_bounded:
         return "the number of moved slots is bounded"

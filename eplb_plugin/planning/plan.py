@@ -1,4 +1,7 @@
-"""plan(): the one entry. Checks everything first, then solves every layer, from scratch or from the old placement."""
+"""plan(): the one entry. Checks everything first, then solves every layer, from scratch or from the old placement.
+
+Servers call `make_plan`: the same plan without what only a reader wants to know of it.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,29 @@ def plan(
 
     Deterministic. Raises PluginError on input that does not fit together, before computing anything.
     """
-    began = time.perf_counter()
     options = PlanOptions() if options is None else options
+    made = make_plan(
+        statistics, topology, policy=policy, previous=previous, dispatch=dispatch, num_groups=num_groups,
+        options=options,
+    )  # fmt: skip
+    if not statistics.load.any() or (options.exact and statistics.steps is not None and policy != "deepseek"):
+        return made  # nothing to compare, or arranged for single steps, not for the window
+    job = Job(statistics, topology, policy, dispatch, num_groups, options)
+    return replace(made, less_even=less_even(job, made, None if previous is None else placement_of(previous).phy2log))
+
+
+def make_plan(
+    statistics: RoutingStatistics,
+    topology: Topology,
+    *,
+    policy: Policy,
+    previous: Plan | Placement | None,
+    dispatch: Dispatch,
+    num_groups: int,
+    options: PlanOptions,
+) -> Plan:
+    """The plan without `less_even`, for which vanilla's placement has to be solved as well."""
+    began = time.perf_counter()
     old = None if previous is None else placement_of(previous)
     check_input(statistics, topology, policy, old, checked_rule(dispatch), num_groups, options)
     check_rounds(options.peo_rounds, topology.slots_per_rank)
@@ -56,7 +80,6 @@ def plan(
     made = job.made(previous) if previous is None or not options.is_priced else job.priced(previous)
     if options.exact and policy != "deepseek":
         made = job.arranged(made, old)
-    made = replace(made, less_even=less_even(job, made, None if old is None else old.phy2log))
     if options.peo_rounds is not None:
         made = even_rounds(made, job.load, options.peo_rounds)
     return replace(made, seconds=time.perf_counter() - began)

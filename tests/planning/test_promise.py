@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_plugin import Plan, PlanOptions, PluginError, RoutingStatistics, Topology, plan
+from eplb_plugin import Plan, PlanOptions, PluginError, RoutingStatistics, Topology, controller, plan
 from eplb_plugin.dispatch.cover import allowed_nodes, copy_weights, needed_nodes
 from eplb_plugin.dispatch.rules import nearest_table
 from eplb_plugin.dispatch.tables import weighted_tables
@@ -159,6 +160,19 @@ def test_a_bound_on_moves_is_refused_where_cover_is_not_known():
             options=PlanOptions(max_moved_slots=1),
         )  # fmt: skip
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_does_not_pay_for_the_comparison_and_exact_is_not_judged_by_windows(monkeypatch):
+    """Servers plan without it, and replicas arranged for single steps are not told to be less even over a window."""
+    recorded, topology = zipf(60, 0.8), Topology(1, 72, 4)
+    monkeypatch.setattr("eplb_plugin.planning.plan.less_even", lambda *_: ("compared",))
+    steps = replace(recorded, steps=np.repeat(recorded.load[None], 2, axis=0))
+    assert plan(recorded, topology, policy="balanced", dispatch="nearest").less_even == ("compared",)
+    exact = PlanOptions(exact=True)
+    assert plan(steps, topology, policy="balanced", dispatch="nearest", options=exact).less_even == ()
+    assert controller.plan(
+        recorded, topology, policy="balanced", previous=None, dispatch="nearest", num_groups=1, options=PlanOptions()
+    ).less_even == ()  # fmt: skip
 
 
 def test_every_reason_is_one_line_with_layer_and_amount():
