@@ -52,7 +52,6 @@ WITHOUT = [
     "eplb_plugin.planning.level",
     "eplb_plugin.planning.level_nearest",
     "eplb_plugin.planning.locality",
-    "eplb_plugin.planning.order",
     "eplb_plugin.planning.ranks",
     "eplb_plugin.planning.renew",
     "eplb_plugin.planning.repair",

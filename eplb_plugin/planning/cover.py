@@ -82,6 +82,7 @@ class CoverRule:
         weights = np.ones(len(phy2log))
         if before is not None:
             weights = (before[0] / np.maximum(copies, 1.0))[phy2log, self.node_of_slot]
+            weights = np.where(weights > 0.0, weights, before[0].max(axis=1)[phy2log])  # a copy that is new there
         rank_of_slot = np.arange(len(phy2log)) // self.cluster.slots_per_rank
         expert = phy2log.astype(np.int64)
         fitted, shares = self._fit(self.tokens, copies, expert, self.node_of_slot, rank_of_slot, weights, ranks)

@@ -159,7 +159,7 @@ def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:
         copies = node_shares(made.phy2log, rule.node_of_slot, np.ones(len(phy2log)), experts, nodes).astype(np.int32)
         shares = node_shares(made.phy2log, rule.node_of_slot, made.use.shares, experts, nodes)
     assert best is not None
-    return _save_visits(rule, best) if rule.search.turns > 1 else best
+    return best
 
 
 def as_used(rule: Rule, phy2log: Array, before: Array | None = None) -> Layer:
@@ -219,14 +219,6 @@ def even_out_parts(rule: Rule, made: Layer, before: Array, budget: int, least: f
             break
         made, peak = swapped, now
     return made
-
-
-def _save_visits(rule: Rule, made: Layer) -> Layer:
-    """Swap single copies between nodes where that sends fewer copies and leaves the planned load as flat as it is."""
-    before, ranks = count_held(made.phy2log, rule.cluster, len(rule.load)), len(rule.cluster.node_of_rank)
-    demands = Demands(rule.load.sum() / ranks * (1.0 + AIM), 0.0, 0.0, 0.0)
-    swapped = _swapped(rule, made, partial(save_visits, before=before, budget=NO_LIMIT, demands=demands))
-    return swapped if swapped.peak <= made.peak + BETTER else made
 
 
 def _swapped(rule: Rule, made: Layer, swap: Callable[..., int]) -> Layer:

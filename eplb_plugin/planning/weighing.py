@@ -18,9 +18,9 @@ from .at_home import is_at_home, solve_at_home
 from .budget import Allowed
 from .cover import CoverRule
 from .crossings import Cluster
-from .incremental import repair_layer
 from .joint import Rule, as_used, even_out_parts, mend, solve_layer
 from .joint_types import Layer, Use, reordered
+from .more_copies import Bounds, give_copies
 from .packing import solve_balanced
 from .parts import LEAST, REAL_LEAST, parts_of
 from .ranks import count_held
@@ -32,7 +32,7 @@ from .weighted import WeightedRule
 
 LEAST_LOAD = 1e-6  # of the mean expert load: an idle expert still has to be somewhere, and shares divide by loads
 EVEN = 1.004  # busiest rank over the mean that from scratch is not improved on
-WORTH_BALANCE = 0.02  # what a full solve must gain over a repair, or copies over swaps …
+WORTH_BALANCE = 0.02  # what a full solve must gain over a repair …
 WORTH_CROSSINGS = 0.1  # … to be worth moving nearly everything
 
 
@@ -170,10 +170,11 @@ class Weigher:
 
     def _repair(self, rule: Rule, old: Layer, budget: int) -> Layer:
         good_enough, per_rank = 1.0 + self.options.balance_tolerance, self.cluster.slots_per_rank
-        repaired = mend(rule, old, count_held(old.phy2log, self.cluster, len(rule.load)), budget, good_enough)
-        if repaired.peak > good_enough:
-            copied = as_used(rule, self._repair_nearest(rule, old.phy2log, good_enough, budget))
-            repaired = copied if copied.peak < repaired.peak - WORTH_BALANCE else repaired
+        before = count_held(old.phy2log, self.cluster, len(rule.load))
+        repaired = mend(rule, old, before, budget, good_enough)
+        if repaired.peak > good_enough:  # copies after swaps, or instead of them where moves are few
+            bounds = Bounds(before, budget, good_enough)
+            repaired = min((give_copies(rule, made, bounds) for made in (repaired, old)), key=lambda made: made.peak)
         return reordered(repaired, keep_slots(repaired.phy2log, old.phy2log, per_rank), per_rank)
 
     def _even_out_parts(self, rule: Rule, made: Layer, old: Array, budget: int) -> Layer:
@@ -190,12 +191,6 @@ class Weigher:
         if not _is_worth_it(rule, repaired, fresh, 1.0 + self.options.balance_tolerance):
             return repaired, False
         return as_used(rule, relabelled), True
-
-    def _repair_nearest(self, rule: Rule, old: Array, good_enough: float, budget: int) -> Array:
-        """phy2log [P] by the repair that also moves copies; it takes every source to use its nearest copy."""
-        cluster, tokens = self.cluster._replace(nearest=True), rule.tokens
-        tokens = tokens._replace(key=tokens.source.astype(np.int64))
-        return repair_layer(rule.load, old, cluster, tokens, good_enough, budget, rule.ingress_tolerance)
 
 
 def above_zero(load: NDArray[Any]) -> NDArray[np.float64]:
