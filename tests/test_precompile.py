@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -87,10 +86,3 @@ def test_a_command_says_that_it_compiles(tmp_path: Path) -> None:
     assert first.stderr.count("compiling the planner for this machine, once") == len(first.stderr.splitlines()) == 1
     assert second.stderr == ""
     assert first.stdout == second.stdout == "[2 1]\n"
-
-
-def test_precompile_is_a_command() -> None:
-    """It says what it compiled, and how long that took."""
-    command = "from eplb_plugin.cli import app; app()"
-    done = ran("-c", command, "precompile", "--policy", "deepseek", "--dispatch", "hash", "--json")
-    assert list(json.loads(done.stdout)["seconds"]) == ["deepseek, hash"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from eplb_plugin import cli
+from cli_files import ROUTER
+from eplb_plugin import RoutingStatistics, cli
 
 Answer = tuple[int, str, str]
 
@@ -28,3 +31,12 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return code or 0, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """trace.npz and window.safetensors with the same tokens, later.npz with others."""
+    np.savez(tmp_path / "trace.npz", topk_ids=ROUTER.window(600, 0), num_experts=32)
+    np.savez(tmp_path / "later.npz", topk_ids=ROUTER.window(600, 1), num_experts=32)
+    RoutingStatistics.from_topk(ROUTER.window(600, 0), 32, [3, 4]).save(tmp_path / "window.safetensors")
+    return tmp_path

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eplb_plugin import PluginError, RoutingStatistics, Topology
-from eplb_plugin.deployment import Deployment
+from eplb_plugin.deployment import Deployment, Phase
 from eplb_plugin.observe.windows import collect
 from eplb_plugin.state import measures
 from eplb_plugin.statistics import KIND
@@ -18,11 +18,11 @@ IDS = np.array([[[0, 1], [2, 3]], [[1, 2], [3, 0]]])
 WINDOW = RoutingStatistics.from_topk(IDS, 4, [1, 3])
 
 
-def leave(folder: Path, model: str = "moe", window: RoutingStatistics = WINDOW) -> None:
+def leave(folder: Path, model: str = "moe", window: RoutingStatistics = WINDOW, phase: Phase = "decode") -> None:
     """As a server does: written whole under another name, then renamed."""
-    header = Deployment(model, "vllm", "decode", Topology(2, 1, 3), 4, (1, 3)).header() | measures(window)
+    header = Deployment(model, "vllm", phase, Topology(2, 1, 3), 4, (1, 3)).header() | measures(window)
     window.save(folder / "writing", header)
-    (folder / "writing").rename(folder / f"{model}.decode.{KIND}.safetensors")
+    (folder / "writing").rename(folder / f"{model}.{phase}.{KIND}.safetensors")
 
 
 def while_waiting(*steps: Callable[[], None]) -> Callable[[float], None]:
@@ -50,10 +50,13 @@ def test_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_windows_of_two_models_are_refused(tmp_path: Path) -> None:
-    """By name, or by what they hold."""
+    """By name, by the role of the server, or by what they hold."""
     both = while_waiting(lambda: leave(tmp_path), lambda: leave(tmp_path, "other"))
     with pytest.raises(PluginError, match=r"found windows of moe \(decode\) and other \(decode\), expected one model"):
         collect(tmp_path, 0.3, both)
+    roles = while_waiting(lambda: leave(tmp_path), lambda: leave(tmp_path, phase="prefill"))
+    with pytest.raises(PluginError, match=r"found windows of moe \(decode\) and moe \(prefill\), expected one model"):
+        collect(tmp_path, 0.3, roles)
     larger = RoutingStatistics(np.ones((2, 5)), layer_ids=[1, 3])
     grown = while_waiting(lambda: leave(tmp_path), lambda: leave(tmp_path, window=larger))
     with pytest.raises(PluginError, match=f"^{tmp_path}/moe.decode.*merge"):
