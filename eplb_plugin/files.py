@@ -83,11 +83,11 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[Arrays, dict[s
 def _unreadable(path: str | os.PathLike[str], kind: str, error: Exception) -> PluginError:
     """Says what the file is instead, where that can be told: a parser's own words would mislead."""
     known = None if isinstance(error, OSError) else kind_of(path)
-    reason, fix = str(error), "write it again"
+    reason, fix = str(error), f"pass what `eplb-plugin {_WRITERS[kind]}` has written"
     if known is not None and known.name != kind:
         reason, fix = f"it is {known.what}", known.belongs
     elif known is None and isinstance(error, SafetensorError):
-        reason, fix = "it is of no kind that is known", f"pass what `eplb-plugin {_WRITERS[kind]}` has written"
+        reason = "it is of no kind that is known"
     return PluginError(f"{path}: cannot be read as a {kind} file ({reason}); fix: {fix}")
 
 
@@ -106,7 +106,8 @@ def read_foreign(path: str | os.PathLike[str], kind: str) -> bytes:
     try:
         size = os.path.getsize(path)
         if size > LARGEST:
-            raise mismatch(str(path), found=f"{size >> 20} MiB", expected=f"<= {LARGEST >> 20} MiB", fix="shorten it")
+            expected = f"<= {LARGEST >> 20} MiB"
+            raise mismatch(str(path), found=f"{size >> 20} MiB", expected=expected, fix="make it of fewer tokens")
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         reason = getattr(error, "strerror", None) or str(error)

@@ -12,7 +12,7 @@ MOST_EXPERTS = (1 << 15) - 1  # ids of logical experts are int16 in the recorder
 # Counts: far from where sums of floats end. What is below is nothing, as of a window that has decayed.
 MOST_COUNT, LEAST_COUNT = 1e30, 1e-30
 
-# A replica of dispatch `cover` in one int32: its weight in the low bits, then its node, then its slot.
+# A replica of dispatch `cover` in one int32: its share in the low bits, then its node, then its slot.
 MOST_WEIGHT = 255
 NODE_SHIFT, SLOT_SHIFT = 8, 14
 MOST_SLOTS = 1 << 31 - SLOT_SHIFT

@@ -137,7 +137,7 @@ def load_placement(path: str | os.PathLike[str]) -> tuple[Placement, dict[str, A
     """What `Placement.save` wrote, and the file's header. Raises PluginError on any other file."""
     arrays, header = load_arrays(path, KIND)
     if "phy2log" not in arrays:
-        raise PluginError(f"{path}: a placement file without phy2log; fix: write it again")
+        raise PluginError(f"{path}: a placement file without phy2log; fix: save it with Placement.save")
     try:
         return Placement(arrays["phy2log"], arrays.get("layer_ids")), header  # type: ignore[arg-type]  # None: 0 … L-1
     except PluginError as error:

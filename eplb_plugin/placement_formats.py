@@ -157,4 +157,5 @@ def read_map(path: str | os.PathLike[str], kind: Kind) -> ExpertMap:
         return FORMATS[kind.name].parse(document)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, yaml.YAMLError) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise PluginError(f"{path}: cannot be read as {kind.what} ({reason}); fix: write it again") from None
+        what = f"{path}: cannot be read as {kind.what} ({reason})"
+        raise PluginError(f"{what}; fix: write it with `eplb-plugin export`") from None

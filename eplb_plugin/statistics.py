@@ -251,7 +251,7 @@ def load_window(path: str | os.PathLike[str]) -> tuple[RoutingStatistics, dict[s
     """What `save` wrote, and the file's header. Raises PluginError on any other file."""
     arrays, header = load_arrays(path, KIND)
     if "load" not in arrays:
-        raise PluginError(f"{path}: a statistics file without a load array; fix: write it again")
+        raise PluginError(f"{path}: a statistics file without a load array; fix: save it with RoutingStatistics.save")
     names = ("load", "coactivation", "sample", "num_tokens", "layer_ids", "parts", "left_out", "steps")
     return RoutingStatistics(**{name: arrays[name] for name in names if name in arrays}), header
 

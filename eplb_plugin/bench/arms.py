@@ -47,7 +47,8 @@ def named_arms(engine: str, names: Sequence[str]) -> list[Arm]:
     """Raises PluginError for a name that the engine has no arm for, or one given twice."""
     known = arms_of(engine)
     if unknown := [name for name in names if name not in known]:
-        raise mismatch("--arms", found=", ".join(unknown), expected=f"some of {', '.join(known)}", fix="name those")
+        fix = "leave these out, or name some of those"
+        raise mismatch("--arms", found=", ".join(unknown), expected=f"some of {', '.join(known)}", fix=fix)
     if len(set(names)) < len(names):
         raise mismatch("--arms", found=", ".join(names), expected="every arm once", fix="--runs repeats them")
     return [known[name] for name in names]
@@ -69,11 +70,12 @@ class Eplbs:
         config = PluginConfig() if path is None else load_config(path)
         if config.num_redundant_experts is not None and redundant not in (None, config.num_redundant_experts):
             expected = f"{config.num_redundant_experts} as in {path}: the same in every arm"
-            raise mismatch("--redundant-experts", found=redundant, expected=expected, fix="leave one of them out")
+            raise mismatch("--redundant-experts", found=redundant, expected=expected, fix="pass one of them")
         redundant = config.num_redundant_experts if redundant is None else redundant
         if redundant is None:
             expected = "a count, the same for every arm with EPLB"
-            raise mismatch("--redundant-experts", found="nothing", expected=expected, fix="an eighth of the experts")
+            fix = "an eighth of the experts is usual"
+            raise mismatch("--redundant-experts", found="nothing", expected=expected, fix=fix)
         return cls(Eplb(redundant, config.window_size, config.step_interval), config)
 
     def write(self, arm: Arm, folder: Path) -> Path:

@@ -71,7 +71,8 @@ def parse(words: Sequence[str], test_bed: bool = False) -> Options:
     urls = _urls(given.url)
     if urls and (given.arms or server_arguments or given.cpu or given.config or given.redundant_experts is not None):
         expected = "neither --arms, --config, --redundant-experts, --cpu nor arguments of a server"
-        raise mismatch("--url", found="servers that run already", expected=expected, fix="leave those out")
+        fix = "leave the options of servers out"
+        raise mismatch("--url", found="servers that run already", expected=expected, fix=fix)
     arms = tuple(Arm(name) for name in urls) or tuple(
         named_arms(given.engine, (given.arms or "none,vanilla,affinity").split(","))
     )
@@ -86,7 +87,8 @@ def parse(words: Sequence[str], test_bed: bool = False) -> Options:
         eplb = Eplbs.read(given.config, _cpu_redundancy(given))
     out = given.out or Path("out") / "serving" / f"{given.engine}-{datetime.now():%Y%m%d-%H%M%S}"
     if out.exists() and any(out.iterdir()):
-        raise mismatch("--out", found=f"{out}, which is not empty", expected="a new folder", fix="name another")
+        fix = "pass another folder as --out"
+        raise mismatch("--out", found=f"{out}, which is not empty", expected="a new folder", fix=fix)
     return Options(
         given.engine, given.model, arms, urls,
         _concurrency(given.concurrency or ("2,4" if given.cpu else "64,128,256,1536,2048")),
@@ -140,14 +142,14 @@ def _concurrency(text: str) -> tuple[int, ...]:
     counts = _counts(text, ",")
     if not counts or len(set(counts)) < len(counts):
         expected = "different counts >= 1, comma between"
-        raise mismatch("--concurrency", found=text, expected=expected, fix="64,128,256, for example")
+        raise mismatch("--concurrency", found=text, expected=expected, fix="pass 64,128,256, for example")
     return counts
 
 
 def _lengths(text: str) -> tuple[int, int]:
     counts = _counts(text, ":")
     if len(counts) != 2:
-        raise mismatch("--random", found=text, expected="IN:OUT, in tokens", fix="4096:1536, for example")
+        raise mismatch("--random", found=text, expected="IN:OUT, in tokens", fix="pass 4096:1536, for example")
     return counts[0], counts[1]
 
 
@@ -156,9 +158,10 @@ def _urls(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, _, url = word.partition("=")
         if not name or not url.startswith(("http://", "https://")) or "/" in name:
-            raise mismatch("--url", found=word, expected="ARM=http://host:port", fix="name the arm")
+            fix = "put the arm's name before the address"
+            raise mismatch("--url", found=word, expected="ARM=http://host:port", fix=fix)
         if name in urls:
-            raise mismatch("--url", found=f"two servers for {name}", expected="one", fix="name another arm")
+            raise mismatch("--url", found=f"two servers for {name}", expected="one", fix="give every arm one address")
         urls[name] = url
     return urls
 

@@ -55,7 +55,7 @@ def replay(
     from ..observe.judging import average
 
     if placement is not None and policy is not None:
-        raise PluginError("replay: found both --placement and --policy, expected one of them; fix: drop one")
+        raise PluginError("replay: found both --placement and --policy, expected one of them; fix: leave one out")
     topology = Topology(nodes, ranks_per_node, slots_per_rank)
     existing = None if placement is None else read_placement(placement, topology)
     readings = read_traces([trace], shape_of(num_experts, layout, model_config, existing))

@@ -1,1 +1,1 @@
-"""Which copy of an expert a token goes to."""
+"""Which replica of an expert a token goes to."""

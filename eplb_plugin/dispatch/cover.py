@@ -1,10 +1,10 @@
-"""The rule `cover`: a token's k experts are seen together and share the nodes that the token visits anyway.
+"""Dispatch `cover`: a token's k experts are seen together and share the nodes that the token visits anyway.
 
 Needed nodes = the token's own + those of experts that live on one node only + greedy openings where a node serves two
 or more of the rest: always the node that holds most experts not yet served (Chvátal 1979), ties by a hash. Each expert
-then takes one of its copies on needed nodes, or of all its copies if none is there (it costs one more node, whichever
-it is), in proportion to integer weights, by a hash of (token index, source rank, expert). Bit n of a mask stands for
-node n.
+then takes one of its replicas on needed nodes, or of all its replicas if none is there (it costs one more node,
+whichever it is), in proportion to integer shares, by a hash of (token index, source rank, expert). Bit n of a mask
+stands for node n.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..plan_types import Plan
 
 
 class CoverMaps(NamedTuple):
-    """What the choice reads of a placement and its weights; made by `cover_maps`.
+    """What the choice reads of a placement and its shares; made by `cover_maps`.
 
-    nodes: [L, E] int64, mask of the nodes that hold an expert; counts: [L, E] int32 copies;
-    copies: [L, E, width] int32, in slot order: slot << SLOT_SHIFT | node << NODE_SHIFT | weight.
+    nodes: [L, E] int64, mask of the nodes that hold an expert; counts: [L, E] int32 replicas;
+    copies: [L, E, width] int32, in slot order: slot << SLOT_SHIFT | node << NODE_SHIFT | share.
     """
 
     nodes: Array
@@ -55,7 +55,7 @@ def node_masks(copies: Array) -> Array:
 
 @kernel
 def needed_nodes(row: Array, own: int, masks: Array, key: int) -> int:
-    """Mask of the nodes that a token visits in any case; an expert that has no copy there sends it to one more.
+    """Mask of the nodes that a token visits in any case; an expert that has no replica there sends it to one more.
 
     row: [k] ids, -1 = none; own: its source's node; key: breaks ties.
     """
@@ -98,7 +98,7 @@ def allowed_nodes(mask: int, needed: int) -> int:
 
 
 def copy_weights(plan: Plan, layer: int) -> Array:
-    """[P] int64 >= 1 proportions in which an expert's copies are taken."""
+    """[P] int64 >= 1 proportions in which an expert's replicas are taken."""
     if plan.cover_weights is not None:
         return plan.cover_weights[layer].astype(np.int64)
     return integer_weights(plan.replica_weights[layer], plan.placement.phy2log[layer])
@@ -119,9 +119,9 @@ def integer_weights(weights: Array, phy2log: Array) -> Array:
 
 
 def cover_maps(plan: Plan, layers: Sequence[int], width: int | None = None) -> CoverMaps:
-    """The maps of some layers of a plan. width: entries for copies, by default as many as an expert may come to have.
+    """The maps of some layers of a plan. width: entries for replicas, by default as many as an expert may come to have.
 
-    Raises PluginError if a weight, a slot or a node does not fit into its bits.
+    Raises PluginError if a share, a slot or a node does not fit into its bits.
     """
     placement, node_of_slot = plan.placement, plan.topology.node_of_slot
     for what, count, most in (("nodes", plan.topology.num_nodes, MOST_NODES), ("slots", len(node_of_slot), MOST_SLOTS)):
@@ -137,7 +137,8 @@ def cover_maps(plan: Plan, layers: Sequence[int], width: int | None = None) -> C
         weights = copy_weights(plan, layer)
         if weights.min() < 1 or weights.max() > MOST_WEIGHT:
             found, expected = f"{weights.min()}..{weights.max()}", f"1..{MOST_WEIGHT}"
-            raise mismatch("cover_weights", found=found, expected=expected, fix="plan again")
+            fix = "leave cover_weights out, or plan again"
+            raise mismatch("cover_weights", found=found, expected=expected, fix=fix)
         _pack(placement.log2phy[layer], maps.counts[row], node_of_slot, weights, maps.nodes[row], maps.copies[row])
     return maps
 
@@ -146,10 +147,10 @@ def cover_maps(plan: Plan, layers: Sequence[int], width: int | None = None) -> C
 def _pack(log2phy: Array, counts: Array, node_of_slot: Array, weights: Array, nodes: Array, copies: Array) -> None:
     """Fill nodes: [E] and copies: [E, width]."""
     for expert in range(counts.shape[0]):
-        for copy in range(counts[expert]):
-            slot = log2phy[expert, copy]
+        for replica in range(counts[expert]):
+            slot = log2phy[expert, replica]
             nodes[expert] |= np.int64(1) << node_of_slot[slot]
-            copies[expert, copy] = slot << SLOT_SHIFT | node_of_slot[slot] << NODE_SHIFT | weights[slot]
+            copies[expert, replica] = slot << SLOT_SHIFT | node_of_slot[slot] << NODE_SHIFT | weights[slot]
 
 
 @kernel

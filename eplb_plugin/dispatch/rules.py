@@ -1,11 +1,11 @@
-"""Which replica a token goes to: the reference of every dispatch rule. Planner, tables and kernels must mirror it.
+"""Which replica a token goes to: the reference of every dispatch. Planner, tables and kernels must mirror it.
 
-hash     vLLM's own: copy number (token_index · 2654435769 mod 2³²) mod count, copies in slot order.
-nearest  one fixed copy per (source rank, expert): on the source's rank, else on its node, else anywhere; among equally
-         near copies the one that serves the fewest source ranks so far, so that the copies' shares stay even; then the
+hash     vLLM's own: replica number (token_index · 2654435769 mod 2³²) mod count, replicas in slot order.
+nearest  one fixed replica per (source rank, expert): on the source's rank, else on its node, else anywhere; among
+         equally near ones the one that serves the fewest source ranks so far, so that their shares stay even; then the
          next node from number (logical id mod nodes) on; then slot order.
 weighted a row of slots per (source rank, expert), with repeats; the same hash picks the entry (`tables.py`).
-cover    the token's experts together: few nodes, then copies on them in proportion to their weights (`cover.py`).
+cover    the token's experts together: few nodes, then replicas on them in proportion to their shares (`cover.py`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def replica_weights(
 ) -> NDArray[np.float64]:
     """[L, P] share of its expert's tokens that a slot serves when tokens come evenly from all ranks.
 
-    Rules whose copies have weights of their own: as if the weights were equal. layers: whose shares are asked for;
+    Where replicas have shares of their own: as if those were equal. layers: whose shares are asked for;
     under `nearest`, where each costs time, those of the others are 0.
     """
     if checked_rule(rule) != "nearest":
@@ -174,44 +174,44 @@ def _look_up(ids: Array, sources: Array, table: Array) -> Array:
 
 
 @kernel
-def _least_serving(copies: Array, node_of_copy: Array, served: Array, first: int, nodes: int, only: int) -> int:
-    """Copy with the fewest source ranks, on node `only` (-1: anywhere); ties: the next node from `first` on, then slot.
+def _least_serving(replicas: Array, node_of_replica: Array, served: Array, first: int, nodes: int, only: int) -> int:
+    """Replica with the fewest source ranks, on node `only` (-1: anywhere); ties: next node from `first` on, then slot.
 
-    The planner counts copies per node only; that ties go by node lets it foresee who serves whom.
+    The planner counts replicas per node only; that ties go by node lets it foresee who serves whom.
     """
     best, best_turn = -1, 0
-    for copy in range(copies.shape[0]):
-        if only >= 0 and node_of_copy[copy] != only:
+    for replica in range(replicas.shape[0]):
+        if only >= 0 and node_of_replica[replica] != only:
             continue
-        turn = (node_of_copy[copy] - first) % nodes
-        if best < 0 or served[copy] < served[best] or (served[copy] == served[best] and turn < best_turn):
-            best, best_turn = copy, turn
+        turn = (node_of_replica[replica] - first) % nodes
+        if best < 0 or served[replica] < served[best] or (served[replica] == served[best] and turn < best_turn):
+            best, best_turn = replica, turn
     return best
 
 
 @kernel
-def fill_nearest(copies: Array, expert: int, node_of_rank: Array, slots_per_rank: int, line: Array) -> None:
-    """copies: an expert's slots, ascending -> line: [ranks], in place, the slot that every source rank uses for it."""
+def fill_nearest(replicas: Array, expert: int, node_of_rank: Array, slots_per_rank: int, line: Array) -> None:
+    """replicas: an expert's slots, ascending -> line: [ranks], in place, the slot that each source rank uses for it."""
     ranks, nodes = node_of_rank.shape[0], np.max(node_of_rank) + 1
     line[:] = -1
-    if copies.shape[0] == 1:
-        line[:] = copies[0]
+    if replicas.shape[0] == 1:
+        line[:] = replicas[0]
         return
-    node_of_copy, served = node_of_rank[copies // slots_per_rank], np.zeros(copies.shape[0], np.int64)
-    for copy in range(copies.shape[0]):
-        rank = copies[copy] // slots_per_rank
+    node_of_replica, served = node_of_rank[replicas // slots_per_rank], np.zeros(replicas.shape[0], np.int64)
+    for replica in range(replicas.shape[0]):
+        rank = replicas[replica] // slots_per_rank
         if line[rank] < 0:
-            line[rank] = copies[copy]
-            served[copy] += 1
-    for nearby in (True, False):  # first every rank that finds a copy on its node, then all others
+            line[rank] = replicas[replica]
+            served[replica] += 1
+    for nearby in (True, False):  # first every rank that finds a replica on its node, then all others
         for rank in range(ranks):
             if line[rank] >= 0:
                 continue
             only = node_of_rank[rank] if nearby else -1
-            copy = _least_serving(copies, node_of_copy, served, expert, nodes, only)
-            if copy >= 0:
-                line[rank] = copies[copy]
-                served[copy] += 1
+            replica = _least_serving(replicas, node_of_replica, served, expert, nodes, only)
+            if replica >= 0:
+                line[rank] = replicas[replica]
+                served[replica] += 1
 
 
 @kernel

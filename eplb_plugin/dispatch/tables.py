@@ -1,10 +1,10 @@
-"""Fractional weights by tables alone: every source rank has its own row of physical ids per expert, ids repeated.
+"""Fractional shares by tables alone: every source rank has its own row of physical ids per expert, ids repeated.
 
-The engine's hash picks an entry by the token's position in its rank's batch, so a copy that stands in a quarter of the
-entries serves a quarter of the tokens, without a new kernel. A row is short, but a node has as many rows as ranks, and
-only their sum is what the weights say: ranks round differently, so that 72 of them express a twelfth, which 32 entries
-cannot. Rows are rotated, by rank and by expert: position 0 picks entry 0, and a batch of one token would otherwise go
-to one copy only.
+The engine's hash picks an entry by the token's position in its rank's batch, so a replica that stands in a quarter of
+the entries serves a quarter of the tokens, without a new kernel. A row is short, but a node has as many rows as ranks,
+and only their sum is what the shares say: ranks round differently, so that 72 of them express a twelfth, which 32
+entries cannot. Rows are rotated, by rank and by expert: position 0 picks entry 0, and a batch of one token would
+otherwise go to one replica only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def weighted_tables(
 ) -> NDArray[np.int32]:  # fmt: skip
     """[ranks, layers, E, width] int32 physical ids for `row[hash % width]`; default: all ranks, all layers.
 
-    Made from the plan's source weights; a plan without them serves every source by its replica weights.
+    Made from the plan's source weights; a plan without them serves every source by `replica_weights`.
     together: ranks of a node that route the same token, and have the rows of the first of them.
     """
     if width < 1:
@@ -42,10 +42,10 @@ def weighted_tables(
     lines = max(topology.ranks_per_node // together, 1)
     tables = np.empty((len(chosen_ranks), len(chosen_layers), placement.num_experts, width), np.int32)
     for column, layer in enumerate(chosen_layers):
-        counts, copies = placement.replica_count[layer], placement.log2phy[layer]
+        counts, replicas = placement.replica_count[layer], placement.log2phy[layer]
         for node in np.unique(node_of_rank[chosen_ranks]):
             of_node = [line for line, rank in enumerate(chosen_ranks) if node_of_rank[rank] == node]
-            rows = rows_of_node(np.ascontiguousarray(shares[node, layer]), copies, counts, width * lines)
+            rows = rows_of_node(np.ascontiguousarray(shares[node, layer]), replicas, counts, width * lines)
             for line in of_node:
                 turn = turn_of_rank[chosen_ranks[line]] % lines
                 deal_rows(rows, turn, turn * width // lines, tables[line, column])
@@ -57,11 +57,11 @@ def hashed_maps(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """What an engine needs that takes entry `hash % count` of a row: [layers, E, entries] int32, [layers, E] counts.
 
-    owners: the ranks that route the same token, one or more. All of them need the same rows, or a copy is computed
-    twice or by nobody. A group that lies on several nodes is near to none, and serves by the replica weights.
+    owners: the ranks that route the same token, one or more. All of them need the same rows, or a replica is computed
+    twice or by nobody. A group that lies on several nodes is near to none, and serves by `replica_weights`.
     """
     chosen = _checked("layers", layers, plan.placement.num_layers)
-    if plan.dispatch in ("hash", "cover"):  # cover has tables of its own: these only say where the copies are
+    if plan.dispatch in ("hash", "cover"):  # cover has tables of its own: these only say where the replicas are
         return plan.placement.log2phy[chosen], plan.placement.replica_count[chosen].astype(np.int64)
     if plan.dispatch != "weighted":
         expected = "hash, weighted or cover"
@@ -79,7 +79,8 @@ def source_shares(plan: Plan) -> NDArray[np.float64]:
         return np.broadcast_to(plan.replica_weights, expected)
     if plan.source_weights.shape != expected:
         found = f"shape {plan.source_weights.shape}"
-        raise mismatch("source_weights", found=found, expected=f"{expected}, nodes × layers × slots", fix="plan again")
+        fix = "leave source_weights out, or plan again"
+        raise mismatch("source_weights", found=found, expected=f"{expected}, nodes × layers × slots", fix=fix)
     return plan.source_weights
 
 
@@ -98,7 +99,7 @@ def _turn_within_node(node_of_rank: NDArray[np.int32]) -> NDArray[np.int64]:
 
 @kernel
 def share_entries(shares: Array, width: int) -> Array:
-    """shares: [copies] >= 0 -> [copies] int64 entries of a row, summing to `width`: largest remainders, then first.
+    """shares: [replicas] >= 0 -> [replicas] int64 entries of a row, summing to `width`: largest remainders, then first.
 
     Shares that are all zero count as equal.
     """
@@ -112,21 +113,21 @@ def share_entries(shares: Array, width: int) -> Array:
 
 @kernel
 def rows_of_node(shares: Array, log2phy: Array, counts: Array, entries: int) -> Array:
-    """shares: [P]; log2phy: [E, copies]; counts: [E] -> [E, entries] int32, every copy's entries together.
+    """shares: [P]; log2phy: [E, replicas]; counts: [E] -> [E, entries] int32, every replica's entries together.
 
     Consecutive positions step through a row by the multiplier modulo its width, far from each other; so entries of one
-    copy may lie together, and eight tokens still take copies about as the weights say.
+    replica may lie together, and eight tokens still take replicas about as the shares say.
     """
     rows = np.empty((counts.shape[0], entries), np.int32)
     for expert in range(counts.shape[0]):
-        copies = log2phy[expert, : counts[expert]]
-        if copies.shape[0] == 1:
-            rows[expert] = copies[0]
+        replicas = log2phy[expert, : counts[expert]]
+        if replicas.shape[0] == 1:
+            rows[expert] = replicas[0]
             continue
-        shared, filled = share_entries(shares[copies], entries), 0
-        for copy in range(copies.shape[0]):
-            rows[expert, filled : filled + shared[copy]] = copies[copy]
-            filled += shared[copy]
+        shared, filled = share_entries(shares[replicas], entries), 0
+        for replica in range(replicas.shape[0]):
+            rows[expert, filled : filled + shared[replica]] = replicas[replica]
+            filled += shared[replica]
     return rows
 
 

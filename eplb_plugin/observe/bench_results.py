@@ -80,7 +80,8 @@ def _of_file(path: str | os.PathLike[str]) -> list[Run]:
         except ValueError:  # one record a line: sglang.bench_serving, vllm bench serve --append-result
             records = [json.loads(line) for line in text.splitlines() if line.strip()]
     except (ValueError, RecursionError) as error:
-        raise PluginError(f"{path}: cannot be read as a benchmark result ({error}); fix: run it again") from None
+        what = f"{path}: cannot be read as a benchmark result ({error})"
+        raise PluginError(f"{what}; fix: run the benchmark again") from None
     if not records:
         raise mismatch(str(path), found="an empty file", expected="a benchmark result", fix="run the benchmark again")
     return [_run(str(path), record) for record in records]

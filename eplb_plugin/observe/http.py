@@ -29,7 +29,7 @@ def ask(url: str, path: str, api_key: str | None = None) -> bytes:
         raise mismatch(f"{url}{path}", found=f"HTTP status {error.code}", expected="200", fix=fix) from None
     except (OSError, ValueError, HTTPException) as error:  # ValueError: no valid address
         reason = getattr(error, "reason", error)
-        raise PluginError(f"{url}{path}: no answer ({reason}); fix: is the server up and the address right?") from None
+        raise PluginError(f"{url}{path}: no answer ({reason}); fix: start the server, or correct the address") from None
 
 
 def ask_json(url: str, path: str, api_key: str | None = None) -> dict[str, Any] | None:

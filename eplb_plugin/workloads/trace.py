@@ -114,7 +114,7 @@ def _npy(path: str | os.PathLike[str], shape: Shape) -> Read:
     try:
         array = np.load(path, allow_pickle=False)
     except UNREADABLE as error:
-        raise PluginError(f"{path}: cannot be read as an .npy array ({error}); fix: write it again") from None
+        raise PluginError(f"{path}: cannot be read as an .npy array ({error}); fix: write it with numpy.save") from None
     if array.ndim == 2 and array.dtype.kind in "iuf" and array.size:
         refuse_sideways(path, array.shape[0], array.shape[1], shape.num_experts)
         return *window_of(path, Loads(array.tolist(), range(len(array))), shape.num_experts), False
@@ -196,7 +196,7 @@ def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (*UNREADABLE, AttributeError) as error:  # AttributeError: a bare .npy under this name
-        raise PluginError(f"{path}: cannot be read as a trace ({error}); fix: write it again") from None
+        raise PluginError(f"{path}: cannot be read as a trace ({error}); fix: write it with numpy.savez") from None
     if "topk_ids" not in arrays:
         found = ", ".join(arrays) or "no array"
         raise mismatch(str(path), found=found, expected="topk_ids [layers, tokens, k]", fix="name the array topk_ids")
