@@ -28,10 +28,6 @@ WITHOUT = [
     "eplb_plugin.engines.sglang.http_recorder",
     "eplb_plugin.engines.sglang.mover",
     "eplb_plugin.planning.affinity",
-    "eplb_plugin.planning.at_home",
-    "eplb_plugin.planning.checks",
-    "eplb_plugin.planning.cover",
-    "eplb_plugin.planning.even_ranks",
     "eplb_plugin.planning.evenly",
     "eplb_plugin.planning.evenness",
     "eplb_plugin.planning.job",
@@ -43,7 +39,6 @@ WITHOUT = [
     "eplb_plugin.planning.ranks",
     "eplb_plugin.planning.renew",
     "eplb_plugin.planning.repair",
-    "eplb_plugin.planning.search",
 ]
 
 
