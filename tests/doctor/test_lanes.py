@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from eplb_plugin import PluginError
-from eplb_plugin.doctor.lanes import HOST, Lane, made_ids, made_plan
+from eplb_plugin.doctor.lanes import HOST, Lane, make_ids, make_plan
 
 
 def lanes(rule: str = "cover") -> list[Lane]:
-    plan = made_plan(np.random.default_rng(0), rule, layers=2, experts=9, nodes=4, spare=3)  # type: ignore[arg-type]
+    plan = make_plan(np.random.default_rng(0), rule, layers=2, experts=9, nodes=4, spare=3)  # type: ignore[arg-type]
     return [Lane(plan, HOST, top_k=3, max_tokens=32) for _ in range(2)]
 
 
 def test_made_plans_have_the_room_asked_for() -> None:
     """Every expert is placed, redundant slots are at least as many, weights only where the rule has some."""
     for rule in ("weighted", "cover"):
-        plan = made_plan(np.random.default_rng(0), rule, layers=2, experts=9, nodes=4, spare=4)
+        plan = make_plan(np.random.default_rng(0), rule, layers=2, experts=9, nodes=4, spare=4)
         assert plan.topology.num_slots == 16
         assert plan.placement.num_experts == 9
         assert (plan.cover_weights is None) == (rule == "weighted")
@@ -26,7 +26,7 @@ def test_made_plans_have_the_room_asked_for() -> None:
 
 def test_made_ids_are_not_all_routings() -> None:
     """Some are none, some rows are empty, some name an expert twice; all are experts."""
-    ids = made_ids(np.random.default_rng(0), 500, 9, 3)
+    ids = make_ids(np.random.default_rng(0), 500, 9, 3)
     assert ids.shape == (500, 3)
     assert (ids.min(), ids.max()) == (-1, 8)
     assert 20 < (ids == -1).all(axis=1).sum() < 100
@@ -38,7 +38,7 @@ def test_made_ids_are_not_all_routings() -> None:
 def test_the_same_work_is_counted_alike(rule: str) -> None:
     """Per pass and, folded, per window; one token more is seen, by the name of the count."""
     one, other = lanes(rule)
-    ids = torch.from_numpy(made_ids(np.random.default_rng(1), 20, 9, 3))
+    ids = torch.from_numpy(make_ids(np.random.default_rng(1), 20, 9, 3))
     for lane in (one, other):
         lane.set(18)
     assert torch.equal(one.map(ids, 1), other.map(ids, 1))
