@@ -155,5 +155,5 @@ def _refuse_lost(old: NDArray[np.int32], new: NDArray[np.int32], experts: int) -
             f"placement of layer {layer}",
             found=f"logical expert {expert} in only one of the two placements",
             expected="the same experts before and after",
-            fix="plan again",
+            fix="plan both for the same model",
         )

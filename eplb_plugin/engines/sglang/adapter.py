@@ -71,7 +71,8 @@ class Adapter:
         if get_exec().moe.init_expert_location != "trivial":
             found = f"{placement.num_layers} layers of an earlier run or initial_placement, and --init-expert-location"
             if self.config.initial_placement is not None:
-                raise mismatch("initial_placement", found=found, expected="one of them", fix="remove the other")
+                fix = "start with initial_placement or with --init-expert-location, not with both"
+                raise mismatch("initial_placement", found=found, expected="one of them", fix=fix)
             logger.info("the placement in state_directory is not used: --init-expert-location names one")
             return None
         if placement.layer_ids[-1] >= self.num_layers:
