@@ -90,7 +90,9 @@ class Shuffler:
     def rebind(self, layers: Sequence[ExpertRows]) -> None:
         """The engine has made its tensors anew, laid out as before. Raises PluginError if they are not, or in use."""
         if self._now is not None:
-            raise mismatch("migration", found="one under way", expected="none", fix="call finish() before tensors are made anew")
+            raise mismatch(
+                "migration", found="one under way", expected="none", fix="call finish() before tensors are made anew"
+            )
         if [one.signature for one in layers] != [one.signature for one in self.layers]:
             fix = "restart the server: experts cannot move in tensors of another layout"
             raise mismatch("expert tensors", found="others than at the start", expected="the same", fix=fix)

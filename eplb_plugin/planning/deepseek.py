@@ -44,7 +44,12 @@ def solve(weight: ArrayLike, num_replicas: int, num_groups: int, num_nodes: int,
     """`rebalance_experts` on numpy."""
     load = checked_counts("weight", weight)
     if load.ndim != 2 or load.size == 0:
-        raise mismatch("weight", found=f"shape {load.shape}", expected="numbers [layers, experts]", fix="pass a load per layer and expert")
+        raise mismatch(
+            "weight",
+            found=f"shape {load.shape}",
+            expected="numbers [layers, experts]",
+            fix="pass a load per layer and expert",
+        )
     layers, experts = load.shape
     _check_counts(num_groups=num_groups, num_nodes=num_nodes, num_gpus=num_gpus)
     if not is_hierarchical(num_groups, num_nodes):
@@ -67,14 +72,24 @@ def _check_counts(**counts: int) -> None:
 
 def _check(experts: int, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int) -> None:
     if num_replicas < experts:
-        raise mismatch("num_replicas", found=num_replicas, expected=f">= {experts} experts", fix="give every expert a slot at least")
+        raise mismatch(
+            "num_replicas",
+            found=num_replicas,
+            expected=f">= {experts} experts",
+            fix="give every expert a slot at least",
+        )
     for name, value, divisor in (
         ("experts per group", experts, num_groups),
         ("num_gpus per node", num_gpus, num_nodes),
         ("num_replicas per gpu", num_replicas, num_gpus),
     ):
         if value % divisor:
-            raise mismatch(name, found=f"{value} / {divisor}", expected="a whole number", fix=f"choose counts of which {divisor} is a divisor")
+            raise mismatch(
+                name,
+                found=f"{value} / {divisor}",
+                expected="a whole number",
+                fix=f"choose counts of which {divisor} is a divisor",
+            )
 
 
 @kernel
