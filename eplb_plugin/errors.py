@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import NoReturn
+
 
 class PluginError(Exception):
     """Bad input or an engine that does not fit. Never carries a traceback to the user; the message is one line."""
@@ -13,3 +16,9 @@ class PluginError(Exception):
 def mismatch(what: str, *, found: object, expected: object, fix: str) -> PluginError:
     """Build the standard message `what: found …, expected …; fix: …`."""
     return PluginError(f"{what}: found {found}, expected {expected}; fix: {fix}")
+
+
+def stop(error: PluginError) -> NoReturn:
+    """End this process with that line: an engine would log a traceback, or log it and go on."""
+    print(f"eplb-plugin: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(2) from None

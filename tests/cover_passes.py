@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from eplb_plugin import Plan, route
-from eplb_plugin.dispatch.kernels import Counters, LayerTables
+from eplb_plugin.dispatch.buffers import Counters, LayerTables
 from eplb_plugin.engines.tables import DispatchTables
 from eplb_plugin.recording.recorder import Recorder
 from recorded import UNBOUNDED, Reference, counters, spoiled

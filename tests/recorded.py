@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from eplb_plugin.dispatch.kernels import Counters, record
+from eplb_plugin.dispatch.buffers import Counters
+from eplb_plugin.dispatch.kernels import record
 from eplb_plugin.recording.recorder import Recorder
 
 UNBOUNDED = 2**31 - 1  # real tokens where nobody says how many

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import torch
 
 from eplb_plugin.dispatch import kernels
-from eplb_plugin.dispatch.kernels import Counters, LayerTables
+from eplb_plugin.dispatch.buffers import Counters, LayerTables
 from simulated_device import counts, host_view
 
 

@@ -1,10 +1,12 @@
-"""The house has floors: a lower one never imports a higher one; importing the package stays light."""
+"""The house has floors: a lower one never imports a higher one, none in a circle; importing the package stays light."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Container, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,8 @@ FLOORS = {
     "peo": 4, "recording": 5, "peo.ops": 1, "peo.schedule": 1, "history": 5, "stages": 5, "outcome": 5,
     "warm_start": 5, "warm_up": 5, "precompile": 5, "model_entry": 5, "migration.routes": 4, "migration.schedule": 4,
     "migration.budget": 4, "migration.hops": 4, "migration.errands": 4, "migration": 5, "devices": 5,
-    "dispatch.kernels": 5,
-    "dispatch.ops": 5, "dispatch.triton_kernels": 5, "peo.cuda": 5, "peo.streams": 5, "consensus": 5,
+    "dispatch.buffers": 5, "dispatch.kernels": 5, "dispatch.ops": 5, "dispatch.triton_kernels": 5, "peo.cuda": 5,
+    "peo.streams": 5, "consensus": 5,
     "controller": 6, "cycle": 6, "resplitting": 6, "engines": 7, "observe": 7,
     "cli": 9, "bench": 8, "__main__": 9, "": 10,
 }  # fmt: skip
@@ -47,22 +49,46 @@ def floor(module: str) -> int:
     return FLOORS[max(prefixes, key=len, default="")]
 
 
-def imports(module: str, path: Path) -> set[str]:
-    """Every module that a file imports, at the top or inside a function; those for type checkers do not count."""
+def statements(module: str, path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every import of a file, at the top or inside a function: a module, and names from it, if only they are imported.
+
+    Those for type checkers do not count.
+    """
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = [ast.Pass()]
     package = module.split(".") if path.name == "__init__.py" and module else module.split(".")[:-1]
-    found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ["eplb_plugin", *package[: len(package) - node.level + 1]] if node.level else []
             base += node.module.split(".") if node.module else []
-            found |= {".".join(base)} | {".".join([*base, alias.name]) for alias in node.names}
-    return found
+            yield ".".join(base), [alias.name for alias in node.names]
+
+
+def imports(module: str, path: Path) -> set[str]:
+    """Every module that a file imports, and what may be one: any name from a module."""
+    return {name for base, names in statements(module, path) for name in (base, *(f"{base}.{one}" for one in names))}
+
+
+def needed(module: str, path: Path, known: Container[str]) -> set[str]:
+    """Which of these modules a file imports; a package counts only if something of its own is taken from it."""
+    found = set()
+    for base, names in statements(module, path):
+        found |= {f"{base}.{name}" if f"{base}.{name}" in known else base for name in names} or {base}
+    return {name for name in found if name in known}
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next, and the last is the first; empty if there are none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found[::-1]
+    return []
 
 
 @pytest.mark.parametrize("module", sorted(set(modules()) - {""}))
@@ -80,6 +106,26 @@ def test_the_check_sees_a_violation(tmp_path: Path):
     path = tmp_path / "rules.py"
     path.write_text("def late():\n    from ..planning import plan\n    import torch\n")
     assert {"eplb_plugin.planning.plan", "torch"} <= imports("dispatch.rules", path)
+
+
+def test_no_module_imports_itself_through_others():
+    """There is no circle of imports, not even through a function."""
+    paths = {f"eplb_plugin.{name}".rstrip("."): (name, path) for name, path in modules().items()}
+    graph = {full: needed(name, path, paths) for full, (name, path) in paths.items()}
+    assert not circle(graph), " -> ".join(circle(graph))
+    assert len(graph) > 150  # it is the whole house
+    assert sum(map(len, graph.values())) > 500
+
+
+def test_a_circle_through_a_function_is_seen(tmp_path: Path):
+    paths = {name: tmp_path / f"{name}.py" for name in ("first", "second", "third")}
+    paths["first"].write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import second\n")
+    paths["second"].write_text("import third\n")
+    paths["third"].write_text("def late():\n    from first import name\n")
+    assert circle({name: needed(name, path, paths) for name, path in paths.items()}) == []
+    paths["first"].write_text("import second\n")
+    found = circle({name: needed(name, path, paths) for name, path in paths.items()})
+    assert set(found) == {"first", "second", "third"}
 
 
 @pytest.mark.parametrize(

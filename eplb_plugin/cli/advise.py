@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..engines.sglang.layout import DISPATCH as SGLANG
-from ..engines.vllm.entrance import DISPATCH as VLLM
+from ..engines.vllm.support import DISPATCH as VLLM
 from ..errors import PluginError, mismatch
 from ..files import write_atomic
 from ..plan_types import PlanOptions

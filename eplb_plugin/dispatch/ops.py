@@ -12,7 +12,7 @@ import torch
 
 from ..errors import mismatch
 from . import kernels
-from .kernels import Counters, LayerTables
+from .buffers import Counters, LayerTables
 
 _LIBRARY = torch.library.Library("eplb_plugin", "DEF")  # type: ignore[no-untyped-call]
 _COUNTERS = (

@@ -7,17 +7,13 @@ the same in every run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 
 from ..limits import MOST_WEIGHT, NODE_SHIFT, SLOT_SHIFT
+from .buffers import Counters, LayerTables
 from .rules import HASH_MULTIPLIER
-
-if TYPE_CHECKING:
-    from .kernels import Counters, LayerTables
 
 TILE = 1024  # elements of the largest tile, all pairs of every token
 WEIGHT, TO_NODE, TO_SLOT = tl.constexpr(MOST_WEIGHT), tl.constexpr(NODE_SHIFT), tl.constexpr(SLOT_SHIFT)
@@ -95,7 +91,7 @@ def pass_kernel(
     rows, load, pairs, slot_load, enabled, pairs_enabled, slots_enabled, real, chunk, max_rows, num_experts,
     K: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, NODES: tl.constexpr, TASK: tl.constexpr,
 ):  # fmt: skip
-    """Shapes as in `kernels.LayerTables` and `kernels.Counters`. table: rows [E, entries] of LOOK_UP, or the experts of
+    """Shapes as in `buffers.LayerTables` and `buffers.Counters`. table: rows [E, entries] of LOOK_UP, or the experts of
     `entries` slots.
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..dispatch import kernels
-from ..dispatch.kernels import Counters, LayerTables
+from ..dispatch.buffers import Counters, LayerTables
 from ..engines.tables import DispatchTables
 from ..placement import Placement
 from ..plan_types import Dispatch, Plan

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 
+from ..dispatch.buffers import LayerTables
 from ..dispatch.cover import cover_maps
-from ..dispatch.kernels import CoverTables, LayerTables, upload
+from ..dispatch.kernels import CoverTables, upload
 from ..dispatch.tables import TABLE_WIDTH, hashed_maps
 from ..errors import mismatch
 from ..plan_types import Plan

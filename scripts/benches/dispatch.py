@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from eplb_plugin import Plan, RoutingStatistics, Topology, plan
+from eplb_plugin.dispatch.buffers import Counters
 from eplb_plugin.dispatch.cover import cover_maps
-from eplb_plugin.dispatch.kernels import Counters, CoverTables, cover, record
+from eplb_plugin.dispatch.kernels import CoverTables, cover, record
 from eplb_plugin.dispatch.tables import hashed_maps
 from eplb_plugin.observe.judging import judge_draws
 from eplb_plugin.recording.recorder import Recorder

@@ -9,8 +9,9 @@ from hypothesis import given
 
 from cover_passes import CPU, Run, check_run, runs
 from eplb_plugin import Placement, Plan, PluginError, Topology, route
+from eplb_plugin.dispatch.buffers import Counters, LayerTables
 from eplb_plugin.dispatch.cover import MOST_WEIGHT, cover_maps
-from eplb_plugin.dispatch.kernels import Counters, CoverTables, LayerTables, cover, look_up, record
+from eplb_plugin.dispatch.kernels import CoverTables, cover, look_up, record
 from eplb_plugin.recording.recorder import Recorder
 from recorded import counters
 from strategies import QUICK

@@ -12,7 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from cover_passes import CPU
 from eplb_plugin import Placement, Plan, PluginError, Topology, route
-from eplb_plugin.dispatch.kernels import Counters, CoverTables
+from eplb_plugin.dispatch.buffers import Counters
+from eplb_plugin.dispatch.kernels import CoverTables
 from eplb_plugin.dispatch.ops import cover, look_up, record
 from eplb_plugin.dispatch.rules import replica_weights
 from eplb_plugin.engines.tables import DispatchTables

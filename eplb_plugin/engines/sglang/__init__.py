@@ -15,8 +15,8 @@ def register() -> None:
     """
     if disabled():
         return
-    from ...errors import PluginError
-    from .entrance import ENTRANCE, stop
+    from ...errors import PluginError, stop
+    from .entrance import ENTRANCE
     from .registry import register_hooks
 
     try:

@@ -8,26 +8,16 @@ expert placement: its configuration and process groups are there, and its model 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from ...config import load_config
-from ...errors import PluginError, mismatch
+from ...errors import PluginError, mismatch, stop
 from .. import hooks
 from ..hooks import Hook
 from ..settings import ENVIRONMENT, FLAG, add_flag, from_environment, to_environment
 from .layout import AFFINITY, Layout, refuse_unsuited
-
-logger = logging.getLogger("eplb_plugin")
-
-
-def stop(error: PluginError) -> NoReturn:
-    """End this process with one line: SGLang would log a traceback, or log it and go on."""
-    print(f"eplb-plugin: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(2) from None
 
 
 def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
@@ -66,6 +56,7 @@ def _compute_initial_expert_location_metadata(original: Callable[..., Any], mode
         from .activation import activate
 
         try:
+            hooks.verify(ENTRANCE)  # SGLang only logs those that it could not apply
             rows = activate(model_config)
         except PluginError as error:
             stop(error)

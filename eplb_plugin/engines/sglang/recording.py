@@ -15,7 +15,7 @@ import torch
 from sglang.srt.eplb.expert_distribution import _SelectExpertsSinglePassGatherer
 from sglang.srt.model_executor.forward_context import get_forward_context, has_forward_context
 
-from ...dispatch.kernels import Counters, LayerTables
+from ...dispatch.buffers import Counters, LayerTables
 from ...dispatch.ops import record
 from ...recording.recorder import Recorder
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from sglang.srt.eplb.expert_location_dispatch import ExpertLocationDispatchInfo
 
-from ...dispatch.kernels import Counters, LayerTables
+from ...dispatch.buffers import Counters, LayerTables
 from ...dispatch.ops import cover, look_up
 from ..hooks import Hook
 from .state import get_adapter

@@ -12,11 +12,10 @@ import torch
 from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 from sglang.srt.runtime_context import get_exec
 
-from ...errors import PluginError
+from ...errors import PluginError, stop
 from .. import hooks
 from ..hooks import Hook
 from .dispatch_table import dispatch_table
-from .entrance import ENTRANCE, stop
 from .layout import AFFINITY
 from .remap import REMAP
 from .state import get_adapter
@@ -38,7 +37,7 @@ def _init_gatherer(original: Callable[..., Any], expert_location_metadata: Any, 
 def _manager_init(original: Callable[..., Any], self: Any, **collaborators: Any) -> None:
     original(self, **collaborators)
     try:
-        hooks.verify([*ENTRANCE, *RUNTIME])
+        hooks.verify(RUNTIME)
     except PluginError as error:
         stop(error)
     get_adapter().manage(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 
 def register() -> None:
@@ -24,11 +23,10 @@ def register() -> None:
 
 
 def _simulate(strategy: str) -> None:
-    from ...errors import PluginError
+    from ...errors import PluginError, stop
     from .simulation import register_simulation
 
     try:
         register_simulation(strategy)
     except PluginError as error:  # vLLM would log a traceback and fail at the first request
-        print(f"eplb-plugin: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        stop(error)

@@ -9,15 +9,14 @@ from vllm.distributed.parallel_state import get_eplb_group
 from vllm.model_executor.model_loader.utils import get_model_cls
 
 from ...config import PluginConfig
-from ...errors import mismatch
 from .. import hooks
 from ..agreement import all_present
 from ..fit import log_through, slots_for
 from ..releases import VLLM
-from .entrance import refuse_unsuited
 from .layers import refuse_without_eplb
 from .runtime import RUNTIME, warm_up_hook
 from .state import Active, set_active
+from .support import refuse_moving_memory, refuse_unsuited
 
 REDUNDANT = "--eplb-config.num_redundant_experts"
 
@@ -29,7 +28,7 @@ def activate(config: PluginConfig, vllm_config: Any) -> None:
     """
     parallel = vllm_config.parallel_config
     refuse_unsuited(config, enable_eplb=parallel.enable_eplb, elastic=parallel.enable_elastic_ep)
-    _refuse_moving_memory(vllm_config)
+    refuse_moving_memory(vllm_config)
     ep_size = parallel.tensor_parallel_size * parallel.data_parallel_size * parallel.prefill_context_parallel_size
     redundant = parallel.eplb_config.num_redundant_experts
     slots_per_rank = slots_for(vllm_config.model_config.get_num_experts(), redundant, ep_size, config, REDUNDANT)
@@ -59,15 +58,3 @@ def confirm(vllm_config: Any) -> None:
     """
     refuse_without_eplb(get_model_cls(vllm_config.model_config))
     all_present(get_eplb_group().cpu_group)
-
-
-def _refuse_moving_memory(vllm_config: Any) -> None:
-    """Raises PluginError where vLLM was told to do to the experts' memory what a placement does not survive."""
-    if vllm_config.weight_transfer_config is not None:
-        expected = "none: vLLM writes experts where they lay at the start, and they move"
-        raise mismatch("weight_transfer_config", found="one", expected=expected, fix="remove the plugin's settings")
-    communicator = vllm_config.parallel_config.eplb_config.communicator
-    if vllm_config.model_config.enable_sleep_mode and communicator == "nixl":
-        expected = "another communicator: NIXL keeps the pages that sleep mode gives away"
-        fix = "add --eplb-config.communicator torch_gloo, or remove --enable-sleep-mode"
-        raise mismatch("enable_sleep_mode", found="True with communicator nixl", expected=expected, fix=fix)

@@ -23,10 +23,10 @@ from ...resplitting import Resplitting
 from ..agreement import agree
 from ..tables import owners_of, refuse_unequal
 from .communicator import row_carrier
-from .entrance import DISPATCH
 from .layers import inspect_layers, left_behind, movable
 from .mapping import MappedLayer, hook_by_name, register
 from .state import before_sleep, get_active
+from .support import DISPATCH
 from .tables import Tables
 
 

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from ...config import KEY, PluginConfig, load_config, parse_config
-from ...errors import PluginError, mismatch
-from ...plan_types import Dispatch
+from ...errors import PluginError, mismatch, stop
 from ..agreement import INSTALL
 from ..hooks import Hook
 from ..settings import DISABLE, ENVIRONMENT, FLAG, add_flag, disabled, from_environment
-
-DISPATCH: tuple[Dispatch, ...] = ("weighted", "hash", "cover")  # the first is the default
+from .support import refuse_unsuited
 
 
 def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
@@ -38,8 +35,7 @@ def _from_cli_args(original: Callable[..., Any], cls: Any, args: argparse.Namesp
     try:
         config = _requested(args)
     except PluginError as error:
-        print(f"eplb-plugin: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        stop(error)
     _pass_on(config, args)  # into the namespace, so that server processes that get it instead of our hook see the same
     return original(cls, args)
 
@@ -142,17 +138,6 @@ def _no_object(found: object) -> PluginError:
     """vLLM passes what is no JSON object on as text, without a word."""
     fix = f"""correct it, e.g. '{{"{KEY}": {{"policy": "affinity"}}}}'"""
     return mismatch("--additional-config", found=repr(found)[:80], expected="a JSON object", fix=fix)
-
-
-def refuse_unsuited(config: PluginConfig, *, enable_eplb: bool, elastic: bool) -> None:
-    """Raises PluginError where the engine and the settings do not fit together."""
-    config.dispatch_among(DISPATCH)
-    if not enable_eplb:
-        fix = f"add --enable-eplb, or remove {FLAG} / unset {ENVIRONMENT}"
-        raise mismatch("enable_eplb", found=False, expected="--enable-eplb, which the plugin builds on", fix=fix)
-    if elastic:
-        fix = "remove --enable-elastic-ep, or the plugin's settings"
-        raise mismatch("enable_elastic_ep", found=True, expected="a fixed EP group", fix=fix)
 
 
 ENTRANCE = (

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
-from ...dispatch.kernels import Counters, LayerTables, cover, record
+from ...dispatch.buffers import Counters, LayerTables
+from ...dispatch.kernels import cover, record
 from ...recording.recorder import Recorder
 from .. import hooks
 from ..hooks import Hook

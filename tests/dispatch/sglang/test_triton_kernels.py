@@ -20,7 +20,8 @@ pytest.importorskip("triton")
 
 from cover_passes import CPU, MAX_TOKENS, Run, check_run, runs
 from covering import cover_slowly
-from eplb_plugin.dispatch.kernels import Counters, CoverTables, LayerTables, cover
+from eplb_plugin.dispatch.buffers import Counters, LayerTables
+from eplb_plugin.dispatch.kernels import CoverTables, cover
 from eplb_plugin.doctor.lanes import make_plan
 from eplb_plugin.recording.recorder import Recorder
 from recorded import Reference, counters

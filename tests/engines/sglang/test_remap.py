@@ -12,7 +12,7 @@ from sglang.srt.layers.moe import topk
 
 from cover_passes import CPU, Run, check_run, runs
 from eplb_plugin import RoutingStatistics, Topology, plan, route
-from eplb_plugin.dispatch.kernels import Counters, LayerTables
+from eplb_plugin.dispatch.buffers import Counters, LayerTables
 from eplb_plugin.engines.sglang.remap import TableDispatchInfo, _choose, _init_new
 from eplb_plugin.engines.sglang.state import set_adapter
 from eplb_plugin.engines.tables import DispatchTables
