@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from sglang.srt.distributed.parallel_state import get_world_group
 from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
-from sglang.srt.runtime_context import get_device, get_disagg, get_exec, get_schedule, get_spec
+from sglang.srt.runtime_context import get_disagg, get_exec
 
 from ...config import PluginConfig
 from ...controller import Rebalancer
 from ...deployment import Deployment, Phase
 from ...errors import mismatch
-from ...migration.budget import Budget
 from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
@@ -29,6 +28,7 @@ from ...state import Earlier
 from ...topology import Topology
 from ...warm_start import earlier
 from ..tables import DispatchTables, owners_of, refuse_unequal
+from .bounds import as_sglang_bounds, max_tokens
 from .layers import inspect_layers, refuse_immovable
 from .layout import Layout
 from .mover import KEY, Mover
@@ -42,7 +42,7 @@ class Adapter:
     """One per scheduler: feeds the Rebalancer, and moves experts where it says."""
 
     def __init__(self, config: PluginConfig, layout: Layout, topology: Topology, experts: Any, name: str) -> None:
-        config = _as_sglang_bounds(config)
+        config = as_sglang_bounds(config)
         self.config, self.layout, self.topology, self.name = config, layout, topology, name
         self.num_experts, self.num_groups = experts.num_logical_experts, max(1, experts.num_groups or 1)
         self.num_layers: int = experts.num_layers
@@ -103,7 +103,7 @@ class Adapter:
             num_layers=len(layers.layer_ids),
             num_experts=self.num_experts,
             top_k=layers.top_k,
-            max_tokens=_max_tokens(),
+            max_tokens=max_tokens(),
             sample_rows=self.config.sample_rows,
             device=get_global_expert_location_metadata().physical_to_logical_map.device,
             num_ubatches=2 if get_exec().overlap.enable_two_batch_overlap else 1,
@@ -241,21 +241,3 @@ class Adapter:
         plan = first.decide(KEY, rows[layer_ids], get_world_group().cpu_group, load[layer_ids])
         rows[layer_ids] = plan.placement.phy2log
         return Placement(rows)
-
-
-def _as_sglang_bounds(config: PluginConfig) -> PluginConfig:
-    """SGLang's own bound on the layers of a pass, where it was given, can only lower ours; and no rank is given up
-    before SGLang's watchdog would end it.
-    """
-    chunk = get_exec().moe.eplb_rebalance_layers_per_chunk
-    bound = min(config.migration.layers_per_step, chunk or config.migration.layers_per_step)
-    patience = config.migration.vote_seconds or max(Budget.vote_seconds, get_device().watchdog_timeout or 0.0)
-    migration = config.migration.model_copy(update={"layers_per_step": bound, "vote_seconds": patience})
-    return config.model_copy(update={"migration": migration})
-
-
-def _max_tokens() -> int:
-    """Rows that one forward pass of a rank may route; what is above is not recorded."""
-    schedule, drafted = get_schedule(), get_spec().speculative_num_draft_tokens or 1
-    prefill = schedule.chunked_prefill_size or 0
-    return max(prefill if prefill > 0 else schedule.max_prefill_tokens, (schedule.max_running_requests or 0) * drafted)
