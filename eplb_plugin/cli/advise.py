@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
 
 from ..engines.sglang.layout import DISPATCH as SGLANG
 from ..engines.vllm.support import DISPATCH as VLLM
 from ..errors import PluginError, mismatch
 from ..files import write_atomic
 from ..plan_types import PlanOptions
+from .advice_table import show_advice
 from .options import (
     PRICES,
     ExpertBytes,
@@ -34,8 +32,7 @@ from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understoo
 from .writing import writing
 
 if TYPE_CHECKING:
-    from ..observe.advice import Both, Candidate, Outcome, Survey
-    from ..observe.recommendation import Recommendation
+    from ..observe.advice import Candidate
     from ..statistics import RoutingStatistics
 
 ENGINE_DISPATCH = {"vllm": VLLM, "sglang": SGLANG}  # first what `dispatch: auto` takes
@@ -123,7 +120,10 @@ def advise(
     if as_json:
         typer.echo(json.dumps(_finite(answer), indent=2))
     else:
-        _print(made, chosen, window, prices, tokens_per_step, out)
+        priced = prices is not None and prices.seconds_per_selection is not None
+        show_advice(made, chosen, window.num_layers, priced, tokens_per_step)
+        if out is not None:
+            typer.echo(f"{out}: settings written")
 
 
 def _candidates(
@@ -186,70 +186,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _print(
-    made: Survey, chosen: Recommendation, window: RoutingStatistics, prices: PlanOptions | None,
-    tokens_per_step: float | None, out: Path | None,
-) -> None:  # fmt: skip
-    priced = prices is not None and prices.seconds_per_selection is not None
-    counted = "" if priced else ", in copies saved alone"
-    copies = "" if made.cross_node_copies is None else f", {_pair(made.cross_node_copies)} cross-node copies per token"
-    typer.echo(f"now, without EPLB: balancedness {_pair(made.balancedness)}{copies}")
-    heads = ("balanced", "work", "copies", "ingress", "moves", "repaid")
-    title = "planned on one half of the recording, judged on the other, both ways"
-    candidate = Column("policy, dispatch", no_wrap=True)
-    table = Table("+n", candidate, *heads, title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for outcome in made.outcomes:
-        one, style = outcome.candidate, "bold" if outcome is chosen.best else None
-        table.add_row(f"+{one.redundant}", f"{one.policy} {one.dispatch}", *_cells(outcome), style=style)
-    Console().print(table)
-    typer.echo("+n: redundant experts; work: selections of the busiest ranks; copies: to other nodes;")
-    typer.echo("ingress: of the busiest node / mean; moves: share of slots at a later rebalance;")
-    typer.echo(f"repaid: tokens until a later rebalance has paid for its transfer{counted}")
-    half = f"{made.tokens_per_half} tokens" if made.has_tokens else "drawn selections (only counting noise)"
-    typer.echo(f"how sure: halves of {half}; an expert's load differs between them by ±{made.load_change:.0%}")
-    memory = {o.candidate.redundant: o.memory_gib for o in made.outcomes if o.memory_gib}
-    for count, gib in memory.items():
-        typer.echo(f"{count} redundant experts: {gib:.2f} GiB per rank in {window.num_layers} layers")
-    if chosen.best is not None:
-        one = chosen.best.candidate
-        verdict = "enable it" if chosen.enable else "do not enable it; the best that was tried"
-        settings = f"policy {one.policy}, dispatch {one.dispatch}, {one.redundant} redundant experts"
-        typer.echo(f"advice: {verdict}: {settings}")
-        typer.echo(_price(chosen.best, tokens_per_step))
-    for reason in chosen.reasons:
-        typer.echo(f"- {reason}")
-    if out is not None:
-        typer.echo(f"{out}: settings written")
-
-
-def _price(outcome: Outcome, tokens_per_step: float | None) -> str:
-    """Of a later rebalance under this candidate: what moves, and how long that must serve."""
-    size = "" if outcome.gigabytes_moved is None else f", {outcome.gigabytes_moved:.3g} GB"
-    text = f"- a later rebalance moves {outcome.next_moves.mean:.0f} of {outcome.slots} slots{size}"
-    tokens = outcome.break_even_tokens
-    if tokens is None or max(tokens) == math.inf:
-        return text
-    steps = "" if tokens_per_step is None else f", {max(tokens) / tokens_per_step:.0f} steps"
-    return f"{text}, repaid after {max(tokens):.2g} tokens{steps}"
-
-
-def _cells(outcome: Outcome) -> list[str]:
-    moves = outcome.next_moves.mean / outcome.slots
-    tokens = outcome.break_even_tokens
-    return [
-        _pair(outcome.balancedness), _percent(outcome.work_saved),
-        "–" if outcome.copies_saved is None else _percent(outcome.copies_saved),
-        "–" if outcome.busiest_ingress is None else f"{outcome.busiest_ingress.mean:.2f}",
-        f"{moves:.0%}",
-        "–" if tokens is None else "never" if max(tokens) == math.inf else f"{max(tokens):.2g}",
-    ]  # fmt: skip
-
-
-def _pair(figure: Both) -> str:
-    return f"{figure.forth:.2f} {figure.back:.2f}"
-
-
-def _percent(saved: Both) -> str:
-    return f"{-100 * saved.forth:+.0f} {-100 * saved.back:+.0f}%"
