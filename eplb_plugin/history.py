@@ -46,9 +46,9 @@ class History:
         """The window that has just ended; needs one that `has_tokens`."""
         return self._windows[-1]
 
-    def expected(self) -> RoutingStatistics:
-        """The next window; needs one that `has_tokens`."""
-        return self._windows[-1] if len(self._windows) == 1 else forecast(self._windows)
+    def expected(self, pairs: bool = True) -> RoutingStatistics:
+        """The next window; needs one that `has_tokens`. pairs: see `forecast`."""
+        return self._windows[-1] if len(self._windows) == 1 else forecast(self._windows, pairs=pairs)
 
     def expected_load(self) -> RoutingStatistics:
         """The next window's load alone, which takes a small part of the time."""

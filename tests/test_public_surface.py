@@ -44,7 +44,7 @@ PARAMETERS = {
         "link_gbps", "token_bytes", "seconds_per_selection", "window_steps", "horizon_steps", "load_error",
         "peo_rounds", "exact",
     ],
-    "forecast": ["history"],
+    "forecast": ["history", "*pairs"],
     "plan": ["statistics", "topology", "*policy", "*previous", "*dispatch", "*num_groups", "*options"],
     "resplit": ["plan", "statistics"],
     "route": ["topk_ids", "source_rank", "plan", "layer", "rule", "*token_index"],

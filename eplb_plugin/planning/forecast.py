@@ -23,29 +23,33 @@ BACKTESTS = 4  # newest windows on which the error of a forecast is measured
 Floats = NDArray[np.float64]
 
 
-def forecast(history: Sequence[RoutingStatistics]) -> RoutingStatistics:
+def forecast(history: Sequence[RoutingStatistics], *, pairs: bool = True) -> RoutingStatistics:
     """The window that will follow `history` (oldest first, at least one window of one model).
 
     Load, co-activation and num_tokens are weighted means over the windows; the sample holds rows of every window in
     proportion to its weight, and its parts are the windows that count; single steps are of all windows. What a window
     lacks (tokens of a layer, co-activation, a sample) is taken from the others.
+    pairs: False leaves the co-activation, most of the work, out where there is a sample: beside one, only policy
+    `affinity` on several nodes reads it.
     """
     _refuse_mixed(history)
-    load = np.stack([window.load for window in history]).astype(np.float64)
-    share, total = _shares(load)
-    weights = window_weights(load)
+    share, total = _shares(_loads(history))
+    weights = _weights(share, total)
     by_layer = _weights_by_layer(weights, total > 0.0)
     tokens = np.stack([window.num_tokens for window in history])
     size = (by_layer * total).sum(axis=0)
     parts = (by_layer * size)[:, :, None] * share
     expected = parts.sum(axis=0)
+    counts = parts.any(axis=(1, 2))
+    sample = _combined_sample(history, weights)
+    wants_pairs = pairs or sample is None
     return RoutingStatistics(
         expected,
-        _combined_pairs(history, weights, total, expected, size),
-        _combined_sample(history, weights),
+        _combined_pairs(history, weights, total, expected, size) if wants_pairs else None,
+        sample,
         np.rint((by_layer * tokens).sum(axis=0)).astype(np.int64),
         history[-1].layer_ids,
-        parts[parts.any(axis=(1, 2))],
+        parts if counts.all() else parts[counts],
         steps=joined_steps(history),
     )
 
@@ -56,11 +60,10 @@ def forecast_error(history: Sequence[RoutingStatistics]) -> Floats:
     Measured on the history: each of the newest windows is forecast from those before it; the median of the errors.
     """
     _refuse_mixed(history)
-    load = np.stack([window.load for window in history]).astype(np.float64)
-    share, total = _shares(load)
-    errors = np.full((BACKTESTS, load.shape[1]), np.nan)
-    for row, now in enumerate(range(max(len(load) - BACKTESTS, 1), len(load))):
-        by_layer = _weights_by_layer(window_weights(load[:now]), total[:now] > 0.0)
+    share, total = _shares(_loads(history))
+    errors = np.full((BACKTESTS, total.shape[1]), np.nan)
+    for row, now in enumerate(range(max(len(total) - BACKTESTS, 1), len(total))):
+        by_layer = _weights_by_layer(_weights(share[:now], total[:now]), total[:now] > 0.0)
         expected = np.einsum("wl,wle->le", by_layer, share[:now])
         known = (expected.sum(axis=1) > 0.0) & (total[now] > 0.0)
         distance = np.sqrt(((np.sqrt(expected) - np.sqrt(share[now])) ** 2).sum(axis=1))
@@ -76,12 +79,18 @@ def window_weights(load: Floats) -> Floats:
     The expected squared distance of Σ w_t x_t from the newest window's true load is wᵀ C w with
     C = (bias_t · bias_u) + diag(noise_t); bias = distance from the newest window beyond noise, 0 for itself.
     """
-    weights = np.zeros(len(load))
-    filled = np.flatnonzero(load.any(axis=(1, 2)))
+    return _weights(*_shares(load))
+
+
+def _weights(share: Floats, total: Floats) -> Floats:
+    """`window_weights`. share: [W, L, E], total: [W, L], as `_shares` has them."""
+    weights = np.zeros(len(total))
+    filled = np.flatnonzero(total.any(axis=1))
     if len(filled) < 2:
         weights[filled if len(filled) else [-1]] = 1.0
         return weights
-    share, total = _shares(load[filled])
+    if len(filled) < len(total):
+        share, total = share[filled], total[filled]
     root = _fill_gaps(np.sqrt(share), total > 0.0)
     noise = _noise(root, share, total)
     offset = root[:-1] - root[-1]
@@ -123,6 +132,11 @@ def _lower_median(values: Floats) -> float:
     return float(np.sort(values)[(len(values) - 1) // 2])
 
 
+def _loads(history: Sequence[RoutingStatistics]) -> Floats:
+    """[W, L, E]."""
+    return np.stack([window.load for window in history], dtype=np.float64, casting="unsafe")
+
+
 def _shares(load: Floats) -> tuple[Floats, Floats]:
     """load: [W, L, E] -> shares of the layer's selections (0 where there are none), and their number [W, L]."""
     total = load.sum(axis=2)
@@ -161,20 +175,31 @@ def _combined_pairs(
 
 def _combined_sample(history: Sequence[RoutingStatistics], weights: Floats) -> NDArray[np.int16] | None:
     """[L, S, K] rows spread evenly over every window's sample; S as in the largest one."""
-    samples = [None if w.sample is None else w.sample[:, (w.sample >= 0).any(axis=(0, 2))] for w in history]
-    rows = np.array([0 if sample is None else sample.shape[1] for sample in samples])
+    samples = [window.sample for window in history]
+    filled = [np.empty(0, np.int64) if sample is None else _filled_rows(sample) for sample in samples]
+    rows = np.array([len(known) for known in filled])
     layers, width = history[0].num_layers, max((s.shape[2] for s in samples if s is not None), default=0)
     if not width:
         return None
     share = _weights_by_layer(weights, (rows > 0)[:, None])[:, 0]
     wanted = np.minimum(np.rint(share * rows.max()).astype(np.int64), rows)
-    parts = [np.full((layers, 0, width), -1, np.int16)]
-    for sample, count in zip(samples, wanted, strict=True):
+    made, end = np.full((layers, int(wanted.sum()), width), -1, np.int16), 0
+    for sample, known, count in zip(samples, filled, wanted.tolist(), strict=True):
         if sample is None or not count:
             continue
-        picked = sample[:, np.arange(count) * sample.shape[1] // count]
-        parts.append(np.pad(picked, ((0, 0), (0, 0), (0, width - picked.shape[2])), constant_values=-1))
-    return np.concatenate(parts, axis=1)
+        picked = known[np.arange(count) * len(known) // count]
+        # of an array in order `take` copies whole rows; of another it is slower than putting it in order first
+        made[:, end : end + count, : sample.shape[2]] = np.take(np.ascontiguousarray(sample), picked, axis=1)
+        end += count
+    return made
+
+
+def _filled_rows(sample: NDArray[np.int16]) -> NDArray[np.int64]:
+    """Indices of rows in which any layer names an expert; one look tells for nearly all of them."""
+    filled = sample[0, :, 0] >= 0 if sample.shape[2] else np.zeros(sample.shape[1], np.bool_)
+    rest = np.flatnonzero(~filled)
+    filled[rest] = (sample[:, rest] >= 0).any(axis=(0, 2))
+    return np.flatnonzero(filled)
 
 
 def _refuse_mixed(history: Sequence[RoutingStatistics]) -> None:

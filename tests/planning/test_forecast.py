@@ -52,6 +52,10 @@ def test_any_history_gives_statistics(data: st.DataObject):
     if expected.coactivation is not None:
         np.testing.assert_allclose(np.diagonal(expected.coactivation, axis1=1, axis2=2), expected.load)
     assert (expected.coactivation is None) == all(w.coactivation is None for w in history)
+    lean = forecast(history, pairs=False)
+    assert (lean.coactivation is None) == (expected.coactivation is None or expected.sample is not None)
+    for name in ("load", "sample", "num_tokens", "parts", "steps"):
+        np.testing.assert_array_equal(getattr(lean, name), getattr(expected, name))
     error = forecast_error(history)
     assert error.shape == (layers,)
     assert (np.isnan(error) | (error >= 0)).all()
