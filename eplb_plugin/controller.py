@@ -21,14 +21,10 @@ from .consensus import agree, reason
 from .errors import PluginError, mismatch
 from .history import History
 from .model_entry import ModelEntry
-from .outcome import Outcome, Served, assess
+from .outcome import Outcome
 from .placement import Placement
-from .plan_message import encode, encode_error
-from .plan_types import WEIGHED, Plan, PlanOptions
-from .planning.job import plan_of
-from .planning.plan import make_plan as plan
-from .planning.resplit import resplit
-from .planning.score import expected_rank_load
+from .plan_types import WEIGHED, Plan
+from .proposal import options_for, propose, propose_weights
 from .recording.load import Arrived, sum_load
 from .recording.snapshot import snapshot
 from .routing_rows import report_left_out
@@ -59,7 +55,7 @@ class Rebalancer:
         entry.stages = Stages(lambda stage: self._stalled(entry, stage, planning_rank))
         if not planning_rank:
             return
-        seconds = warm_up(entry.planned, self._options(entry), self.renews(entry))
+        seconds = warm_up(entry.planned, options_for(entry, self.config), self.renews(entry))
         if len(self.entries) == 1:
             logger.info("settings: %s", self.config.model_dump_json())
         logger.info("%s", entry.introduction(seconds))
@@ -128,7 +124,7 @@ class Rebalancer:
         if dist.get_rank(group) == 0:
             self._keep_placement(entry, placed)
             with entry.stages("plan"):
-                outcome, message = self._propose(entry, in_force)
+                outcome, message = propose(entry, in_force, self.config)
         entry.rebalances += 1
         accepted, problem = agree(message, in_force, group, lambda made: made, entry.stages("agree"))
         if outcome is not None:
@@ -155,7 +151,7 @@ class Rebalancer:
             entry.history.add(sum_load(load(), group, entry.owner_group_size, entry.layer_ids))
         except PluginError as error:
             entry.history.refuse(error)
-        outcome, message = self._propose_weights(entry, in_force) if dist.get_rank(group) == 0 else (None, b"")
+        outcome, message = propose_weights(entry, in_force, self.config) if dist.get_rank(group) == 0 else (None, b"")
         staged, problem = agree(message, in_force, group, lambda made: _staged(made, in_force, stage))
         self.tell(outcome, refused=staged is None)
         if staged is None:
@@ -192,80 +188,6 @@ class Rebalancer:
             self._report(replace(outcome, result="refused") if refused else outcome)
         except Exception as error:
             logger.warning("the outcome of a %s was not reported: %s", outcome.change, reason(error))
-
-    def _propose(self, entry: ModelEntry, in_force: Plan) -> tuple[Outcome, bytes]:
-        """On the planning rank: a plan, or the reason why there is none. Never raises: all ranks wait for it."""
-        try:
-            first, entry.first = entry.first, None
-            if not entry.history.has_tokens:
-                if first is not None:
-                    return Outcome(entry.name, "accepted"), encode(plan_of(first, entry.topology, entry.dispatch))
-                logger.info("rebalance of %s skipped: no token was routed in the window", entry.name)
-                return Outcome(entry.name, "skipped"), encode(in_force)
-            statistics, served = entry.history.expected(), None
-            if first is not None:
-                made = resplit(plan_of(first, entry.topology, entry.dispatch), statistics)
-            else:
-                served = self._served(entry, in_force)
-                made = self._plan(entry, statistics, in_force, self._options(entry))
-            assessment = assess(statistics, in_force, made)
-            if self.config.logging.rebalances:
-                logger.info("rebalance %d of %s: %s", entry.rebalances + 1, entry.name, assessment)
-            return Outcome(entry.name, "accepted", assessment, served), encode(made)
-        except Exception as error:  # whatever fails here must reach the other ranks, or they wait forever
-            logger.debug("planning failed", exc_info=True)
-            return Outcome(entry.name, "refused"), encode_error(f"planning failed: {reason(error)}")
-
-    def _propose_weights(self, entry: ModelEntry, in_force: Plan) -> tuple[Outcome, bytes]:
-        """The same for new weights: those for the next window's load, since the last one's alone is mostly noise."""
-        try:
-            if not entry.history.has_tokens:
-                return Outcome(entry.name, "skipped", change="re-split"), encode(in_force)
-            statistics = entry.history.expected_load()
-            made = resplit(in_force, statistics)
-            assessment = assess(statistics, in_force, made)
-            if self.config.logging.rebalances:
-                before, after = assessment.balancedness
-                line = "re-split of %s: planned balancedness %.3f -> %.3f, solved in %.1f ms"
-                logger.info(line, entry.name, before, after, made.seconds * 1e3)
-            return Outcome(entry.name, "accepted", assessment, change="re-split"), encode(made)
-        except Exception as error:  # as above
-            logger.debug("solving weights failed", exc_info=True)
-            return Outcome(entry.name, "refused", change="re-split"), encode_error(f"solving failed: {reason(error)}")
-
-    def _served(self, entry: ModelEntry, in_force: Plan) -> Served:
-        window = entry.history.newest
-        left_out = window.left_out.sum() / max((window.left_out + window.num_tokens).sum(), 1)
-        rank_load, layer_ids = expected_rank_load(window.load, in_force), in_force.placement.layer_ids
-        return Served(rank_load, layer_ids, self.config.metrics.per_layer_rank, float(left_out))
-
-    def _options(self, entry: ModelEntry) -> PlanOptions:
-        """With the price of a move, where the settings name one and the entry's gain can be told."""
-        price, rounds = self.config.price, self.config.peo_rounds(entry.topology.slots_per_rank)
-        options = replace(self.config.plan_options, peo_rounds=rounds)
-        if price is None or (entry.recorder is None and not price.seconds_per_selection):
-            return options
-        return replace(
-            options,
-            load_error=entry.history.load_error() or options.load_error,
-            expert_bytes=entry.expert_bytes,
-            link_gbps=price.link_gbps,
-            token_bytes=price.token_bytes,
-            seconds_per_selection=price.seconds_per_selection,
-            window_steps=entry.window_steps,
-            horizon_steps=price.horizon_steps or entry.step_interval,
-        )
-
-    def _plan(self, entry: ModelEntry, statistics: RoutingStatistics, in_force: Plan, options: PlanOptions) -> Plan:
-        return plan(
-            statistics,
-            entry.topology,
-            policy=entry.policy,
-            previous=in_force,
-            dispatch=entry.dispatch,
-            num_groups=entry.num_groups,
-            options=options,
-        )
 
 
 def _staged(made: Plan, in_force: Plan, stage: Staging) -> tuple[Plan, Switch]:

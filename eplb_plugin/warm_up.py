@@ -34,7 +34,7 @@ class Planned(NamedTuple):
 
 
 def warm_up(what: Planned, options: PlanOptions, renews: bool) -> float:
-    """Go through rebalances of one layer's made-up traffic as `controller.py` does; returns the seconds it took.
+    """Go through rebalances of one layer's made-up traffic as `proposal.py` does; returns the seconds it took.
 
     First from a placement, with a target that is never met, so that every way to improve it is tried; then from the
     plan that came of it, with the shares that it has after its travel. renews: whether shares are solved in between.
@@ -43,7 +43,7 @@ def warm_up(what: Planned, options: PlanOptions, renews: bool) -> float:
     statistics, slots = made_up(what), np.arange(what.topology.num_slots, dtype=np.int32)
     in_force = plan_of(Placement(slots[None] % what.num_experts), what.topology, what.dispatch)
     for one in (replace(options, balance_tolerance=0.0), options):
-        made = planned(what, statistics, in_force, one)
+        made = plan_for(what, statistics, in_force, one)
         assess(statistics, in_force, made)
         in_force = accept(encode(made), in_force)
     if renews:
@@ -51,7 +51,8 @@ def warm_up(what: Planned, options: PlanOptions, renews: bool) -> float:
     return time.perf_counter() - began
 
 
-def planned(what: Planned, statistics: RoutingStatistics, previous: Plan | None, options: PlanOptions) -> Plan:
+def plan_for(what: Planned, statistics: RoutingStatistics, previous: Plan | None, options: PlanOptions) -> Plan:
+    """`plan` for one model, as a server calls it."""
     return make_plan(
         statistics,
         what.topology,

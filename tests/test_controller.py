@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin import controller
+from eplb_plugin import proposal, warm_up
 from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.controller import Rebalancer
 from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import Placement
-from eplb_plugin.plan_types import Plan, Policy
+from eplb_plugin.plan_types import Plan, PlanOptions, Policy
 from eplb_plugin.planning.score import balancedness
+from eplb_plugin.statistics import RoutingStatistics
+from eplb_plugin.warm_up import Planned
 from processes import run_ranks
 from rebalances import (
     EXPERTS,
@@ -203,13 +204,13 @@ def test_windows_follow_one_another() -> None:
 def rounds_planned() -> set[int]:
     """What every call of the planner was told of PEO, that of the warm-up too."""
     told: set[int] = set()
-    solve = controller.plan
+    solve = warm_up.plan_for
 
-    def telling(*args: Any, **named: Any) -> Plan:
-        told.add(named["options"].peo_rounds)
-        return solve(*args, **named)
+    def telling(what: Planned, statistics: RoutingStatistics, previous: Plan | None, options: PlanOptions) -> Plan:
+        told.add(options.peo_rounds)
+        return solve(what, statistics, previous, options)
 
-    controller.plan = telling
+    proposal.plan_for = warm_up.plan_for = telling
     placed, _ = rebalance(config=parse_config({"peo": {"num_rounds": 3}}, ""))
     assert (placed != OLD).any()
     return told

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin import consensus, controller, stages
+from eplb_plugin import consensus, controller, proposal, stages
 from eplb_plugin.config import PluginConfig
 from eplb_plugin.controller import Rebalancer
 from eplb_plugin.errors import PluginError
@@ -42,14 +42,14 @@ def plan_refuses(rank: int) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PluginError("load: found nothing, expected something; fix: this")
 
-    controller.plan = refuse  # type: ignore[assignment]
+    proposal.plan_for = refuse  # type: ignore[assignment]
 
 
 def plan_crashes(rank: int) -> None:
     def crash(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("first line\nsecond line")
 
-    controller.plan = crash  # type: ignore[assignment]
+    proposal.plan_for = crash  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,11 @@ def proposed(plan: Plan) -> tuple[Outcome, bytes]:
 
 
 def propose_other_shape(rank: int) -> None:
-    controller.Rebalancer._propose = lambda *_: proposed(evenly(SLOTS + 2, EXPERTS))  # type: ignore[method-assign]
+    controller.propose = lambda *_: proposed(evenly(SLOTS + 2, EXPERTS))
 
 
 def propose_fewer_experts(rank: int) -> None:
-    controller.Rebalancer._propose = lambda *_: proposed(evenly(SLOTS, EXPERTS - 1))  # type: ignore[method-assign]
+    controller.propose = lambda *_: proposed(evenly(SLOTS, EXPERTS - 1))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin import Placement, Plan, RoutingStatistics, Topology, controller
+from eplb_plugin import Placement, Plan, RoutingStatistics, Topology, proposal
 from eplb_plugin.config import parse_config
 from eplb_plugin.controller import Rebalancer
 from eplb_plugin.cycle import Cycle
@@ -22,6 +22,7 @@ from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_types import Dispatch
 from eplb_plugin.planning.job import plan_of
+from eplb_plugin.warm_up import Planned
 from expert_models import Model, groups
 from processes import run_ranks
 
@@ -100,13 +101,13 @@ def test_models_are_rebalanced_one_after_the_other(stepwise: bool) -> None:
 def failing() -> list[str]:
     """The planner of the target fails, then a rank that cannot read its weights."""
     group = Group()
-    solve = controller.plan
+    solve = proposal.plan_for
 
     def fail(*args: Any, **kwargs: Any) -> Plan:
-        controller.plan = solve
+        proposal.plan_for = solve
         raise RuntimeError("struck")
 
-    controller.plan = fail
+    proposal.plan_for = fail
     group.cycle.run(loads(0))
     layers = group.cycle._models["target"].shuffler.layers
     if dist.get_rank() == 1:
@@ -130,18 +131,18 @@ def test_what_fails_is_reported_and_the_next_rebalance_works() -> None:
     assert found == [[*first, *second, "target accepted", "draft accepted"], [], [], []]
 
 
-def drawn(statistics: RoutingStatistics, topology: Topology, *, dispatch: Dispatch, **_: Any) -> Plan:
+def drawn(what: Planned, statistics: RoutingStatistics, *_: Any) -> Plan:
     """A plan by which nearly every slot moves."""
-    rows = linear_placement(len(statistics.load), EXPERTS, topology.num_slots).phy2log
+    rows = linear_placement(len(statistics.load), EXPERTS, what.topology.num_slots).phy2log
     random = np.random.default_rng(int(statistics.load.sum() * 1000))
-    return plan_of(Placement(random.permuted(rows, axis=1)), topology, dispatch)
+    return plan_of(Placement(random.permuted(rows, axis=1)), what.topology, what.dispatch)
 
 
 def on_the_way(rule: Dispatch) -> tuple[int, list[str]]:
     """Layers take several hops; the first rebalance succeeds, in the next a row is damaged once a layer has hops
     before it. -> how many were on their way then, and outcomes.
     """
-    controller.plan = drawn
+    proposal.plan_for = drawn
     group, hops = Group(scarce=True, rule=rule), 0
     solve, solved, passing = rules.nearest_table, [], 0
 

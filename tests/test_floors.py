@@ -22,7 +22,7 @@ FLOORS = {
     "topology": 2, "statistics": 2, "placement": 2, "plan_types": 2, "config": 2,
     "config_errors": 2, "config_sections": 2, "deployment": 2, "state": 2, "dispatch": 3, "plan_message": 3,
     "planning": 4, "workloads": 4,
-    "peo": 4, "recording": 5, "peo.ops": 1, "peo.schedule": 1, "history": 5, "stages": 5, "outcome": 5,
+    "peo": 4, "recording": 5, "peo.ops": 1, "peo.schedule": 1, "history": 5, "stages": 5, "outcome": 5, "proposal": 5,
     "warm_start": 5, "warm_up": 5, "precompile": 5, "model_entry": 5, "migration.routes": 4, "migration.schedule": 4,
     "migration.budget": 4, "migration.hops": 4, "migration.errands": 4, "migration": 5, "devices": 5,
     "dispatch.buffers": 5, "dispatch.kernels": 5, "dispatch.ops": 5, "dispatch.triton_kernels": 5, "peo.cuda": 5,

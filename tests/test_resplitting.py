@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eplb_plugin import consensus, controller
+from eplb_plugin import consensus, proposal
 from eplb_plugin.config import parse_config
 from eplb_plugin.controller import Rebalancer, Switch
 from eplb_plugin.errors import PluginError
@@ -156,7 +156,7 @@ def solver_fails(rank: int) -> None:
     def fail(*_: Any) -> Plan:
         raise ZeroDivisionError("first line\nsecond line")
 
-    controller.resplit = fail
+    proposal.resplit = fail
 
 
 def damaged(rank: int) -> None:
@@ -171,7 +171,7 @@ def moves_experts(rank: int) -> None:
 
         return replace(plan, placement=replace(plan.placement, phy2log=plan.placement.phy2log[:, ::-1].copy()))
 
-    controller.resplit = shuffled
+    proposal.resplit = shuffled
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from eplb_plugin.config import parse_config
-from eplb_plugin.controller import Rebalancer
 from eplb_plugin.dispatch.kernels import CoverTables
 from eplb_plugin.engines.vllm import mapping
 from eplb_plugin.history import History
@@ -54,7 +53,7 @@ class Bench:
 
     def __init__(self, module: ModuleType, folder: Path) -> None:
         self.folder, self.number = folder, 0
-        self.rebalancer = Rebalancer(parse_config({}, "test"))
+        self.config = parse_config({}, "test")
         self.entry = ModelEntry("m", TOPOLOGY, "affinity", "weighted", 16, 1, [0], history=History(1))
         self.switch = module._Switch(folder)
         linear = Placement(np.arange(20, dtype=np.int32)[None] % 16)
@@ -66,7 +65,7 @@ class Bench:
         (self.folder / "order.json").write_text(json.dumps(order))
 
     def rebalance(self) -> tuple[str, Plan]:
-        outcome, message = self.switch.propose(self.rebalancer, self.entry, self.in_force)
+        outcome, message = self.switch.propose(self.entry, self.in_force, self.config)
         self.in_force = accept(message, self.in_force)
         return outcome.result, self.in_force
 

@@ -39,11 +39,11 @@ def register() -> None:
 
 
 def _install(folder: Path) -> None:
-    from eplb_plugin.controller import Rebalancer
+    from eplb_plugin import controller
     from eplb_plugin.engines.vllm.tables import Tables
 
     switch = _Switch(folder)
-    Rebalancer._propose = lambda self, entry, in_force: switch.propose(self, entry, in_force)
+    controller.propose = switch.propose
     filled = Tables.switch
 
     def fill(self: Any, layers: Any, plan: Any) -> None:
@@ -72,7 +72,7 @@ class _Switch:
         self._window: Any = None  # what placements are planned from
         self._first: Any = None  # the engine's own placement
 
-    def propose(self, rebalancer: Any, entry: Any, in_force: Any) -> tuple[Any, bytes]:
+    def propose(self, entry: Any, in_force: Any, config: Any) -> tuple[Any, bytes]:
         """In place of planning: the placement that was ordered, or the one in force."""
         from eplb_plugin.outcome import Outcome
         from eplb_plugin.plan_message import encode
@@ -87,7 +87,7 @@ class _Switch:
             return Outcome(entry.name, "skipped"), encode(in_force)
         self._done = order["number"]
         try:
-            made = self._made(rebalancer, entry, order["policy"], order["dispatch"])
+            made = self._made(entry, config, order["policy"], order["dispatch"])
         except Exception as error:
             logger.exception("placement %s failed", order)
             self._answer({"number": self._done, "error": f"{type(error).__name__}: {error}"})
@@ -95,14 +95,18 @@ class _Switch:
         self._answer(self._facts(made, in_force))
         return Outcome(entry.name, "accepted"), encode(made)
 
-    def _made(self, rebalancer: Any, entry: Any, policy: str, dispatch: str) -> Any:
+    def _made(self, entry: Any, config: Any, policy: str, dispatch: str) -> Any:
         from eplb_plugin.planning.plan import plan
 
         if policy == "engine":
             return self._first
-        options = rebalancer.config.plan_options
         made = plan(
-            self._window, entry.topology, policy=policy, dispatch=dispatch, num_groups=entry.num_groups, options=options
+            self._window,
+            entry.topology,
+            policy=policy,
+            dispatch=dispatch,
+            num_groups=entry.num_groups,
+            options=config.plan_options,
         )
         if dispatch == "hash":
             made = replace(made, source_weights=None)

@@ -57,19 +57,19 @@ def live(start: Start, shared: bool) -> Seen:
 
     If layers move one by one, new weights are loaded once between two of them.
     """
-    import eplb_plugin.controller as controller
+    import eplb_plugin.proposal as proposal
     from eplb_plugin.engines.sglang.state import get_adapter
 
     scheduler = Scheduler(start)
     adapter, metadata = get_adapter(), scheduler.metadata
-    entry, plan = adapter.rebalancer.entries["target"], controller.plan
+    entry, plan = adapter.rebalancer.entries["target"], proposal.plan_for
 
     def failing_once(*args: Any, **kwargs: Any) -> Any:
         if entry.rebalances + 1 == FAILING:
             raise RuntimeError("no plan today")
         return plan(*args, **kwargs)
 
-    controller.plan = failing_once
+    proposal.plan_for = failing_once
     (gatherer,) = scheduler.recorder._single_pass_gatherers.values()
     first_map = metadata.physical_to_logical_map_cpu.numpy().copy()
     copies = metadata.logical_to_all_physical_map_num_valid.numpy().copy()

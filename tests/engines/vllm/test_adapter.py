@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin import PluginError, controller
+from eplb_plugin import PluginError, proposal
 from eplb_plugin.migration.shuffle import EXIT_CODE
 from eplb_plugin.migration.transfer import Transfer
 from processes import Ranks, run_ranks
@@ -47,13 +47,13 @@ def test_weights_and_maps_agree_on_every_step(use_async: bool, drafts: int) -> N
 
 def hold_back_plans() -> threading.Event:
     """No plan is made before the event is set."""
-    solve, go = controller.plan, threading.Event()
+    solve, go = proposal.plan_for, threading.Event()
 
     def plan(*args: Any, **kwargs: Any) -> Any:
         go.wait(60)
         return solve(*args, **kwargs)
 
-    controller.plan = plan
+    proposal.plan_for = plan
     return go
 
 

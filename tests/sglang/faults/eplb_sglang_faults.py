@@ -22,11 +22,11 @@ def register() -> None:
 
 
 def _install(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from eplb_plugin import controller
+    from eplb_plugin import proposal
     from eplb_plugin.migration import transfer
 
     eplb_triton.install()
-    controller.plan = failing(controller.plan)
+    proposal.plan_for = failing(proposal.plan_for)
     transfer.seal = _damaging(transfer.seal)
     return original(*args, **kwargs)
 

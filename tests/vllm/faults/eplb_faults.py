@@ -36,7 +36,7 @@ def register() -> None:
     @functools.wraps(original)
     def init_device(self: Any) -> Any:
         # not before: vLLM on CPU cannot set itself up once numba, which the planner needs, is imported
-        from eplb_plugin import consensus, controller
+        from eplb_plugin import consensus, proposal
         from eplb_plugin.engines import tables
         from eplb_plugin.migration.transfer import Transfer
 
@@ -46,7 +46,7 @@ def register() -> None:
 
             eplb_proofs.install(Path(os.environ["EPLB_PROOFS"]))
         eplb_triton.install()
-        controller.plan = failing(controller.plan)
+        proposal.plan_for = failing(proposal.plan_for)
         consensus.broadcast = _damaging(consensus.broadcast)
         Transfer._pack = _unreadable(Transfer._pack)
         Transfer._verify = _misled(Transfer._verify)

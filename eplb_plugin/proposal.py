@@ -1,0 +1,98 @@
+"""What the planning rank proposes to the others: a plan, or new weights, for the window that will follow.
+
+Each proposal is what is reported of it, and the message that all ranks will vote on: a plan, or the reason why there is
+none. Nothing here raises: all ranks wait for the message.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from .config import PluginConfig
+from .consensus import reason
+from .model_entry import ModelEntry
+from .outcome import Outcome, Served, assess
+from .plan_message import encode, encode_error
+from .plan_types import WEIGHED, Plan, PlanOptions
+from .planning.job import plan_of
+from .planning.resplit import resplit
+from .planning.score import expected_rank_load
+from .warm_up import plan_for
+
+logger = logging.getLogger("eplb_plugin")
+Proposal = tuple[Outcome, bytes]
+
+
+def propose(entry: ModelEntry, in_force: Plan, config: PluginConfig) -> Proposal:
+    """Where experts will lie. in_force: where they lie, and how they are used."""
+    try:
+        first, entry.first = entry.first, None
+        if not entry.history.has_tokens:
+            if first is not None:
+                return Outcome(entry.name, "accepted"), encode(plan_of(first, entry.topology, entry.dispatch))
+            logger.info("rebalance of %s skipped: no token was routed in the window", entry.name)
+            return Outcome(entry.name, "skipped"), encode(in_force)
+        options, served = options_for(entry, config), None
+        statistics = entry.history.expected(_reads_pairs(entry, options))
+        if first is not None:
+            made = resplit(plan_of(first, entry.topology, entry.dispatch), statistics)
+        else:
+            served = _served(entry, in_force, config)
+            made = plan_for(entry.planned, statistics, in_force, options)
+        assessment = assess(statistics, in_force, made)
+        if config.logging.rebalances:
+            logger.info("rebalance %d of %s: %s", entry.rebalances + 1, entry.name, assessment)
+        return Outcome(entry.name, "accepted", assessment, served), encode(made)
+    except Exception as error:  # whatever fails here must reach the other ranks, or they wait forever
+        logger.debug("planning failed", exc_info=True)
+        return Outcome(entry.name, "refused"), encode_error(f"planning failed: {reason(error)}")
+
+
+def propose_weights(entry: ModelEntry, in_force: Plan, config: PluginConfig) -> Proposal:
+    """New weights where experts lie: those for the next window's load, since the last one's alone is mostly noise."""
+    try:
+        if not entry.history.has_tokens:
+            return Outcome(entry.name, "skipped", change="re-split"), encode(in_force)
+        statistics = entry.history.expected_load()
+        made = resplit(in_force, statistics)
+        assessment = assess(statistics, in_force, made)
+        if config.logging.rebalances:
+            before, after = assessment.balancedness
+            line = "re-split of %s: planned balancedness %.3f -> %.3f, solved in %.1f ms"
+            logger.info(line, entry.name, before, after, made.seconds * 1e3)
+        return Outcome(entry.name, "accepted", assessment, change="re-split"), encode(made)
+    except Exception as error:  # as above
+        logger.debug("solving weights failed", exc_info=True)
+        return Outcome(entry.name, "refused", change="re-split"), encode_error(f"solving failed: {reason(error)}")
+
+
+def options_for(entry: ModelEntry, config: PluginConfig) -> PlanOptions:
+    """With the price of a move, where the settings name one and the entry's gain can be told."""
+    price, rounds = config.price, config.peo_rounds(entry.topology.slots_per_rank)
+    options = replace(config.plan_options, peo_rounds=rounds)
+    if price is None or (entry.recorder is None and not price.seconds_per_selection):
+        return options
+    return replace(
+        options,
+        load_error=entry.history.load_error() or options.load_error,
+        expert_bytes=entry.expert_bytes,
+        link_gbps=price.link_gbps,
+        token_bytes=price.token_bytes,
+        seconds_per_selection=price.seconds_per_selection,
+        window_steps=entry.window_steps,
+        horizon_steps=price.horizon_steps or entry.step_interval,
+    )
+
+
+def _reads_pairs(entry: ModelEntry, options: PlanOptions) -> bool:
+    """Whether co-activation, whose forecast takes most of the time, decides anything that the sample does not."""
+    several = entry.topology.num_nodes > 1
+    return options.is_priced or (several and (entry.policy == "affinity" or entry.dispatch in WEIGHED))
+
+
+def _served(entry: ModelEntry, in_force: Plan, config: PluginConfig) -> Served:
+    window = entry.history.newest
+    left_out = window.left_out.sum() / max((window.left_out + window.num_tokens).sum(), 1)
+    rank_load, layer_ids = expected_rank_load(window.load, in_force), in_force.placement.layer_ids
+    return Served(rank_load, layer_ids, config.metrics.per_layer_rank, float(left_out))

@@ -1,0 +1,85 @@
+"""What the planning rank proposes, and what it asks of a forecast for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from eplb_plugin import Plan, PlanOptions, RoutingStatistics, Topology, proposal
+from eplb_plugin.config import PluginConfig, parse_config
+from eplb_plugin.history import History
+from eplb_plugin.model_entry import ModelEntry
+from eplb_plugin.placement import linear_placement
+from eplb_plugin.plan_message import accept, encode
+from eplb_plugin.plan_types import Dispatch, Policy
+from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.plan import plan
+from eplb_plugin.recording.recorder import Recorder
+from eplb_plugin.warm_up import Planned
+
+LAYERS, EXPERTS, TOP_K = 2, 8, 2
+PRICED = parse_config({"price": {"link_gbps": 100.0, "token_bytes": 4096.0}}, "")
+
+
+def window(seed: int) -> RoutingStatistics:
+    rank = np.random.default_rng(seed).random((LAYERS, 300, EXPERTS)) ** np.arange(1, EXPERTS + 1)
+    return RoutingStatistics.from_topk(np.argsort(rank, axis=2)[:, :, :TOP_K], EXPERTS)
+
+
+def entry(policy: Policy, dispatch: Dispatch, nodes: int) -> ModelEntry:
+    recorder = Recorder(LAYERS, EXPERTS, TOP_K, 16, 64, torch.device("cpu"))
+    topology = Topology(nodes, 4 // nodes, 3)
+    made = ModelEntry("m", topology, policy, dispatch, EXPERTS, 1, list(range(LAYERS)), recorder, expert_bytes=64)
+    made.history = History(3)
+    for seed in range(3):
+        made.history.add(window(seed))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("policy", "dispatch", "nodes", "config", "reads"),
+    [
+        ("balanced", "hash", 2, PluginConfig(), False),
+        ("balanced", "weighted", 1, PluginConfig(), False),
+        ("deepseek", "hash", 2, PluginConfig(), False),
+        ("affinity", "hash", 1, PluginConfig(), False),
+        ("affinity", "hash", 2, PluginConfig(), True),
+        ("balanced", "weighted", 2, PluginConfig(), True),
+        ("balanced", "hash", 2, PRICED, True),
+    ],
+)
+def test_only_plans_that_read_co_activation_wait_for_it(
+    policy: Policy, dispatch: Dispatch, nodes: int, config: PluginConfig, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the plan is, bit for bit, the one that a whole forecast makes."""
+    one = entry(policy, dispatch, nodes)
+    in_force = plan_of(linear_placement(LAYERS, EXPERTS, one.topology.num_slots), one.topology, dispatch)
+    seen: list[RoutingStatistics] = []
+
+    def plan_for(what: Planned, statistics: RoutingStatistics, previous: Plan, options: PlanOptions) -> Plan:
+        seen.append(statistics)
+        return solve(what, statistics, previous, options)
+
+    solve = proposal.plan_for
+    monkeypatch.setattr(proposal, "plan_for", plan_for)
+    outcome, message = proposal.propose(one, in_force, config)
+    assert outcome.result == "accepted"
+    assert seen[0].sample is not None
+    assert (seen[0].coactivation is not None) == reads
+    options = proposal.options_for(one, config)
+    whole = plan(
+        one.history.expected(), one.topology, policy=policy, previous=in_force, dispatch=dispatch, options=options
+    )
+    assert accept(message, in_force).digest == accept(encode(whole), in_force).digest
+
+
+def test_without_tokens_all_stays() -> None:
+    """An empty window proposes the plan in force, for the placement and for weights, and says that it was skipped."""
+    one = entry("balanced", "hash", 2)
+    one.history.add(RoutingStatistics(np.zeros((LAYERS, EXPERTS))))
+    in_force = plan_of(linear_placement(LAYERS, EXPERTS, one.topology.num_slots), one.topology, "hash")
+    for propose in (proposal.propose, proposal.propose_weights):
+        outcome, message = propose(one, in_force, PluginConfig())
+        assert outcome.result == "skipped"
+        assert accept(message, in_force).digest == in_force.digest
