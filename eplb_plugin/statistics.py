@@ -85,7 +85,7 @@ class RoutingStatistics:
             if sample.size and (sample.min() < -1 or sample.max() >= experts):
                 found = f"ids {sample.min()}..{sample.max()}"
                 raise mismatch("sample", found=found, expected=f"-1..{experts - 1}", fix=LOGICAL_IDS)
-            put(self, "sample", sample.astype(np.int16))
+            put(self, "sample", sample.astype(np.int16, copy=False))
         put(self, "num_tokens", self._checked_num_tokens(layers))
         left_out = np.zeros(layers, np.int64) if self.left_out is None else self.left_out
         put(self, "left_out", _checked_rows("left_out", left_out, layers))

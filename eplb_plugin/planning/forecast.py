@@ -183,13 +183,14 @@ def _combined_sample(history: Sequence[RoutingStatistics], weights: Floats) -> N
         return None
     share = _weights_by_layer(weights, (rows > 0)[:, None])[:, 0]
     wanted = np.minimum(np.rint(share * rows.max()).astype(np.int64), rows)
-    made, end = np.full((layers, int(wanted.sum()), width), -1, np.int16), 0
+    made, end = np.empty((layers, int(wanted.sum()), width), np.int16), 0
     for sample, known, count in zip(samples, filled, wanted.tolist(), strict=True):
         if sample is None or not count:
             continue
         picked = known[np.arange(count) * len(known) // count]
         # of an array in order `take` copies whole rows; of another it is slower than putting it in order first
         made[:, end : end + count, : sample.shape[2]] = np.take(np.ascontiguousarray(sample), picked, axis=1)
+        made[:, end : end + count, sample.shape[2] :] = -1
         end += count
     return made
 

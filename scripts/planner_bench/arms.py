@@ -32,16 +32,19 @@ def open_arm(arm: str) -> Callable[[Row], Solve]:
 
 
 def _plugin(row: Row) -> Solve:
-    from eplb_plugin import Placement, RoutingStatistics, Topology, plan
+    from eplb_plugin import Placement, RoutingStatistics, Topology, forecast, plan
 
     topology = Topology(row.nodes, row.ranks // row.nodes, row.slots_per_rank)
     if row.rule:
         statistics = RoutingStatistics.from_topk(row.tokens(), row.experts)
         return lambda load, previous: plan(statistics, topology, dispatch=row.rule).placement.phy2log
 
+    history = row.history() if row.windows else []
+
     def solve(load: Any, previous: Any) -> Any:
         start = None if previous is None else Placement(previous)
-        made = plan(RoutingStatistics(load), topology, policy="balanced", dispatch="hash", previous=start)
+        statistics = forecast(history, pairs=False) if history else RoutingStatistics(load)  # as `proposal.py` does
+        made = plan(statistics, topology, policy="balanced", dispatch="hash", previous=start)
         return made.placement.phy2log
 
     return solve

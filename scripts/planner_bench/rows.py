@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb_plugin import RoutingStatistics
 from eplb_plugin.workloads.routing import ClusteredRouter
 
 REAL_NOISE = 0.15  # sigma of the log-normal noise between the window that is planned on and the next
@@ -17,6 +18,7 @@ class Row:
     """One deployment. drift: 0 = solve from scratch, else sigma of the change since the window of the old placement.
 
     rule: policy affinity for this dispatch rule, on routed tokens (no peer does that); "" = loads alone.
+    windows: the whole of what a server does: a forecast from so many windows, then the plan; 0 = the plan alone.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Row:
     drift: float = 0.0
     kind: str = "full"
     rule: str = ""
+    windows: int = 0
 
     @property
     def slots(self) -> int:
@@ -40,7 +43,7 @@ class Row:
         return f"{self.name}, {self.layers} x {self.experts} -> {self.slots}, {self.ranks} ranks, {self.nodes} nodes"
 
     def tokens(self) -> NDArray[np.int16]:
-        """[L, 8192, 8] tokens of clustered routing."""
+        """[L, 8192, 8] tokens of clustered routing; a server's sample has so many rows."""
         return ClusteredRouter(self.layers, self.experts, 8, strength=1.5).window(8192)
 
     def first_load(self) -> NDArray[np.float64]:
@@ -60,6 +63,17 @@ class Row:
         if self.rule:
             return np.stack([np.bincount(rows.ravel(), minlength=self.experts) for rows in self.tokens()]).astype(float)
         return noisy(self.first_load(), self.drift, seed=5) if self.drift else self.first_load()
+
+    def history(self) -> list[RoutingStatistics]:
+        """`windows` windows that drift up to the load to be planned on, as a server keeps them: a sample in each, pair
+        counts in the newest. Both are of other tokens than the loads, which changes no time.
+        """
+        of_tokens = RoutingStatistics.from_topk(self.tokens(), self.experts)
+        sample, start, end = np.ascontiguousarray(of_tokens.sample), self.first_load(), self.load()
+        way = np.linspace(0.0, 1.0, self.windows)[:-1]
+        loads = [noisy(start + (end - start) * share, REAL_NOISE, seed) for seed, share in enumerate(way)]
+        older = [RoutingStatistics(load, sample=sample) for load in loads]
+        return [*older, RoutingStatistics(end, of_tokens.coactivation, sample)]
 
 
 def noisy(load: NDArray[np.float64], sigma: float, seed: int) -> NDArray[np.float64]:
@@ -83,6 +97,7 @@ DRIFT = tuple(
     if row.imbalance == V3.imbalance
     for sigma in (0.15, 0.30)
 )
+SERVED = tuple(replace(row, name=f"{row.name}, served", windows=8, kind="served") for row in DRIFT[:1])
 SCALE = tuple(
     Row("scale", 61, experts, nodes, ranks, slots, kind="scale")
     for experts, nodes, ranks, slots in ((256, 8, 64, 5), (512, 16, 128, 5), (1024, 32, 256, 5), (1024, 64, 512, 3))
@@ -98,4 +113,6 @@ AFFINITY = tuple(
 
 
 def chosen(quick: bool) -> tuple[Row, ...]:
-    return (FULL[0], FULL[-1], DRIFT[0], SCALE[0], *AFFINITY[:2]) if quick else (*FULL, *DRIFT, *SCALE, *AFFINITY)
+    if quick:
+        return FULL[0], FULL[-1], DRIFT[0], *SERVED, SCALE[0], *AFFINITY[:2]
+    return *FULL, *DRIFT, *SERVED, *SCALE, *AFFINITY

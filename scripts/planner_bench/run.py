@@ -86,6 +86,7 @@ def show(kind: str, rows: list[dict[str, Any]], console: Console) -> None:
         title={
             "full": "From scratch",
             "drift": "From an old placement",
+            "served": "The whole of what a server does: ours forecasts from 8 windows first, peers take the newest",
             "scale": "Scale",
             "affinity": "Policy affinity, a few layers: the cost of a model is that of a layer times its layers",
         }[kind]
@@ -99,7 +100,7 @@ def show(kind: str, rows: list[dict[str, Any]], console: Console) -> None:
                 table.add_row(title, arm, one["error"])
                 continue
             ours = row["arms"][OUR].get("cpu_ms", float("nan"))
-            moved = f"{one['moved']:.1%}" if kind == "drift" else "-"
+            moved = f"{one['moved']:.1%}" if kind in ("drift", "served") else "-"
             memory = f"{one['memory']:.0f}" if kind in ALONE else "-"
             if row["rule"]:
                 layer = one["cpu_ms"] / row["layers"]
