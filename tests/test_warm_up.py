@@ -18,6 +18,7 @@ from eplb_plugin.controller import Rebalancer
 from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.placement import Placement
 from eplb_plugin.plan_message import accept
+from eplb_plugin.proposal import propose, propose_weights
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.statistics import RoutingStatistics
 from eplb_plugin.topology import Topology
@@ -45,10 +46,10 @@ for number in range(4):
     window = RoutingStatistics.from_topk(rows, experts)
     entry.history.add(window if recorder else RoutingStatistics(window.load))
     in_force = entry.in_force(placed)
-    entry.plan = accept(rebalancer._propose(entry, in_force)[1], in_force)
+    entry.plan = accept(propose(entry, in_force, rebalancer.config)[1], in_force)
     placed = entry.plan.placement
     if rebalancer.renews(entry):
-        entry.plan = accept(rebalancer._propose_weights(entry, entry.plan)[1], entry.plan)
+        entry.plan = accept(propose_weights(entry, entry.plan, rebalancer.config)[1], entry.plan)
 print(len(known), sorted(compiled() - known))
 """
 PRICE = "{'price': {'link_gbps': 100, 'seconds_per_selection': 1e-6}}"

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_plugin import Plan, PlanOptions, PluginError, RoutingStatistics, Topology, controller, plan
+from eplb_plugin import Plan, PlanOptions, PluginError, RoutingStatistics, Topology, plan
 from eplb_plugin.dispatch.cover import allowed_nodes, copy_weights, needed_nodes
 from eplb_plugin.dispatch.rules import nearest_table
 from eplb_plugin.dispatch.tables import weighted_tables
 from eplb_plugin.planning.at_home import is_at_home, known_from_loads, solve_at_home
 from eplb_plugin.planning.crossings import Cluster
+from eplb_plugin.warm_up import Planned, plan_for
 from generators import POLICIES, RULES
 from strategies import QUICK
 
@@ -170,9 +171,8 @@ def test_a_server_does_not_pay_for_the_comparison_and_exact_is_not_judged_by_win
     assert plan(recorded, topology, policy="balanced", dispatch="nearest").less_even == ("compared",)
     exact = PlanOptions(exact=True)
     assert plan(steps, topology, policy="balanced", dispatch="nearest", options=exact).less_even == ()
-    assert controller.plan(
-        recorded, topology, policy="balanced", previous=None, dispatch="nearest", num_groups=1, options=PlanOptions()
-    ).less_even == ()  # fmt: skip
+    served = Planned(topology, "balanced", "nearest", recorded.num_experts, num_groups=1, top_k=0)
+    assert plan_for(served, recorded, None, PlanOptions()).less_even == ()
 
 
 def test_every_reason_is_one_line_with_layer_and_amount():
