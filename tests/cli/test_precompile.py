@@ -32,5 +32,6 @@ def test_it_refuses(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
     """Unknown names, and a machine on which nothing can be kept."""
     refused(call("precompile", "--policy", "best"), "policy: found 'best'")
     refused(call("precompile", "--dispatch", "random"), "dispatch: found 'random'")
+    monkeypatch.setattr(precompile, "compile_for", lambda *pair: pytest.fail("it compiles"))
     monkeypatch.setattr(jit, "is_cached", lambda: False)
     refused(call("precompile"), "cache: found no writable folder, expected one; fix: set NUMBA_CACHE_DIR")
