@@ -28,6 +28,11 @@ def moved(old, new) -> int:
     return sum((Counter(after) - Counter(before)).total() for before, after in rows)
 
 
+def worth(even: EvenRanks, slot: int) -> float:
+    """Moved slots that taking a copy away would save, and the slot that it frees."""
+    return 2.0 if even.gained[even.rank_of[slot], even.expert[slot]] > 0 else 1.0
+
+
 def check(even: EvenRanks, load, old) -> None:
     """Everything that is kept is what the slots say."""
     held = even.phy2log
@@ -65,10 +70,12 @@ def test_moves_keep_everything_up_to_date(seed: int, moves: list[tuple[int, int,
         if swaps and even.rank_of[first] != even.rank_of[second] and mine != theirs:
             cost = swap_cost(even, first, second)
             swap(even, first, second)
+            assert [even.worth[slot] for slot in (first, second)] == [worth(even, slot) for slot in (first, second)]
             assert moved(old, even.phy2log) - before == cost
         elif not swaps and mine != theirs and even.copies[mine] > 1:
             cost = weights_received(even, even.rank_of[first], theirs, mine)
             overwrite(even, first, theirs)
+            assert even.worth[first] == worth(even, first)
             assert moved(old, even.phy2log) - before == cost
         check(even, load, old)
 
