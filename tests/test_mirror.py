@@ -30,7 +30,6 @@ WITHOUT = [
     "eplb_plugin.planning.affinity",
     "eplb_plugin.planning.evenly",
     "eplb_plugin.planning.evenness",
-    "eplb_plugin.planning.job",
     "eplb_plugin.planning.joint",
     "eplb_plugin.planning.joint_types",
     "eplb_plugin.planning.level",

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..jit import Array
 from .crossings import Cluster, copy_shares, count_sources, fixed_pins
-from .packing import pack
+from .fixed import place_copies
+from .joint import pack_nodes
 from .partition import ANYWHERE, Limits, grow_groups, grow_nodes, refine_nodes
-from .replication import list_copies, place_copies
 from .search import Search
 from .tokens import Tokens
 
@@ -45,23 +45,16 @@ def refine_singles(
     copies[movable, node_of[movable]] = 1
 
 
-def pack_nodes(per_copy: Array, copies: Array, cluster: Cluster) -> Array:
-    """per_copy, copies: [E, nodes] -> phy2log [P] int32, every node's replicas packed onto its ranks."""
-    phy2log = np.empty((len(cluster.node_of_rank), cluster.slots_per_rank), np.int32)
-    for node in range(cluster.num_nodes):
-        items = list_copies(np.ascontiguousarray(copies[:, node]))
-        here = np.flatnonzero(cluster.node_of_rank == node)
-        phy2log[here] = pack(items, per_copy[items, node], len(here))
-    return phy2log.ravel()
-
-
 def solve_affinity(
     load: Array, pairs: Array, cluster: Cluster, tokens: Tokens, groups: int, slack: float, ingress: float,
     search: Search,
 ) -> Array:  # fmt: skip
     """One layer, from scratch -> phy2log [P] int32. load: [E] float64; pairs: [E, E]."""
     home = home_nodes(load, pairs, tokens.rows, cluster.num_nodes, groups, slack, search.sweeps)
-    copies = place_copies(load, home, cluster, tokens, search.rounds)
+    copies = np.zeros((len(load), cluster.num_nodes), np.int32)
+    copies[np.arange(len(load)), home] = 1
+    free = len(cluster.node_of_rank) // cluster.num_nodes * cluster.slots_per_rank - copies.sum(axis=0)
+    place_copies(load, copies, free, cluster, tokens, search.rounds)
     if copies.sum() > len(load):  # replicas changed what the others are worth where
         refine_singles(load, copies, cluster, tokens, slack, ingress, search.sweeps)
     return pack_nodes(load[:, None] * copy_shares(copies, cluster), copies, cluster)

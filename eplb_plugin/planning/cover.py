@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
@@ -43,6 +44,9 @@ class CoverRule:
     node_of_slot: Array
     ingress_tolerance: float
     search: Search
+    has_shares: ClassVar[bool] = True
+    own_is_free: ClassVar[bool] = True
+    is_nodeless: ClassVar[bool] = False
 
     def with_tokens(self, tokens: Tokens) -> CoverRule:
         return replace(self, tokens=tokens)

@@ -122,19 +122,19 @@ def fixed_pins(copies: Array, cluster: Cluster, tokens: Tokens) -> tuple[Array, 
 
 
 @kernel
-def count_crossings(copies: Array, cluster: Cluster, tokens: Tokens) -> int:
-    """Copies that all tokens together send to other nodes than their own."""
+def count_fixed_arrivals(copies: Array, cluster: Cluster, tokens: Tokens) -> Array:
+    """[nodes] copies that all tokens together send to a node from others."""
     destination, width = list_destinations(copies, cluster)
-    last_token, crossings = np.full(cluster.num_nodes, -1, np.int64), 0
+    last_token, arriving = np.full(cluster.num_nodes, -1, np.int64), np.zeros(cluster.num_nodes, np.int64)
     for token in range(tokens.rows.shape[0]):
         last_token[cluster.node_of_rank[tokens.source[token]]] = token
         for k in range(tokens.rows.shape[1]):
             expert = tokens.rows[token, k]
             if expert >= 0:
                 node = destination[expert, tokens.key[token] % width[expert]]
-                crossings += last_token[node] != token
+                arriving[node] += last_token[node] != token
                 last_token[node] = token
-    return crossings
+    return arriving
 
 
 @kernel

@@ -8,12 +8,17 @@ copy counts of the full solve first, then swaps.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..jit import Array, kernel
+from ..plan_types import PlanOptions
+from ..topology import Topology
+from .budget import NO_LIMIT, count_moved, share_out
+from .crossings import Cluster
 from .even_ranks import EvenRanks, may_hold, open_even, overwrite, weights_received
 from .evening import even_out, swap_out
 from .packing import rank_peak, solve_balanced, write_row
-from .relabel import keep_slots
+from .relabel import keep_slots, relabel_layers
 from .replication import apportion, copy_limit
 
 FEW_SLOTS = 2  # on a rank: what can be reached is not known without a full solve
@@ -102,3 +107,31 @@ def even_layers(
             is_poor[layer] = peak > max(reachable * (1.0 + CLEARLY), peak_ratio)
         write_row(phy2log, layer, keep_slots(new, previous[layer], slots))
     return phy2log, is_poor
+
+
+def repair_layers(
+    load: NDArray[np.float64], previous: NDArray[np.int32], topology: Topology, options: PlanOptions
+) -> tuple[NDArray[np.int32], int]:
+    """`even_layers` within the options' bounds on moves -> phy2log [L, P], and how many layers were solved afresh."""
+    cap, total = options.max_moved_slots, options.max_moved_slots_total
+    budgets = np.full(len(previous), NO_LIMIT if cap is None else cap, np.int64)
+    made, resolved = _repair_once(load, previous, topology, options, budgets)
+    if total is not None:
+        wanted = count_moved(made, previous, topology.num_ranks, load.shape[1])
+        if wanted.sum() > total:  # again, every layer with its share: that is quick here
+            made, resolved = _repair_once(load, previous, topology, options, share_out(wanted, total))
+    return made, resolved
+
+
+def _repair_once(
+    load: NDArray[np.float64], previous: NDArray[np.int32], topology: Topology, options: PlanOptions, budgets: Array
+) -> tuple[NDArray[np.int32], int]:
+    slots, ratio = topology.slots_per_rank, 1.0 + options.balance_tolerance
+    repaired, is_poor = even_layers(load, previous, topology.node_of_rank, slots, ratio, budgets)
+    if options.is_bounded:
+        return repaired, 0
+    poor = np.flatnonzero(is_poor)  # even if there are none: whatever may run is compiled when a server starts
+    fresh = solve_balanced(load[poor], topology.num_slots, topology.num_ranks)
+    cluster = Cluster(topology.node_of_rank, topology.num_nodes, slots, False)
+    relabel_layers(repaired, poor, fresh, previous, cluster, load.shape[1])
+    return repaired, len(poor)

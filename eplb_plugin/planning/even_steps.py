@@ -20,12 +20,11 @@ from ..jit import Array, kernel
 from ..placement import Placement
 from ..plan_types import PlanOptions
 from ..topology import Topology
-from .budget import count_moved
+from .budget import NO_LIMIT, count_moved
 from .crossings import Cluster
 from .flow import Copies, list_by_expert
 from .level import swap_held, swap_receipt
 from .ranks import count_held, received
-from .repair import NO_LIMIT
 
 SWEEPS = 6  # over the experts, to settle a step
 TRIES = 48  # swaps tried in full before a layer counts as arranged

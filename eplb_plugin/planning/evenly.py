@@ -1,59 +1,29 @@
-"""One layer as even as the rule lets ranks be, wherever tokens go: rules whose copies have no weights of their own."""
+"""One layer as even as its rule lets ranks be, wherever tokens go."""
 
 from __future__ import annotations
 
-from functools import partial
-
-from ..dispatch.rules import replica_weights
-from ..jit import Array
-from ..placement import Placement
-from ..topology import Topology
 from .at_home import solve_at_home
-from .crossings import Cluster
-from .incremental import expected_balance
-from .joint_types import peak_ratio
+from .joint import as_used
+from .joint_types import Layer, Rule
 from .level_nearest import level_nearest
 from .packing import solve_balanced
-from .ranks import count_held
-from .repair import NO_LIMIT, repair
-from .tokens import Tokens, no_tokens
+
+EVEN = 1.004  # busiest rank over the mean that is not improved on
 
 
-def solve_evenly(load: Array, topology: Topology, cluster: Cluster, ratio: float) -> Array:
-    """load: [E] -> phy2log [P]. ratio: busiest rank over the mean that repairing shares leaves alone."""
-    packed = solve_balanced(load[None], topology.num_slots, topology.num_ranks)[0]
-    if not cluster.nearest:
-        return packed
-    found = [packed, packed.copy(), solve_at_home(load, cluster)]
-    relieve(load, found[1], cluster, no_tokens(), ratio)
-    return leveled(load, most_even(load, found, topology), topology)
-
-
-def relieve(load: Array, phy2log: Array, cluster: Cluster, tokens: Tokens, ratio: float) -> None:
-    """What packing could not see, in place: other nodes, and shares there."""
-    repair(load, phy2log, count_held(phy2log, cluster, len(load)), cluster, tokens, ratio, NO_LIMIT)
-
-
-def leveled(load: Array, phy2log: Array, topology: Topology) -> Array:
-    """Under `nearest`, after swaps that the rule itself has judged."""
-    made = phy2log.copy()
-    level_nearest(load, made, topology.node_of_rank, topology.slots_per_rank)
-    return made
-
-
-def most_even(load: Array, found: list[Array], topology: Topology) -> Array:
-    """Of placements under `nearest`; the first of equal ones."""
-    return max(found, key=partial(nearest_balance, load, topology=topology))
-
-
-def balance(load: Array, phy2log: Array, topology: Topology, cluster: Cluster) -> float:
-    """Mean over busiest rank's load."""
+def solve_evenly(rule: Rule, homes: bool) -> Layer:
+    """From scratch. homes: whether the rule prefers near copies, so that experts at home may be more even."""
+    cluster, slots = rule.cluster, len(rule.node_of_slot)
+    found = [as_used(rule, solve_balanced(rule.load[None], slots, len(cluster.node_of_rank))[0])]
+    if homes and found[0].peak > EVEN:
+        found.append(as_used(rule, solve_at_home(rule.load, cluster)))
     if cluster.nearest:
-        return nearest_balance(load, phy2log, topology)
-    return float(expected_balance(load, phy2log, cluster))
+        found += [level_exactly(rule, layer) for layer in found]
+    return min(found, key=lambda layer: layer.peak)
 
 
-def nearest_balance(load: Array, phy2log: Array, topology: Topology) -> float:
-    """The same under `nearest`, exactly: copies may serve a source rank more than others of their node do."""
-    shares = replica_weights(Placement(phy2log[None]), topology, "nearest")[0]
-    return 1.0 / peak_ratio(shares * load[phy2log], topology.num_ranks)
+def level_exactly(rule: Rule, layer: Layer) -> Layer:
+    """A layer under `nearest` after swaps that the rule itself has judged."""
+    phy2log, cluster = layer.phy2log.copy(), rule.cluster
+    level_nearest(rule.load, phy2log, cluster.node_of_rank, cluster.slots_per_rank)
+    return as_used(rule, phy2log)

@@ -7,31 +7,31 @@ from numpy.typing import NDArray
 
 from ..placement import Placement
 from ..plan_types import Plan
-from .job import Job, plan_of
+from .job import Planner, plan_of
 from .score import expected_rank_load, layer_balancedness
 
 LEAST = 0.005  # of balancedness: what is worth a word
 
 
-def less_even(job: Job, made: Plan, previous: NDArray[np.int32] | None) -> tuple[str, ...]:
+def less_even(planner: Planner, made: Plan, previous: NDArray[np.int32] | None) -> tuple[str, ...]:
     """previous: [L, P] the placement that was repaired, if any."""
-    if job.shares_evenly and (previous is None or job.policy == "deepseek"):
+    if planner.shares_evenly and (previous is None or planner.policy == "deepseek"):
         return ()  # vanilla's own, or a full solve that starts from no less
-    balance = layer_balancedness(expected_rank_load(job.load, made))
-    if job.shares_evenly:  # vanilla's placement would take ten times as long as this plan
+    balance = layer_balancedness(expected_rank_load(planner.load, made))
+    if planner.shares_evenly:  # vanilla's placement would take ten times as long as this plan
         vanilla = np.ones(len(balance))
     else:
-        vanilla = layer_balancedness(expected_rank_load(job.load, _vanilla(job, made)))
+        vanilla = layer_balancedness(expected_rank_load(planner.load, _vanilla(planner, made)))
     reasons: dict[str, list[int]] = {}
     for row in np.flatnonzero(balance < vanilla - LEAST):
-        reasons.setdefault(_reason(job, made, previous, int(row), float(balance[row])), []).append(int(row))
+        reasons.setdefault(_reason(planner, made, previous, int(row), float(balance[row])), []).append(int(row))
     lines = []
     for why, rows in reasons.items():
         behind = vanilla[rows] - balance[rows]
-        worst, verb = int(np.argmax(behind)), "may be" if job.shares_evenly else "are"
+        worst, verb = int(np.argmax(behind)), "may be" if planner.shares_evenly else "are"
         lines.append(
             f"{len(rows)} of {len(balance)} layers {verb} less even than vanilla's placement under its hash, "
-            f"by up to {behind[worst]:.3f} (layer {job.statistics.layer_ids[rows[worst]]}): {why}"
+            f"by up to {behind[worst]:.3f} (layer {planner.statistics.layer_ids[rows[worst]]}): {why}"
         )
     return tuple(lines)
 
@@ -42,14 +42,14 @@ def _stays(made: Plan, previous: NDArray[np.int32], row: int) -> bool:
     return np.array_equal(np.sort(held[0], axis=1), np.sort(held[1], axis=1))
 
 
-def _vanilla(job: Job, made: Plan) -> Plan:
-    return plan_of(Placement(job.vanilla(None), made.placement.layer_ids), job.topology, "hash")
+def _vanilla(planner: Planner, made: Plan) -> Plan:
+    return plan_of(Placement(planner.solve_as_vanilla(None), made.placement.layer_ids), planner.topology, "hash")
 
 
-def _reason(job: Job, made: Plan, previous: NDArray[np.int32] | None, row: int, balance: float) -> str:
-    options = job.options
-    if job.policy == "deepseek":
-        return f"policy deepseek takes vanilla's placement, which dispatch {job.dispatch} uses less evenly"
+def _reason(planner: Planner, made: Plan, previous: NDArray[np.int32] | None, row: int, balance: float) -> str:
+    options = planner.options
+    if planner.policy == "deepseek":
+        return f"policy deepseek takes vanilla's placement, which dispatch {planner.dispatch} uses less evenly"
     if previous is not None and options.is_priced and _stays(made, previous, row):
         return "a move would cost more time than it saves"
     if previous is not None and options.is_bounded:
@@ -57,7 +57,7 @@ def _reason(job: Job, made: Plan, previous: NDArray[np.int32] | None, row: int, 
     if balance * (1.0 + options.balance_tolerance) >= 1.0:
         return f"within balance_tolerance {options.balance_tolerance:g} of even"
     if previous is not None:
-        return f"a full solve is not more even by 2 points under dispatch {job.dispatch}, so that few slots move"
-    if job.keeps_locality:
+        return f"a full solve is not more even by 2 points under dispatch {planner.dispatch}, so that few slots move"
+    if planner.keeps_locality:
         return f"policy affinity gives up to balance_tolerance {options.balance_tolerance:g} for fewer nodes per token"
-    return f"no placement that was tried is more even under dispatch {job.dispatch}"
+    return f"no placement that was tried is more even under dispatch {planner.dispatch}"

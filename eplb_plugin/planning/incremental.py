@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..jit import Array
-from .crossings import Cluster, count_crossings
+from .crossings import Cluster
 from .locality import REAL_SHARE, REAL_SIGMAS, Demands, save_visits
-from .ranks import count_copies, count_held, mean_load, open_ranks, slot_shares
+from .ranks import count_held, mean_load, open_ranks, slot_shares
 from .relabel import keep_slots
 from .repair import open_singles, relieve
 from .tokens import Tokens
@@ -26,15 +26,3 @@ def repair_layer(
         demands = Demands(mean_load(ranks) * peak_ratio, ingress, REAL_SHARE, REAL_SIGMAS)
         save_visits(phy2log, slot_load, cluster, movable, visits, before, budget, demands)
     return keep_slots(phy2log, old, cluster.slots_per_rank)
-
-
-def expected_balance(load: Array, phy2log: Array, cluster: Cluster) -> float:
-    """Mean over busiest rank's expected load, 1.0 where there is no load."""
-    ranks = open_ranks(load, phy2log, count_held(phy2log, cluster, len(load)), cluster)
-    peak = float(ranks.rank_load.max())
-    return mean_load(ranks) / peak if peak > 0.0 else 1.0
-
-
-def expected_crossings(phy2log: Array, cluster: Cluster, tokens: Tokens, experts: int) -> int:
-    """Copies that the tokens send to other nodes."""
-    return int(count_crossings(count_copies(count_held(phy2log, cluster, experts), cluster), cluster, tokens))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -18,27 +18,28 @@ from ..plan_types import WEIGHED, Dispatch, Plan, PlanOptions, Policy
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from . import deepseek
-from .affinity import solve_affinity
-from .budget import Allowed, count_moved, share_out
+from .at_home import is_at_home
+from .budget import NO_LIMIT, Allowed, count_moved
+from .cover import CoverRule
 from .crossings import Cluster
-from .even_layers import even_layers
+from .even_layers import repair_layers
 from .even_steps import even_steps
-from .evenly import balance, leveled, most_even, relieve, solve_evenly
-from .incremental import expected_crossings, repair_layer
+from .fixed import FixedRule
+from .joint import as_used
+from .joint_types import Layer, Rule, Use
+from .layer_plans import LayerPlanner, join_layers
 from .packing import solve_balanced
-from .parts import LEAST, REAL_LEAST, even_placed, parts_of
+from .parts import above_zero, parts_above_zero
 from .price import skip_unpaid
-from .ranks import count_held
-from .relabel import keep_slots, relabel, relabel_layers
-from .repair import NO_LIMIT
-from .search import SEARCHES, Search
-from .tokens import Tokens, layer_tokens, no_tokens
-from .weighing import Weigher
+from .relabel import keep_slots
+from .search import SEARCHES
+from .tokens import MAX_ROWS, knows_tokens, layer_tokens, no_tokens
+from .weighted import WeightedRule
 
 logger = logging.getLogger("eplb_plugin")
-NODE_SHARE = 0.25  # of the balance tolerance that nodes may use up, before their ranks are packed
-WORTH_BALANCE = 0.02  # a full solve must be better balanced by this much, or …
-WORTH_CROSSINGS = 0.05  # … send this share fewer copies to other nodes, to be worth moving nearly everything
+RULES: dict[Dispatch, Callable[..., Rule]] = {
+    "hash": FixedRule, "nearest": FixedRule, "weighted": WeightedRule, "cover": CoverRule,
+}  # fmt: skip
 
 
 def plan_of(placement: Placement, topology: Topology, dispatch: Dispatch, layers: Sequence[int] | None = None) -> Plan:
@@ -54,12 +55,8 @@ def placement_of(previous: Plan | Placement) -> Placement:
     return previous.placement if isinstance(previous, Plan) else previous
 
 
-def _phy2log(previous: Plan | Placement | None) -> NDArray[np.int32] | None:
-    return None if previous is None else placement_of(previous).phy2log
-
-
 @dataclass(frozen=True)
-class Job:
+class Planner:
     """One call's checked input."""
 
     statistics: RoutingStatistics
@@ -80,10 +77,6 @@ class Job:
         return Cluster(topology.node_of_rank, topology.num_nodes, topology.slots_per_rank, nearest)
 
     @property
-    def _search(self) -> Search:
-        return SEARCHES[self.options.effort]
-
-    @property
     def keeps_locality(self) -> bool:
         return self.policy == "affinity" and self.topology.num_nodes > 1
 
@@ -92,29 +85,47 @@ class Job:
         """Whether neither crossings nor a copy's load depend on where its expert's copies lie."""
         return not self.keeps_locality and self.dispatch == "hash"
 
-    def made(self, previous: Plan | Placement | None) -> Plan:
-        if self.dispatch in WEIGHED:
-            return self._weighed(previous)
-        phy2log, resolved = self._placed(_phy2log(previous))
-        return replace(self.used(phy2log), resolved_layers=resolved)
+    @property
+    def _is_weighed(self) -> bool:
+        return self.dispatch in WEIGHED
 
-    def priced(self, previous: Plan | Placement) -> Plan:
+    @property
+    def _by_layer(self) -> LayerPlanner:
+        return LayerPlanner(self.options, self.keeps_locality, self.dispatch in ("nearest", "cover"), self.num_groups)
+
+    def plan_from(self, previous: Plan | Placement | None) -> Plan:
+        """Whatever a move costs."""
+        if self.policy == "deepseek":
+            phy2log = self.solve_as_vanilla(None if previous is None else placement_of(previous).phy2log)
+            return replace(self.use(phy2log), resolved_layers=len(phy2log))
+        if not self.keeps_locality and self.dispatch != "nearest":
+            return self._plan_evenly(previous)
+        if previous is None:
+            made, resolved = self._on_all_tokens(self._solve(), SEARCHES[self.options.effort].rows), len(self.load)
+        else:
+            repaired, resolved = self._repair(previous)
+            made = self._on_all_tokens(repaired, SEARCHES[self.options.effort].repair_rows)
+        return replace(self._plan_of_layers(made), resolved_layers=resolved)
+
+    def plan_if_it_pays(self, previous: Plan | Placement) -> Plan:
         """Where the usual move does not pay, a repair alone may, if it was not one already."""
-        candidates = [partial(self.made, previous)]
+        candidates = [partial(self.plan_from, previous)]
         if self.policy != "deepseek" and not self.options.is_bounded:
             repair_only = replace(self.options, max_moved_slots=self.topology.num_slots)
-            candidates.append(partial(replace(self, options=repair_only).made, previous))
-        kept = self._weigher.as_plan(self._weigher.weigh(previous)) if self.dispatch in WEIGHED else None
-        kept = self.used(placement_of(previous).phy2log) if kept is None else kept
+            candidates.append(partial(replace(self, options=repair_only).plan_from, previous))
+        if self._is_weighed:
+            kept = self._plan_of_layers(self._weigh_all(previous))
+        else:
+            kept = self.use(placement_of(previous).phy2log)
         return skip_unpaid(kept, candidates, self.statistics, self.options)
 
-    def as_it_is(self, previous: Plan | Placement) -> Plan:
+    def keep(self, previous: Plan | Placement) -> Plan:
         """The previous placement, used as before where this rule used it on this topology."""
         if isinstance(previous, Plan) and (previous.dispatch, previous.topology) == (self.dispatch, self.topology):
             return previous
-        return self.used(placement_of(previous).phy2log)
+        return self.use(placement_of(previous).phy2log)
 
-    def arranged(self, made: Plan, previous: Placement | None) -> Plan:
+    def arrange(self, made: Plan, previous: Placement | None) -> Plan:
         """The plan with replicas arranged for `exact`, within what may still move; a layer that does not move stays."""
         if self.statistics.steps is None:
             logger.info("no loads of single steps: replicas are not arranged for exact")
@@ -122,82 +133,17 @@ class Job:
         phy2log = even_steps(self.statistics.steps, made.placement.phy2log, previous, self.topology, self.options)
         if np.array_equal(phy2log, made.placement.phy2log):
             return made
-        used = self.used(phy2log)
+        used = self.use(phy2log)
         return replace(used, resolved_layers=made.resolved_layers, skipped_layers=made.skipped_layers)
 
-    def used(self, phy2log: NDArray[np.int32]) -> Plan:
+    def use(self, phy2log: NDArray[np.int32]) -> Plan:
         """phy2log: [L, P] as it is, with the best use that the rule can make of it."""
         placement = Placement(phy2log, self.statistics.layer_ids)
-        if self.dispatch in WEIGHED:
-            return self._weigher.as_plan(self._weigher.weigh(placement))
+        if self._is_weighed:
+            return self._plan_of_layers(self._weigh_all(placement))
         return plan_of(placement, self.topology, self.dispatch)
 
-    @property
-    def _weigher(self) -> Weigher:
-        return Weigher(self.statistics, self.topology, self.dispatch, self.num_groups, self.options)
-
-    @property
-    def _allowed(self) -> Allowed:
-        options = self.options
-        return Allowed(
-            options.max_moved_slots, options.max_moved_slots_total, self.topology, self.statistics.num_experts
-        )
-
-    def _weighed(self, previous: Plan | Placement | None) -> Plan:
-        weigher = self._weigher
-        if self.keeps_locality:
-            if previous is None:
-                layers, resolved = weigher.solve(), self.statistics.num_layers
-            else:
-                layers, resolved = weigher.repair(previous, self._allowed)
-            return replace(weigher.as_plan(layers), resolved_layers=resolved)
-        phy2log, resolved = self._placed(_phy2log(previous))
-        layers = weigher.weigh(Placement(phy2log, self.statistics.layer_ids))
-        if self.policy != "deepseek":
-            if self.dispatch == "cover" and not (previous is not None and self.options.is_bounded):
-                layers = weigher.or_at_home(_phy2log(previous), layers)
-            if previous is not None:
-                layers = weigher.prefer(previous, layers)
-        return replace(weigher.as_plan(layers), resolved_layers=resolved)
-
-    def _placed(self, previous: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], int]:
-        """-> phy2log [L, P], and the number of layers that were solved afresh."""
-        if self.policy == "deepseek":
-            return self.vanilla(previous), self.statistics.num_layers
-        if previous is None:
-            solved = self.solve()
-            return self._even_out_parts(solved, solved, LEAST), self.statistics.num_layers
-        repaired, resolved = self.repair(previous)
-        return self._even_out_parts(repaired, previous, REAL_LEAST), resolved
-
-    def _even_out_parts(
-        self, phy2log: NDArray[np.int32], previous: NDArray[np.int32], least: float
-    ) -> NDArray[np.int32]:
-        """Every part of the traffic evened out, too, within the bounds on moves. previous: where moves began to count;
-        least: crossings per token that a swap must be worth for each.
-        """
-        if self.statistics.parts is None:
-            return phy2log
-        options, made, experts = self.options, phy2log.copy(), self.statistics.num_experts
-        moved = count_moved(phy2log, previous, self.topology.num_ranks, experts)
-        cap = NO_LIMIT if options.max_moved_slots is None else options.max_moved_slots
-        left = NO_LIMIT if options.max_moved_slots_total is None else options.max_moved_slots_total - int(moved.sum())
-        for layer, load in enumerate(self.load):
-            parts = parts_of(self.statistics, layer)
-            if len(parts) < 2:
-                continue
-            before = count_held(previous[layer], self.cluster, experts)
-            tokens, _ = self._tokens(layer, self._search.repair_rows)
-            budget = min(cap, int(moved[layer]) + left)
-            even_placed(
-                load, parts, made[layer], before, self.cluster, tokens, budget, options.ingress_tolerance, least
-            )
-            made[layer] = keep_slots(made[layer], previous[layer], self.topology.slots_per_rank)
-            now = count_moved(made[layer : layer + 1], previous[layer : layer + 1], self.topology.num_ranks, experts)
-            left -= int(now[0] - moved[layer])
-        return made
-
-    def vanilla(self, previous: NDArray[np.int32] | None) -> NDArray[np.int32]:
+    def solve_as_vanilla(self, previous: NDArray[np.int32] | None) -> NDArray[np.int32]:
         topology = self.topology
         maps = deepseek.solve(self.load, topology.num_slots, self.num_groups, topology.num_nodes, topology.num_ranks)
         phy2log = maps[0].astype(np.int32)
@@ -206,97 +152,121 @@ class Job:
         pairs = zip(phy2log, previous, strict=True)
         return np.stack([keep_slots(new, old, topology.slots_per_rank) for new, old in pairs])
 
-    def solve(self) -> NDArray[np.int32]:
-        if self.shares_evenly:  # all layers at once: a call from Python costs as much as a layer
-            return solve_balanced(self.load, self.topology.num_slots, self.topology.num_ranks)
-        rows = self._search.rows
-        return np.stack([self._solve_layer(load, *self._tokens(layer, rows)) for layer, load in enumerate(self.load)])
+    def _plan_evenly(self, previous: Plan | Placement | None) -> Plan:
+        """All layers at once, with every copy of an expert serving the same; then whatever weights can do."""
+        if previous is None:
+            old, resolved = None, len(self.load)
+            phy2log = solve_balanced(self.load, self.topology.num_slots, self.topology.num_ranks)
+        else:
+            old = placement_of(previous).phy2log
+            phy2log, resolved = repair_layers(self.load, old, self.topology, self.options)
+        if self.statistics.parts is not None:
+            phy2log = self._even_out_parts(phy2log, old)
+        if not self._is_weighed:
+            return replace(self.use(phy2log), resolved_layers=resolved)
+        layers = self._weigh_all(Placement(phy2log, self.statistics.layer_ids))
+        if self.dispatch == "cover" and not (previous is not None and self.options.is_bounded):
+            layers = [self._or_at_home(number, layer, old) for number, layer in enumerate(layers)]
+        if previous is not None:
+            layers = self._or_as_it_is(previous, layers)
+        return replace(self._plan_of_layers(layers), resolved_layers=resolved)
 
-    def repair(self, previous: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
-        """-> phy2log, and the number of layers that were solved afresh."""
-        if self.shares_evenly:
-            return self._even_out_within_bounds(previous)
-        pairs = zip(self.load, previous, strict=True)
-        found = np.array([self._balance(load, old) for load, old in pairs])
-        phy2log, resolved, allowed = previous.copy(), 0, self._allowed
-        for layer, budget in allowed.in_turn(1.0 / found - 1.0):
-            phy2log[layer], fresh = self._repair_layer(layer, previous[layer], budget)
-            resolved += fresh
-            allowed.spend(phy2log[layer], previous[layer])
-        return phy2log, resolved
+    def _even_out_parts(self, phy2log: NDArray[np.int32], old: NDArray[np.int32] | None) -> NDArray[np.int32]:
+        """Every part of the traffic evened out, too, within the bounds on moves; copies serve the same still."""
+        planner, options = replace(self, dispatch="hash"), self.options
+        cap = NO_LIMIT if options.max_moved_slots is None else options.max_moved_slots
+        left = NO_LIMIT if options.max_moved_slots_total is None else options.max_moved_slots_total
+        made, spent = phy2log.copy(), self._moved(phy2log, old)
+        left -= int(spent.sum())
+        for layer in range(len(made)):
+            rule, _ = planner._rule(layer, 0)
+            start, budget = None if old is None else old[layer], min(cap, int(spent[layer]) + left)
+            made[layer] = self._by_layer.even_out_parts(rule, as_used(rule, made[layer]), start, budget).phy2log
+            left -= int(self._moved(made, old)[layer] - spent[layer])
+        return made
 
-    def _even_out_within_bounds(self, previous: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
-        cap, total = self.options.max_moved_slots, self.options.max_moved_slots_total
-        made, resolved = self._even_out(previous, np.full(len(previous), NO_LIMIT if cap is None else cap, np.int64))
-        if total is not None:
-            wanted = count_moved(made, previous, self.topology.num_ranks, self.statistics.num_experts)
-            if wanted.sum() > total:  # again, every layer with its share: that is quick here
-                made, resolved = self._even_out(previous, share_out(wanted, total))
+    def _moved(self, phy2log: NDArray[np.int32], old: NDArray[np.int32] | None) -> Array:
+        """[L] moved slots."""
+        if old is None:
+            return np.zeros(len(phy2log), np.int64)
+        moved: Array = count_moved(phy2log, old, self.topology.num_ranks, self.statistics.num_experts)
+        return moved
+
+    def _or_at_home(self, number: int, layer: Layer, old: NDArray[np.int32] | None) -> Layer:
+        is_foreseen, before = self._is_foreseen(layer), None if old is None else old[number]
+        return self._by_layer.or_at_home(self._rule(number, MAX_ROWS)[0], layer, before, is_foreseen)
+
+    def _or_as_it_is(self, previous: Plan | Placement, layers: list[Layer]) -> list[Layer]:
+        """The previous placement instead, where new weights alone make it even enough, or no worse."""
+        enough = 1.0 + self.options.balance_tolerance
+        pairs = zip(self._weigh_all(previous), layers, strict=True)
+        return [old if self._is_foreseen(old) and old.peak <= max(enough, new.peak) else new for old, new in pairs]
+
+    def _is_foreseen(self, layer: Layer) -> bool:
+        """Whether its planned load is what ranks will get: where `cover` sends tokens depends on what they select
+        together, unless experts are at home.
+        """
+        if self.dispatch != "cover" or self.topology.num_nodes == 1 or knows_tokens(self.statistics):
+            return True
+        return is_at_home(layer.phy2log, self.cluster, self.statistics.num_experts)
+
+    def _solve(self) -> list[Layer]:
+        made, by_layer = [], self._by_layer
+        for layer in range(len(self.load)):
+            rule, pairs = self._rule(layer)
+            made.append(by_layer.even_out_parts(rule, by_layer.solve(rule, pairs), None))
+        return made
+
+    def _repair(self, previous: Plan | Placement) -> tuple[list[Layer], int]:
+        """Few moves, as far as that is good enough -> the layers, and how many of them were solved afresh."""
+        options, by_layer, resolved = self.options, self._by_layer, 0
+        rules = [self._rule(layer, SEARCHES[options.effort].repair_rows)[0] for layer in range(len(self.load))]
+        made = [self._weigh(layer, rule, previous) for layer, rule in enumerate(rules)]
+        experts = self.statistics.num_experts
+        allowed = Allowed(options.max_moved_slots, options.max_moved_slots_total, self.topology, experts)
+        for layer, budget in allowed.in_turn(np.array([old.peak - 1.0 for old in made])):
+            old = made[layer].phy2log
+            repaired = by_layer.repair(rules[layer], made[layer], budget)
+            if not options.is_bounded and (self.keeps_locality or repaired.peak > by_layer.good_enough):
+                repaired, is_fresh = by_layer.or_afresh(*self._rule(layer), repaired, old)
+                resolved += is_fresh
+            made[layer] = by_layer.even_out_parts(rules[layer], repaired, old, budget)
+            allowed.spend(made[layer].phy2log, old)
         return made, resolved
 
-    def _even_out(self, previous: NDArray[np.int32], budgets: Array) -> tuple[NDArray[np.int32], int]:
-        slots, ratio = self.topology.slots_per_rank, 1.0 + self.options.balance_tolerance
-        repaired, is_poor = even_layers(self.load, previous, self.cluster.node_of_rank, slots, ratio, budgets)
-        if self.options.is_bounded:
-            return repaired, 0
-        poor = np.flatnonzero(is_poor)  # even if there are none: whatever may run is compiled when a server starts
-        fresh = solve_balanced(self.load[poor], self.topology.num_slots, self.topology.num_ranks)
-        relabel_layers(repaired, poor, fresh, previous, self.cluster, self.statistics.num_experts)
-        return repaired, len(poor)
+    def _on_all_tokens(self, layers: list[Layer], rows: int) -> list[Layer]:
+        """Weights of `cover` that were fitted to `rows` tokens, fitted to all: few flatter."""
+        if self.dispatch != "cover" or self.topology.num_nodes == 1 or rows >= MAX_ROWS:
+            return layers
+        rules = [self._rule(layer, MAX_ROWS)[0] for layer in range(len(layers))]
+        pairs = zip(rules, layers, strict=True)
+        return [as_used(rule, one.phy2log, rule.to_nodes(one.phy2log, one.use)) for rule, one in pairs]
 
-    def _tokens(self, layer: int, most_rows: int) -> tuple[Tokens, Array]:
-        if self.keeps_locality:
-            return layer_tokens(self.statistics, layer, self.topology, self.dispatch, most_rows)
-        return no_tokens(), np.zeros((1, 1))
+    def _rule(self, layer: int, most_rows: int | None = None) -> tuple[Rule, Array]:
+        """-> the rule's steps for a layer, on so many of its tokens, and co-activation [E, E]."""
+        statistics, search = self.statistics, SEARCHES[self.options.effort]
+        tokens, pairs = no_tokens(), np.zeros((1, 1))
+        if self.topology.num_nodes > 1 and knows_tokens(statistics) and (self.keeps_locality or self._is_weighed):
+            rows = most_rows or search.rows
+            tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch, rows)
+        load, parts, topology = above_zero(statistics.load[layer]), parts_above_zero(statistics, layer), self.topology
+        ingress = self.options.ingress_tolerance
+        return RULES[self.dispatch](load, parts, self.cluster, tokens, topology.node_of_slot, ingress, search), pairs
 
-    def _solve_layer(self, load: Array, tokens: Tokens, pairs: Array) -> Array:
-        tolerance, ingress = self.options.balance_tolerance, self.options.ingress_tolerance
-        if not self.keeps_locality:
-            return solve_evenly(load, self.topology, self.cluster, 1.0 + tolerance)
-        slack = NODE_SHARE * tolerance
-        phy2log = solve_affinity(load, pairs, self.cluster, tokens, self.num_groups, slack, ingress, self._search)
-        relieve(load, phy2log, self.cluster, tokens, 1.0 + tolerance)
-        if self._is_balanced(load, phy2log):
-            return phy2log
-        even = solve_evenly(load, self.topology, self.cluster, 1.0 + tolerance)
-        return even if self._balance(load, even) > self._balance(load, phy2log) + tolerance else phy2log
+    def _weigh_all(self, start: Plan | Placement) -> list[Layer]:
+        """The placement as it is, its weights solved from those that it had, if any for this rule and topology."""
+        return [self._weigh(layer, self._rule(layer, MAX_ROWS)[0], start) for layer in range(len(self.load))]
 
-    def _repair_layer(self, layer: int, old: Array, budget: int) -> tuple[Array, bool]:
-        """-> phy2log of a layer, and whether it was solved afresh."""
-        peak_ratio, load, ingress = (
-            1.0 + self.options.balance_tolerance,
-            self.load[layer],
-            self.options.ingress_tolerance,
-        )
-        tokens, _ = self._tokens(layer, self._search.repair_rows)
-        repaired = repair_layer(load, old, self.cluster, tokens, peak_ratio, budget, ingress)
-        if self.options.is_bounded or (not self.keeps_locality and self._is_balanced(load, repaired)):
-            return repaired, False
-        tokens, pairs = self._tokens(layer, self._search.rows)
-        fresh = self._solve_layer(load, tokens, pairs)
-        # labelled before it is known to pay: whatever may run is compiled when a server starts
-        relabelled = keep_slots(relabel(fresh, old, self.cluster, len(load)), old, self.cluster.slots_per_rank)
-        if not self._is_worth_it(load, tokens, repaired, fresh):
-            return repaired, False
-        # under `nearest` it depends on a node's number whom it serves, so that new labels may need a repair
-        mended = repair_layer(load, relabelled, self.cluster, tokens, peak_ratio, budget, ingress)
-        if self.cluster.nearest:
-            found = [repaired, leveled(load, relabelled, self.topology), mended]
-            mended = most_even(load, found, self.topology)
-        return keep_slots(mended, old, self.cluster.slots_per_rank), mended is not repaired
+    def _weigh(self, layer: int, rule: Rule, start: Plan | Placement) -> Layer:
+        phy2log = placement_of(start).phy2log[layer]
+        if isinstance(start, Placement) or start.topology != self.topology:
+            return as_used(rule, phy2log)
+        known = {"weighted": start.source_weights, "cover": start.cover_weights}.get(self.dispatch)
+        if known is None:
+            return as_used(rule, phy2log)
+        by_source = known[:, layer] if self.dispatch == "weighted" else np.empty((0, len(phy2log)))
+        weights = known[layer] if self.dispatch == "cover" else np.empty(0, np.int32)
+        return as_used(rule, phy2log, rule.to_nodes(phy2log, Use(start.replica_weights[layer], by_source, weights)))
 
-    def _balance(self, load: Array, phy2log: Array) -> float:
-        return balance(load, phy2log, self.topology, self.cluster)
-
-    def _is_balanced(self, load: Array, phy2log: Array) -> bool:
-        return self._balance(load, phy2log) * (1.0 + self.options.balance_tolerance) >= 1.0
-
-    def _is_worth_it(self, load: Array, tokens: Tokens, repaired: Array, fresh: Array) -> bool:
-        """Whether a full solve gains so much that moving nearly everything is justified."""
-        gain = self._balance(load, fresh) - self._balance(load, repaired)
-        if gain >= WORTH_BALANCE and not self._is_balanced(load, repaired):
-            return True
-        if not self.keeps_locality or gain <= -WORTH_BALANCE:
-            return False
-        crossings = [expected_crossings(slots, self.cluster, tokens, len(load)) for slots in (repaired, fresh)]
-        return crossings[1] < (1.0 - WORTH_CROSSINGS) * crossings[0]
+    def _plan_of_layers(self, layers: list[Layer]) -> Plan:
+        return join_layers(layers, self.statistics.layer_ids, self.topology, self.dispatch)

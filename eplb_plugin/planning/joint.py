@@ -1,4 +1,4 @@
-"""One layer's replicas, weights and packing together, for rules whose copies have weights of their own.
+"""One layer's replicas, weights and packing together, for every rule.
 
 Experts to nodes, replicas, weights per node, in turns; then ranks: pack, split, and swap until the planned load is
 flat. What depends on the rule is behind `Rule`; nothing here knows which one runs.
@@ -8,24 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
 from ..jit import Array
-from .affinity import pack_nodes
+from .budget import NO_LIMIT
 from .crossings import Cluster, count_sources
-from .joint_types import Layer, Use, cap_shares, keep_at_home, node_shares, peak_ratio
+from .joint_types import Layer, Rule, cap_shares, keep_at_home, node_shares, peak_ratio
 from .level import level_ranks
 from .locality import REAL_SHARE, REAL_SIGMAS, Demands, save_visits
+from .packing import pack
 from .partition import ANYWHERE, Limits, grow_groups, grow_nodes, refine_nodes
 from .parts import busiest_in_turn, even_parts
 from .ranks import count_held
-from .repair import NO_LIMIT
-from .replication import TOO_HEAVY, apportion, copy_limit
-from .search import Search
+from .replication import TOO_HEAVY, apportion, copy_limit, list_copies
 from .sources import arrival_cost
-from .tokens import Tokens, every
+from .tokens import every
 from .visits import Visits, open_visits
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
@@ -34,36 +32,6 @@ SLACK = 0.3  # … or this part of what the heaviest copy exceeds a rank's mean 
 AIM = 0.002  # overload of a rank that is left alone
 BETTER = 5e-4
 TURNS = 4
-
-
-class Rule(Protocol):
-    """load: [E] > 0; parts: [W, E] whose sum it is. copies: [E, nodes]. A node use is the rule's own form of how nodes
-    share an expert's tokens.
-    """
-
-    @property
-    def load(self) -> Array: ...
-    @property
-    def parts(self) -> Array: ...
-    @property
-    def cluster(self) -> Cluster: ...
-    @property
-    def tokens(self) -> Tokens: ...
-    @property
-    def node_of_slot(self) -> Array: ...
-    @property
-    def ingress_tolerance(self) -> float: ...
-    @property
-    def search(self) -> Search: ...
-
-    def with_tokens(self, tokens: Tokens) -> Rule: ...
-    def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array: ...
-    def settle(self, copies: Array, use: Array) -> Array: ...
-    def shares(self, use: Array) -> Array: ...
-    def pins(self, use: Array, movable: Array) -> tuple[Array, Array]: ...
-    def use_of(self, phy2log: Array, before: Array | None = None) -> Use: ...
-    def to_nodes(self, phy2log: Array, use: Use) -> Array: ...
-    def arrivals(self, use: Array) -> Array: ...
 
 
 def solve_layer(rule: Rule, pairs: Array, groups: int) -> Layer:
@@ -110,9 +78,8 @@ def _one_turn(rule: Rule, home: Array, slack: float) -> tuple[Array, Array]:
     movable = copies.sum(axis=1) == 1
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
     rows, pins = rule.pins(use, movable)
-    own = count_sources(rule.tokens.source, cluster)
     limits = Limits(max(NODE_TOLERANCE, slack), rule.ingress_tolerance, fixed_load)
-    refine_nodes(load, home, movable, rows, pins, own, limits, rule.search.sweeps)
+    refine_nodes(load, home, movable, rows, pins, _own_visits(rule), limits, rule.search.sweeps)
     copies[movable] = 0
     copies[movable, home[movable]] = 1
     keep_at_home(use, movable, home)
@@ -130,15 +97,31 @@ def _homes(rule: Rule, pairs: Array, groups: int, tolerance: float) -> list[Arra
     """[E] int32 nodes of every expert if there were no replicas: from several starts, refined."""
     load, nodes, tokens = rule.load, rule.cluster.num_nodes, rule.tokens
     movable = np.ones(len(load), np.bool_)
-    limits, own = Limits(tolerance, ANYWHERE, np.zeros(nodes)), count_sources(tokens.source, rule.cluster)
+    limits, own = Limits(tolerance, ANYWHERE, np.zeros(nodes)), _own_visits(rule)
     pins = np.zeros((len(tokens.rows), nodes), np.int16)
-    pins[np.arange(len(pins)), rule.cluster.node_of_rank[tokens.source]] = 1
+    if rule.own_is_free:
+        pins[np.arange(len(pins)), rule.cluster.node_of_rank[tokens.source]] = 1
     starts = [grow_nodes(load, pairs, nodes, tolerance, start) for start in range(rule.search.starts)]
     if groups > 1:
         starts[-1] = grow_groups(load, pairs, nodes, groups, tolerance)
     for home in starts:
         refine_nodes(load, home, movable, tokens.rows, pins.copy(), own, limits, rule.search.sweeps)
     return starts
+
+
+def _own_visits(rule: Rule) -> Array:
+    """[nodes] tokens that visit a node for free, as they come from it."""
+    return count_sources(rule.tokens.source, rule.cluster) * np.int64(rule.own_is_free)
+
+
+def pack_nodes(per_copy: Array, copies: Array, cluster: Cluster) -> Array:
+    """per_copy, copies: [E, nodes] -> phy2log [P] int32, every node's replicas packed onto its ranks."""
+    phy2log = np.empty((len(cluster.node_of_rank), cluster.slots_per_rank), np.int32)
+    for node in range(cluster.num_nodes):
+        items = list_copies(np.ascontiguousarray(copies[:, node]))
+        here = np.flatnonzero(cluster.node_of_rank == node)
+        phy2log[here] = pack(items, per_copy[items, node], len(here))
+    return phy2log.ravel()
 
 
 def _to_ranks(rule: Rule, copies: Array, node_use: Array) -> Layer:
@@ -224,12 +207,12 @@ def even_out_parts(rule: Rule, made: Layer, before: Array, budget: int, least: f
 def _swapped(rule: Rule, made: Layer, swap: Callable[..., int]) -> Layer:
     """`made` after `swap(phy2log, slot_load, cluster, movable, visits)`, weighed again; itself if nothing changed."""
     load, cluster, phy2log = rule.load, rule.cluster, made.phy2log.copy()
-    movable, home = np.bincount(phy2log, minlength=len(load)) == 1, np.zeros(len(load), np.int32)
+    single, home = np.bincount(phy2log, minlength=len(load)) == 1, np.zeros(len(load), np.int32)
     home[phy2log] = rule.node_of_slot
     node_use = rule.to_nodes(phy2log, made.use)
-    rows, pins = rule.pins(node_use, movable)
-    visits = open_visits(rows, pins, home, count_sources(rule.tokens.source, cluster))  # keeps `home` up to date
-    if swap(phy2log, made.use.shares * load[phy2log], cluster, movable, visits) == 0:
+    rows, pins = rule.pins(node_use, single)
+    visits = open_visits(rows, pins, home, _own_visits(rule))  # keeps `home` up to date
+    if swap(phy2log, made.use.shares * load[phy2log], cluster, single | rule.is_nodeless, visits) == 0:
         return made
-    keep_at_home(node_use, movable, home)
+    keep_at_home(node_use, single, home)
     return as_used(rule, phy2log, node_use)

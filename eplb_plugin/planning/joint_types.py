@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ..jit import Array, kernel
+from .crossings import Cluster
+from .search import Search
+from .tokens import Tokens
 
 
 class Use(NamedTuple):
@@ -27,6 +30,45 @@ class Layer(NamedTuple):
     phy2log: Array
     use: Use
     peak: float
+
+
+class Rule(Protocol):
+    """load: [E] > 0; parts: [W, E] whose sum it is. copies: [E, nodes]. A node use is the rule's own form of how nodes
+    share an expert's tokens.
+
+    has_shares: whether copies have shares of their own; own_is_free: whether a token's visit to its own node is one
+    that no plan saves; is_nodeless: whether it does not matter at all on which nodes copies lie.
+    """
+
+    @property
+    def has_shares(self) -> bool: ...
+    @property
+    def own_is_free(self) -> bool: ...
+    @property
+    def is_nodeless(self) -> bool: ...
+    @property
+    def load(self) -> Array: ...
+    @property
+    def parts(self) -> Array: ...
+    @property
+    def cluster(self) -> Cluster: ...
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def node_of_slot(self) -> Array: ...
+    @property
+    def ingress_tolerance(self) -> float: ...
+    @property
+    def search(self) -> Search: ...
+
+    def with_tokens(self, tokens: Tokens) -> Rule: ...
+    def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array: ...
+    def settle(self, copies: Array, use: Array) -> Array: ...
+    def shares(self, use: Array) -> Array: ...
+    def pins(self, use: Array, movable: Array) -> tuple[Array, Array]: ...
+    def use_of(self, phy2log: Array, before: Array | None = None) -> Use: ...
+    def to_nodes(self, phy2log: Array, use: Use) -> Array: ...
+    def arrivals(self, use: Array) -> Array: ...
 
 
 def peak_ratio(slot_load: Array, ranks: int) -> float:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..jit import Array
-from .joint import Rule, as_used, mend
-from .joint_types import Layer
+from .joint import as_used, mend
+from .joint_types import Layer, Rule
 from .level import RELIEF_PRICE
 from .ranks import count_held, received
 

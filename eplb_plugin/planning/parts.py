@@ -8,15 +8,16 @@ sample average approximation, Kleywegt, Shapiro and Homem-de-Mello 2002.)
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ..jit import Array, kernel
 from ..statistics import RoutingStatistics
 from .crossings import Cluster
 from .level import swap_held, swap_receipt
-from .ranks import count_held, open_ranks, received, slot_shares
-from .repair import open_singles
-from .tokens import Tokens
+from .ranks import count_held, received
 from .visits import Visits, most_arrivals, real_changes, swap_changes, swap_experts, worth_of
 
 MOST = 8  # parts: time grows with them
@@ -24,6 +25,7 @@ PRICE = 5.0  # a busiest rank lighter by 1 % of a mean rank's load is worth 5 % 
 LEAST = 1e-3  # crossings per token that a swap must be worth, and for every weight that a rank must receive …
 REAL_LEAST = 0.05  # … where ranks hold weights already
 SWEEPS = 12
+LEAST_LOAD = 1e-6  # of the mean expert load: an idle expert still has to be somewhere, and shares divide by loads
 LEAST_REAL = 0.1  # of what parts differ by, or they are taken for one
 
 
@@ -50,6 +52,26 @@ def parts_of(statistics: RoutingStatistics, layer: int) -> Array:
     by_chance = (len(parts) - 1) * (np.count_nonzero(busy) - 1)
     real = 1.0 - by_chance / max(found, 1e-12)
     return mean + real * (parts - mean) if real > LEAST_REAL else load
+
+
+def above_zero(load: NDArray[Any]) -> NDArray[np.float64]:
+    """load: [..., E] with idle experts as nearly idle ones; a layer without any load counts as even."""
+    mean = load.mean(axis=-1, keepdims=True, dtype=np.float64)
+    return np.maximum(load.astype(np.float64), np.where(mean > 0.0, LEAST_LOAD * mean, 1.0))
+
+
+def parts_above_zero(statistics: RoutingStatistics, layer: int) -> NDArray[np.float64]:
+    """[W, E] `parts_of` a layer whose sum is its load `above_zero`."""
+    parts = parts_of(statistics, layer)
+    parts[0] += above_zero(statistics.load[layer]) - parts.sum(axis=0)
+    return parts
+
+
+def parts_by_layer(statistics: RoutingStatistics) -> NDArray[np.float64]:
+    """[L, W, E] the same of all layers; those with fewer parts have empty ones at the end."""
+    found = [parts_above_zero(statistics, layer) for layer in range(statistics.num_layers)]
+    most = max(len(parts) for parts in found)
+    return np.stack([np.pad(parts, ((0, most - len(parts)), (0, 0))) for parts in found])
 
 
 @kernel
@@ -186,16 +208,3 @@ def even_parts(
         if swapped == 0:
             break
     return swaps
-
-
-def even_placed(
-    load: Array, parts: Array, phy2log: Array, before: Array, cluster: Cluster, tokens: Tokens, budget: int,
-    ingress: float, least: float,
-) -> None:  # fmt: skip
-    """The same for rules whose copies have no weights of their own. Without tokens, crossings do not matter."""
-    ranks = open_ranks(load, phy2log, before, cluster)
-    movable, visits = open_singles(ranks, cluster, tokens)
-    if len(tokens.rows) == 0 and not cluster.nearest:
-        movable[:] = True
-    slot_load = parts.take(phy2log, axis=1) * slot_shares(ranks, cluster)
-    even_parts(phy2log, slot_load, cluster, movable, visits, before, budget, ingress, least)

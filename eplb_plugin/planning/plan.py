@@ -16,7 +16,7 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .checks import check_input
 from .evenness import less_even
-from .job import Job, placement_of
+from .job import Planner, placement_of
 from .rounds import check_rounds, even_rounds
 
 logger = logging.getLogger("eplb_plugin")
@@ -53,8 +53,9 @@ def plan(
     )  # fmt: skip
     if not statistics.load.any() or (options.exact and statistics.steps is not None and policy != "deepseek"):
         return made  # nothing to compare, or arranged for single steps, not for the window
-    job = Job(statistics, topology, policy, dispatch, num_groups, options)
-    return replace(made, less_even=less_even(job, made, None if previous is None else placement_of(previous).phy2log))
+    planner = Planner(statistics, topology, policy, dispatch, num_groups, options)
+    old = None if previous is None else placement_of(previous).phy2log
+    return replace(made, less_even=less_even(planner, made, old))
 
 
 def make_plan(
@@ -72,14 +73,17 @@ def make_plan(
     old = None if previous is None else placement_of(previous)
     check_input(statistics, topology, policy, old, checked_rule(dispatch), num_groups, options)
     check_rounds(options.peo_rounds, topology.slots_per_rank)
-    job = Job(statistics, topology, policy, dispatch, num_groups, options)
+    planner = Planner(statistics, topology, policy, dispatch, num_groups, options)
     if previous is not None and not statistics.load.any():
         logger.info("the window holds no selection: nothing moves")
-        kept = job.as_it_is(previous)
+        kept = planner.keep(previous)
         return replace(kept, seconds=time.perf_counter() - began, resolved_layers=0, skipped_layers=0)
-    made = job.made(previous) if previous is None or not options.is_priced else job.priced(previous)
+    if previous is not None and options.is_priced:
+        made = planner.plan_if_it_pays(previous)
+    else:
+        made = planner.plan_from(previous)
     if options.exact and policy != "deepseek":
-        made = job.arranged(made, old)
+        made = planner.arrange(made, old)
     if options.peo_rounds is not None:
-        made = even_rounds(made, job.load, options.peo_rounds)
+        made = even_rounds(made, planner.load, options.peo_rounds)
     return replace(made, seconds=time.perf_counter() - began)

@@ -14,7 +14,6 @@ from .ranks import Ranks, may_take, mean_load, open_ranks, receipts, received, s
 from .tokens import Tokens
 from .visits import Visits, open_visits, swap_changes, swap_experts
 
-NO_LIMIT = 1 << 30
 RELIEF_PRICE = 0.3  # crossings per token that a relief of one mean rank load is worth
 LEAST_RELIEF = 1e-4  # of a mean rank load
 LEAST_COST = 0.5  # of a move that needs no weight, because it undoes another

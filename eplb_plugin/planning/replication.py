@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import Array, kernel
-from .crossings import Cluster, copy_shares, copy_values
-from .tokens import Tokens
 
 HALVINGS = 7
 TOO_HEAVY = 0.8  # share of a rank's mean load above which a single copy stands in the way of packing
@@ -118,33 +116,3 @@ def best_copy(
             if gain > best:
                 best_expert, best_node, best = expert, node, gain
     return best_expert, best_node
-
-
-@kernel
-def place_copies(load: Array, home: Array, cluster: Cluster, tokens: Tokens, rounds: int) -> Array:
-    """[E, nodes] int32 copies of every expert on every node: one at home, every other slot where it helps most.
-
-    In `rounds`, because every copy changes what the next would save.
-    """
-    experts, ranks, nodes = load.shape[0], cluster.node_of_rank.shape[0], cluster.num_nodes
-    slots_per_node = ranks // nodes * cluster.slots_per_rank
-    most_on_node = copy_limit(experts, slots_per_node, ranks // nodes)
-    copies, free = np.zeros((experts, nodes), np.int32), np.full(nodes, slots_per_node)
-    for expert in range(experts):
-        copies[expert, home[expert]] = 1
-        free[home[expert]] -= 1
-    for turn in range(rounds):
-        saved = copy_values(copies, cluster, tokens)[0] / max(tokens.rows.shape[0], 1)
-        shares = copy_shares(copies, cluster)
-        node_load = np.zeros(nodes)
-        for expert in range(experts):
-            node_load += load[expert] * shares[expert] * copies[expert]
-        for _ in range(-(-free.sum() // (rounds - turn))):
-            expert, node = best_copy(saved, load, copies, free, most_on_node, load.sum() / ranks, node_load)
-            total = copies[expert].sum()
-            node_load -= load[expert] / (total * (total + 1)) * copies[expert]
-            node_load[node] += load[expert] / (total + 1)
-            copies[expert, node] += 1
-            free[node] -= 1
-            saved[expert] *= 0.5  # until the next round measures it
-    return copies

@@ -10,9 +10,9 @@ import numpy as np
 from ..plan_types import Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from .checks import check_input
-from .job import Job
+from .job import Planner
+from .parts import above_zero, parts_by_layer
 from .renew import renew_cover, renew_weighted
-from .weighing import above_zero, parts_by_layer
 
 
 def resplit(plan: Plan, statistics: RoutingStatistics) -> Plan:
@@ -27,7 +27,7 @@ def resplit(plan: Plan, statistics: RoutingStatistics) -> Plan:
     topology, rule = plan.topology, plan.dispatch
     check_input(statistics, topology, "balanced", plan.placement, rule, 1, PlanOptions())
     if not plan.has_weights:
-        made = Job(statistics, topology, "balanced", rule, 1, PlanOptions()).used(plan.placement.phy2log)
+        made = Planner(statistics, topology, "balanced", rule, 1, PlanOptions()).use(plan.placement.phy2log)
     else:
         made = renewed(plan, statistics)
     return replace(made, resolved_layers=0, skipped_layers=0, seconds=time.perf_counter() - began)

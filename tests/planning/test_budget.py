@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import Topology
-from eplb_plugin.planning.budget import Allowed, count_moved, share_out
-from eplb_plugin.planning.repair import NO_LIMIT
+from eplb_plugin.planning.budget import NO_LIMIT, Allowed, count_moved, share_out
 from strategies import QUICK
 
 

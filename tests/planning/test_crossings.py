@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from eplb_plugin import Placement, Plan, Topology, route
 from eplb_plugin.dispatch.rules import replica_weights
-from eplb_plugin.planning.crossings import Cluster, copy_shares, copy_values, count_crossings, count_sources, fixed_pins
+from eplb_plugin.planning.crossings import (
+    Cluster,
+    copy_shares,
+    copy_values,
+    count_fixed_arrivals,
+    count_sources,
+    fixed_pins,
+)
 from eplb_plugin.planning.ranks import count_copies, count_held
 from eplb_plugin.planning.tokens import Tokens
 from strategies import QUICK
@@ -39,16 +46,16 @@ def test_first_copies_are_worth_what_they_save(seed: int, nearest: bool, drop: b
     key = source.astype(np.int64) if nearest else np.tile(np.arange(turns), len(base)).astype(np.int64)
     tokens = Tokens(rows, source, key)
     saved, lost = copy_values(copies, cluster, tokens)
-    now = count_crossings(copies, cluster, tokens)
+    now = count_fixed_arrivals(copies, cluster, tokens).sum()
     for node in range(nodes):
         if drop and not nearest:
-            changed = count_crossings(with_copy(copies, 0, node, -1), cluster, tokens)
+            changed = count_fixed_arrivals(with_copy(copies, 0, node, -1), cluster, tokens).sum()
             assert lost[0, node] == pytest.approx(changed - now)
         if not drop and not nearest and copies[0, node] == 0:
-            changed = count_crossings(with_copy(copies, 0, node, 1), cluster, tokens)
+            changed = count_fixed_arrivals(with_copy(copies, 0, node, 1), cluster, tokens).sum()
             assert saved[0, node] == pytest.approx(now - changed)
         if not drop and nearest and copies[0, node] == 0:
-            changed = count_crossings(with_copy(copies, 0, node, 1), cluster, tokens)
+            changed = count_fixed_arrivals(with_copy(copies, 0, node, 1), cluster, tokens).sum()
             own = source == node  # exact for the new node's own tokens; the far ones' turn is an average
             far = np.isin(rows[~own], 0).any(axis=1).sum()
             assert abs(saved[0, node] - (now - changed)) <= far
@@ -81,7 +88,7 @@ def test_node_level_shares_and_crossings_are_those_of_routing(seed: int, nearest
         nodes = topology.node_of_slot[route(rows, source, made, 0, token_index=index)]
         own = topology.node_of_rank[source]
         crossings = sum(len(set(there) - {here}) for there, here in zip(nodes.tolist(), own.tolist(), strict=True))
-        assert crossings == count_crossings(copies, cluster, Tokens(rows.astype(np.int16), source, key))
+        assert crossings == count_fixed_arrivals(copies, cluster, Tokens(rows.astype(np.int16), source, key)).sum()
     else:
         np.testing.assert_allclose(on_node, expected, atol=slack + 2.0 / topology.num_ranks)
 
@@ -111,4 +118,4 @@ def test_pins_and_single_experts_make_up_all_visits(seed: int, nearest: bool):
     for token, row in enumerate(singles):
         visits[token, [int(copies[expert].argmax()) for expert in row if expert >= 0]] = True
     visits[np.arange(40), source] = False
-    assert visits.sum() == count_crossings(copies, cluster, tokens)
+    assert visits.sum() == count_fixed_arrivals(copies, cluster, tokens).sum()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -177,18 +175,3 @@ def test_repair_wins_back_crossings(rule: str):
     copies = [judge(later, source, one).cross_node_copies for one in (old, made)]
     assert copies[1] < 0.995 * copies[0]  # eight swaps
     assert balance(made, statistics) > 0.95
-
-
-@pytest.mark.parametrize(("rule", "policy"), [("hash", "balanced"), ("hash", "affinity"), ("weighted", "affinity")])
-def test_new_labels_are_ready_before_a_layer_needs_them(rule: str, policy: str, monkeypatch: pytest.MonkeyPatch):
-    """A server's first plan of even, made-up traffic calls, and so compiles, what a later one will need."""
-    names = {"balanced": ("job", "relabel_layers"), "affinity": ("job" if rule == "hash" else "weighing", "relabel")}
-    module, called = importlib.import_module(f"eplb_plugin.planning.{names[policy][0]}"), []
-    real = getattr(module, names[policy][1])
-    monkeypatch.setattr(module, names[policy][1], lambda *arguments: called.append(1) or real(*arguments))
-    rows = np.arange(64).reshape(1, 16, 4) % 8
-    statistics, topology = RoutingStatistics.from_topk(rows, 8), Topology(2, 2, 2)
-    even = Placement(np.arange(8, dtype=np.int32)[None])
-    made = plan(statistics, topology, policy=policy, dispatch=rule, previous=even)
-    assert called
-    assert np.array_equal(made.placement.phy2log, even.phy2log), "and nothing moves"

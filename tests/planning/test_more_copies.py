@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eplb_plugin import PlanOptions, RoutingStatistics, Topology, plan
-from eplb_plugin.planning import weighing
+from eplb_plugin.planning import layer_plans
 from eplb_plugin.planning.score import expected_rank_load, layer_balancedness, moved_slots
 from eplb_plugin.workloads.routing import ClusteredRouter
 
@@ -30,7 +30,7 @@ def test_an_expert_that_gets_hot_gets_copies_within_the_bound(rule: str, bound: 
     old, options = plan(window, TOPOLOGY, dispatch=rule), PlanOptions(max_moved_slots=bound)
     made = plan(later, TOPOLOGY, dispatch=rule, previous=old, options=options)
     assert moved_slots(made.placement, old.placement, TOPOLOGY).max() <= bound
-    monkeypatch.setattr(weighing, "give_copies", lambda rule, made, bounds: made)
+    monkeypatch.setattr(layer_plans, "give_copies", lambda rule, made, bounds: made)
     swapped = plan(later, TOPOLOGY, dispatch=rule, previous=old, options=options)
     copies = made.placement.replica_count[0] - old.placement.replica_count[0]
     balance = [layer_balancedness(expected_rank_load(later.load, one))[0] for one in (made, swapped)]

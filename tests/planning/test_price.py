@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eplb_plugin import Placement, Plan, PlanOptions, PluginError, RoutingStatistics, Topology, forecast, plan
 from eplb_plugin.dispatch.rules import replica_weights
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.planning.job import Job
+from eplb_plugin.planning.job import Planner
 from eplb_plugin.planning.price import busiest_rank, crossing_copies, move_seconds, step_seconds, take_layers
 from eplb_plugin.planning.score import expected_rank_load, moved_slots, received_slots
 from eplb_plugin.workloads.routing import ClusteredRouter
@@ -58,7 +58,7 @@ def test_the_total_never_rises(case: Case, policy: str, rule: str, horizon: floa
     options = replace(PRICES, horizon_steps=horizon)
     made = plan(case.statistics, case.topology, policy=policy, dispatch=rule, previous=case.previous, options=options)
     # with weights of its own, the placement in force is compared at its best use
-    kept = Job(case.statistics, case.topology, policy, rule, 1, options).used(case.previous.phy2log)
+    kept = Planner(case.statistics, case.topology, policy, rule, 1, options).use(case.previous.phy2log)
     after, before = (total(p, kept, case.statistics, options) for p in (made, kept))
     assert (after <= before * (1 + 1e-12)).all()
     moved = moved_slots(made.placement, case.previous, case.topology) > 0

@@ -6,9 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_plugin.planning.crossings import Cluster
-from eplb_plugin.planning.replication import apportion, best_copy, copy_limit, list_copies, place_copies
-from eplb_plugin.planning.tokens import Tokens
+from eplb_plugin.planning.replication import apportion, best_copy, copy_limit, list_copies
 from strategies import QUICK
 
 
@@ -33,26 +31,6 @@ def test_copies_go_to_the_largest_load_per_copy(load: list[int], spare: int, ran
 
 def test_zero_loads_share_the_spare_slots():
     assert apportion(np.zeros(4), 10, 4).tolist() == [3, 3, 2, 2]
-
-
-@QUICK
-@given(st.integers(0, 1000), st.booleans(), st.integers(1, 3), st.integers(0, 3))
-def test_copies_fill_every_node_exactly(seed: int, nearest: bool, per_node: int, spare: int):
-    rng = np.random.default_rng(seed)
-    nodes, experts = 3, 7
-    slots_per_rank = -(-experts // (nodes * per_node)) + spare
-    cluster = Cluster(np.repeat(np.arange(nodes), per_node).astype(np.int32), nodes, slots_per_rank, nearest)
-    tokens = Tokens(
-        rng.integers(-1, experts, (30, 2)).astype(np.int16),
-        rng.integers(0, nodes * per_node, 30).astype(np.int32),
-        rng.integers(0, nodes * per_node, 30),
-    )
-    home = (np.arange(experts) % nodes).astype(np.int32)
-    copies = place_copies(rng.integers(0, 9, experts).astype(float), home, cluster, tokens, 4)
-    assert copies.sum(axis=0).tolist() == [per_node * slots_per_rank] * nodes
-    assert (copies[np.arange(experts), home] >= 1).all()
-    if slots_per_rank <= experts:
-        assert copies.max() <= per_node
 
 
 def chosen(saved, load, copies, free, most: int = 2) -> tuple[int, int]:
