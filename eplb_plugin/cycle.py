@@ -20,7 +20,7 @@ from .migration.shuffle import Shuffler
 from .outcome import Outcome
 from .placement import Placement
 from .plan_types import Plan
-from .planning.job import plan_of
+from .planning.planner import plan_of
 
 Switch = Callable[[Sequence[int], Plan], None]
 Loads = Mapping[str, NDArray[Any]]  # of entries without a recorder: [L, E]

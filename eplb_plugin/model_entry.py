@@ -10,7 +10,7 @@ from .deployment import Deployment, Phase
 from .history import History
 from .placement import Placement
 from .plan_types import Dispatch, Plan, Policy
-from .planning.job import plan_of
+from .planning.planner import plan_of
 from .recording.recorder import Recorder
 from .stages import Stages
 from .topology import Topology

@@ -15,7 +15,7 @@ from .model_entry import ModelEntry
 from .outcome import Outcome, Served, assess
 from .plan_message import encode, encode_error
 from .plan_types import WEIGHED, Plan, PlanOptions
-from .planning.job import plan_of
+from .planning.planner import plan_of
 from .planning.resplit import resplit
 from .planning.score import expected_rank_load
 from .warm_up import plan_for

@@ -13,8 +13,8 @@ from .outcome import assess
 from .placement import Placement
 from .plan_message import accept, encode
 from .plan_types import Dispatch, Plan, PlanOptions, Policy
-from .planning.job import plan_of
 from .planning.plan import make_plan
+from .planning.planner import plan_of
 from .planning.resplit import resplit
 from .statistics import RoutingStatistics
 from .topology import Topology

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_plugin.planning.crossings import Cluster
-from eplb_plugin.planning.tokens import Tokens
+from eplb_plugin.planning.sample import Tokens
+from eplb_plugin.planning.traffic.fixed_rules import Cluster
 
 NODES, EXPERTS, SLOTS = 3, 12, 8
 CLUSTER = Cluster(np.repeat(np.arange(NODES, dtype=np.int32), 2), NODES, SLOTS // 2, False)

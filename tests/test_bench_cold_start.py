@@ -16,7 +16,7 @@ def test_a_filled_cache_compiles_nothing(
 ) -> None:
     """Only its first process compiles: one that finds its cache compiles nothing."""
     out, before = tmp_path / "new" / "bench.json", bench.PROCESS.index("made = None")
-    one_kernel = "from eplb_plugin.planning.replication import apportion\napportion(window.load[0] * 1.0, 80, 8)\n"
+    one_kernel = "from eplb_plugin.planning.replicas.counts import apportion\napportion(window.load[0] * 1.0, 80, 8)\n"
     after = bench.PROCESS.index("compiled =")
     monkeypatch.setattr(bench, "PROCESS", bench.PROCESS[:before] + one_kernel + bench.PROCESS[after:])
     words = ["--policy", "affinity", "--dispatch", "hash", "--out", str(out), *words]

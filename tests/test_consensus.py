@@ -12,7 +12,7 @@ from eplb_plugin.consensus import agree, broadcast, reason, unanimous
 from eplb_plugin.placement import Placement, linear_placement
 from eplb_plugin.plan_message import encode, encode_error
 from eplb_plugin.plan_types import Plan
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from processes import run_ranks
 
 TOPOLOGY = Topology(1, 3, 2)

@@ -19,7 +19,7 @@ from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_message import encode
 from eplb_plugin.plan_types import Plan
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.topology import Topology
 from processes import run_ranks
 from rebalances import EXPERTS, LAYERS, OLD, SLOTS, TOKENS, Log, Result, new_entry, rebalance, record

@@ -21,7 +21,7 @@ from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_types import Dispatch
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.warm_up import Planned
 from expert_models import Model, groups
 from processes import run_ranks

@@ -13,7 +13,7 @@ import eplb_plugin
 CODE = """
 import logging
 logging.basicConfig()
-from eplb_plugin.planning.replication import copy_limit
+from eplb_plugin.planning.replicas.counts import copy_limit
 print(copy_limit(8, 40, 4))
 """
 

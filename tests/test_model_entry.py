@@ -10,7 +10,7 @@ from eplb_plugin import Placement, PluginError, Topology
 from eplb_plugin.deployment import Deployment
 from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.warm_up import Planned
 

@@ -72,7 +72,7 @@ import numpy as np
 from eplb_plugin import cli
 
 def command():
-    from eplb_plugin.planning.replication import apportion
+    from eplb_plugin.planning.replicas.counts import apportion
     print(apportion(np.array([3.0, 1.0]), 3, 2))
 
 cli._app = command

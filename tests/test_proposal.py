@@ -13,8 +13,8 @@ from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_message import accept, encode
 from eplb_plugin.plan_types import Dispatch, Policy
-from eplb_plugin.planning.job import plan_of
 from eplb_plugin.planning.plan import plan
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.warm_up import Planned
 

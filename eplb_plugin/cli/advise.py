@@ -134,7 +134,7 @@ def _candidates(
     from ..dispatch.rules import RULES, checked_rule
     from ..observe.advice import Candidate, slots_of
     from ..planning.checks import POLICIES, checked_policy, runs_on
-    from ..planning.tokens import knows_tokens
+    from ..planning.sample import knows_tokens
 
     ranks = nodes * ranks_per_node
     if ranks < 1:

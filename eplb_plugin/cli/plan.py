@@ -88,8 +88,8 @@ def plan(
     from ..dispatch.rules import checked_rule
     from ..planning.checks import checked_policy
     from ..planning.forecast import forecast, forecast_error
-    from ..planning.job import plan_of
     from ..planning.plan import plan as make_plan
+    from ..planning.planner import plan_of
     from ..planning.score import moved_slots
 
     options = PlanOptions(
@@ -137,7 +137,7 @@ def _save(placement: Placement, out: Path, header: dict[str, Any]) -> None:
 def _figures(made: Plan, window: RoutingStatistics, draws: int, seed: int) -> judged.Figures:
     """Of the window planned for; from its load alone if it has no tokens."""
     from ..observe.judging import judge_draws
-    from ..planning.at_home import known_from_loads
+    from ..planning.replicas.at_home import known_from_loads
     from ..planning.score import balancedness, expected_rank_load
 
     if window.sample is None or not (window.sample >= 0).any():

@@ -91,7 +91,7 @@ def _judge_file(
 ) -> tuple[list[Run], NDArray[Any]]:  # fmt: skip
     from ..dispatch.rules import checked_rule
     from ..observe.judging import judge_draws
-    from ..planning.job import plan_of
+    from ..planning.planner import plan_of
 
     found = f"layers {window.layer_ids.tolist()} × {window.num_experts} experts"
     expected = f"layers {placement.layer_ids.tolist()} × {placement.num_experts} experts"

@@ -13,7 +13,7 @@ from ..dispatch.buffers import Counters, LayerTables
 from ..engines.tables import DispatchTables
 from ..placement import Placement
 from ..plan_types import Dispatch, Plan
-from ..planning.job import plan_of
+from ..planning.planner import plan_of
 from ..recording.recorder import Recorder
 from ..topology import Topology
 from .checks import expect_equal

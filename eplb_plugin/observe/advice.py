@@ -17,11 +17,11 @@ from ..errors import mismatch
 from ..placement import linear_placement
 from ..plan_types import Dispatch, Plan, PlanOptions, Policy
 from ..planning.forecast import forecast_error
-from ..planning.job import plan_of
 from ..planning.plan import plan
+from ..planning.planner import plan_of
 from ..planning.price import move_seconds, step_seconds
+from ..planning.sample import knows_tokens
 from ..planning.score import expected_rank_load, layer_balancedness, moved_slots
-from ..planning.tokens import knows_tokens
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .judging import judge_draws

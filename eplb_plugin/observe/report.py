@@ -12,8 +12,8 @@ from ..errors import mismatch
 from ..peo.timeline import MODEL_NOT_MEASUREMENT
 from ..placement import Placement, linear_placement
 from ..plan_types import Dispatch, Plan
-from ..planning.at_home import known_from_loads
-from ..planning.job import plan_of
+from ..planning.planner import plan_of
+from ..planning.replicas.at_home import known_from_loads
 from ..planning.score import balancedness, expected_rank_load, moved_slots
 from ..statistics import RoutingStatistics
 from ..topology import Topology

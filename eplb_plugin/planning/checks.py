@@ -13,7 +13,7 @@ from ..plan_types import WEIGHED, Dispatch, PlanOptions, Policy
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .price import refuse_unknown_gain
-from .tokens import knows_tokens
+from .sample import knows_tokens
 
 POLICIES: tuple[str, ...] = get_args(Policy)
 

@@ -20,11 +20,11 @@ from ..jit import Array, kernel
 from ..placement import Placement
 from ..plan_types import PlanOptions
 from ..topology import Topology
-from .budget import NO_LIMIT, count_moved
-from .crossings import Cluster
-from .flow import Copies, list_by_expert
-from .level import swap_held, swap_receipt
-from .ranks import count_held, received
+from .moves.balance import swap_held, swap_receipt
+from .moves.budget import NO_LIMIT, count_moved
+from .moves.ranks import count_held, received
+from .rules.min_cost_flow import Copies, list_by_expert
+from .traffic.fixed_rules import Cluster
 
 SWEEPS = 6  # over the experts, to settle a step
 TRIES = 48  # swaps tried in full before a layer counts as arranged

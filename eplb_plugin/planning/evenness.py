@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..placement import Placement
 from ..plan_types import Plan
-from .job import Planner, plan_of
+from .planner import Planner, plan_of
 from .score import expected_rank_load, layer_balancedness
 
 LEAST = 0.005  # of balancedness: what is worth a word

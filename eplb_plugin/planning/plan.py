@@ -16,8 +16,8 @@ from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .checks import check_input
 from .evenness import less_even
-from .job import Planner, placement_of
-from .rounds import check_rounds, even_rounds
+from .peo_slot_order import check_rounds, even_rounds
+from .planner import Planner, placement_of
 
 logger = logging.getLogger("eplb_plugin")
 

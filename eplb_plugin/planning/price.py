@@ -25,9 +25,9 @@ from ..errors import mismatch
 from ..placement import Placement
 from ..plan_types import Plan, PlanOptions
 from ..statistics import RoutingStatistics
-from .parts import parts_of
+from .moves.phases import parts_of
+from .sample import knows_tokens, layer_tokens
 from .score import count_routed, moved_slots, received_slots
-from .tokens import knows_tokens, layer_tokens
 
 DRAWS = 64  # of loads: the mean peak of 32 ranks is then known to about 0.3 %
 Floats = NDArray[np.float64]

@@ -10,9 +10,9 @@ import numpy as np
 from ..plan_types import Plan, PlanOptions
 from ..statistics import RoutingStatistics
 from .checks import check_input
-from .job import Planner
-from .parts import above_zero, parts_by_layer
-from .renew import renew_cover, renew_weighted
+from .moves.phases import above_zero, parts_by_layer
+from .planner import Planner
+from .refit_weights import renew_cover, renew_weighted
 
 
 def resplit(plan: Plan, statistics: RoutingStatistics) -> Plan:

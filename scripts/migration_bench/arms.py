@@ -45,7 +45,7 @@ class Ours:
     def _plan(self, phy2log: Any) -> Any:
         """With the weights of `dispatch: weighted`, the default of both engines."""
         from eplb_plugin import Placement
-        from eplb_plugin.planning.job import plan_of
+        from eplb_plugin.planning.planner import plan_of
 
         return plan_of(Placement(phy2log), self.topology, "weighted")
 

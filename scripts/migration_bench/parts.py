@@ -24,7 +24,7 @@ from eplb_plugin import Placement, RoutingStatistics, Topology, plan
 from eplb_plugin.engines.tables import DispatchTables
 from eplb_plugin.migration.schedule import schedule
 from eplb_plugin.migration.verify import broken, seal
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from planner_bench import rows as planner_rows
 
 from .arms import Nothing

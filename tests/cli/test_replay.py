@@ -14,7 +14,7 @@ import pytest
 from cli_files import CLUSTER, FIGURES, ROUTER, TOPOLOGY, Answer, refused
 from eplb_plugin import RoutingStatistics, plan
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import judge
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from eplb_plugin import Placement, Plan, PluginError, Topology, route
 from eplb_plugin.dispatch.tables import TABLE_WIDTH, hashed_maps, share_entries, weighted_tables
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from strategies import QUICK, weighted_plans
 
 

@@ -10,7 +10,7 @@ from eplb_plugin.observe.advice import Survey, slots_of, split, survey
 from eplb_plugin.observe.judging import judge_draws
 from eplb_plugin.observe.recommendation import recommend
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import moved_slots
 from surveys import BALANCED, EXPERTS, HASH, LAYERS
 

@@ -7,7 +7,7 @@ import numpy as np
 from eplb_plugin import Topology
 from eplb_plugin.observe.judging import average, judge_draws
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import judge_layers
 
 

@@ -15,7 +15,7 @@ from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology, pla
 from eplb_plugin.observe.bench_results import Run, read_runs
 from eplb_plugin.observe.report import report
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import balancedness, expected_rank_load
 from eplb_plugin.workloads.routing import ClusteredRouter
 from generators import vllm_result

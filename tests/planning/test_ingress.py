@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from eplb_plugin import PlanOptions, PluginError, RoutingStatistics, Topology, plan
-from eplb_plugin.planning.crossings import Cluster, count_sources
-from eplb_plugin.planning.partition import Limits, refine_nodes
+from eplb_plugin.planning.layer.partition import Limits, refine_nodes
 from eplb_plugin.planning.score import Score, judge
-from eplb_plugin.planning.sources import INGRESS_PRICE, arrival_cost, arrival_prices
-from eplb_plugin.planning.visits import open_visits
+from eplb_plugin.planning.traffic.fixed_rules import Cluster, count_sources
+from eplb_plugin.planning.traffic.node_visits import open_visits
+from eplb_plugin.planning.traffic.weighted import INGRESS_PRICE, arrival_cost, arrival_prices
 from eplb_plugin.workloads.routing import ClusteredRouter
 from generators import RULES
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eplb_plugin import Placement, Plan, PlanOptions, PluginError, RoutingStatistics, Topology, forecast, plan
 from eplb_plugin.dispatch.rules import replica_weights
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.planning.job import Planner
+from eplb_plugin.planning.planner import Planner
 from eplb_plugin.planning.price import busiest_rank, crossing_copies, move_seconds, step_seconds, take_layers
 from eplb_plugin.planning.score import expected_rank_load, moved_slots, received_slots
 from eplb_plugin.workloads.routing import ClusteredRouter

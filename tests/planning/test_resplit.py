@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, RoutingStatistics, Topology, plan, resplit
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import balancedness, expected_rank_load, judge
 from eplb_plugin.workloads.routing import ClusteredRouter
 from generators import RULES

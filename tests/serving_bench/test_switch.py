@@ -20,8 +20,8 @@ from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.placement import Placement
 from eplb_plugin.plan_message import accept
 from eplb_plugin.plan_types import Plan
-from eplb_plugin.planning.job import plan_of
 from eplb_plugin.planning.plan import plan
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.statistics import RoutingStatistics
 from eplb_plugin.topology import Topology

@@ -16,7 +16,7 @@ from eplb_plugin.bench.engine import Completion, Eplb, Layout
 from eplb_plugin.bench.server import Server
 from eplb_plugin.bench.vllm import RUNNER_V1 as V1
 from eplb_plugin.plan_message import accept
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import count_routed
 from server_plugins import TRITON
 from serving.greedy import complete_all, largest_difference

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from eplb_plugin import PluginError, RoutingStatistics, Topology, plan, route, route_step
 from eplb_plugin.dispatch.exact.replicas import replicas_of
 from eplb_plugin.dispatch.exact.step import count_step, solve_counts, wished_nodes
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.workloads.routing import ClusteredRouter
 from strategies import QUICK, placements, token_rows, topologies
 

@@ -17,7 +17,7 @@ from vllm.distributed.eplb.eplb_state import EplbLayerState
 from eplb_plugin import Placement, Plan, PluginError, Topology, plan, route
 from eplb_plugin.dispatch.kernels import cover
 from eplb_plugin.engines.vllm.tables import Tables
-from eplb_plugin.planning.job import plan_of
+from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.workloads.routing import ClusteredRouter
 from recorded import counters

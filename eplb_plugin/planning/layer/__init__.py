@@ -1,0 +1,1 @@
+"""One layer: experts onto nodes and ranks, from scratch or repaired."""

@@ -1,0 +1,1 @@
+"""One class per dispatch rule: how the solver asks it what a placement would cost."""
