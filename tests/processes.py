@@ -23,7 +23,7 @@ if ROOT not in sys.path:
 # The server process imports torch once, on one thread; every rank is a fork of it.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch.distributed", "eplb_plugin.controller", "eplb_plugin.migration.shuffle", "pytest", "hypothesis"]
+    ["torch.distributed", "eplb_plugin.runtime.rebalancer", "eplb_plugin.migration.shuffle", "pytest", "hypothesis"]
 )
 
 

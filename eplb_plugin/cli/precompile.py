@@ -26,7 +26,7 @@ def precompile(policy: Policies = None, dispatch: Dispatches = None, as_json: Js
     from ..errors import mismatch
     from ..jit import is_cached
     from ..planning.checks import checked_policy
-    from ..precompile import compile_for
+    from ..runtime.precompile import compile_for
 
     policies = [checked_policy(name) for name in policy or ("affinity", "balanced")]
     dispatches = [checked_rule(name) for name in dispatch or get_args(Dispatch)]

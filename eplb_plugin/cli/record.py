@@ -40,7 +40,7 @@ def record(
     as_json: Json = False,
 ) -> None:
     """Take the routing of the coming SECONDS from a running server into a file that advise, plan and replay read."""
-    from ..state import measures
+    from ..runtime.state_directory import measures
 
     given = [name for name, value in (("--url", url), ("--state", state), ("--dump", dump)) if value]
     if len(given) != 1:

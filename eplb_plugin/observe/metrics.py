@@ -12,7 +12,7 @@ from functools import cache
 
 from prometheus_client import Counter, Gauge, Summary
 
-from ..outcome import Outcome, Served
+from ..runtime.outcome import Outcome, Served
 
 # what a scrape shows of a model on several nodes after a few rebalances; rank_load only if the settings ask for it.
 # resplits_total is not among them: it is there only where windows leave room for re-splits

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PluginError, mismatch
-from ..state import measures
+from ..runtime.state_directory import measures
 from ..statistics import KIND, RoutingStatistics, load_window
 
 POLL_SECONDS = 0.2

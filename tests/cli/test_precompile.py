@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from cli_files import Answer, refused
-from eplb_plugin import jit, precompile
+from eplb_plugin import jit
+from eplb_plugin.runtime import precompile
 
 
 def test_it_compiles_for_every_pair_and_says_how_long(

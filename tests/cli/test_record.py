@@ -18,7 +18,7 @@ from eplb_plugin import RoutingStatistics, Topology
 from eplb_plugin.deployment import Deployment
 from eplb_plugin.engines.sglang import http_recorder
 from eplb_plugin.files import load_arrays
-from eplb_plugin.state import StateDirectory
+from eplb_plugin.runtime.state_directory import StateDirectory
 
 ROWS = np.array([[[0, 1], [2, 3]], [[1, 2], [3, 0]]])
 Call = Callable[..., tuple[int, str, str]]

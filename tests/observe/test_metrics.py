@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from eplb_plugin.observe.metrics import NAMES, metrics
-from eplb_plugin.outcome import Assessment, Outcome, Served
+from eplb_plugin.runtime.outcome import Assessment, Outcome, Served
 
 PLANNED = Assessment((0.7, 0.9), (2.5, 1.5), (0.8, 0.6), 12, 48, 1, 0.25, 1000)
 
@@ -83,7 +83,7 @@ def test_a_stalled_rebalance_is_shown_until_the_next_outcome() -> None:
 def test_another_process_collects_them(tmp_path: Path) -> None:
     """As the engines' API servers do: the planning rank is a process that nobody scrapes."""
     code = (
-        "from eplb_plugin.observe.metrics import metrics; from eplb_plugin.outcome import *; "
+        "from eplb_plugin.observe.metrics import metrics; from eplb_plugin.runtime.outcome import *; "
         "metrics()(Outcome('m', 'accepted', Assessment((0.7, 0.9), None, None, 12, 48, 1, 0.25, None),"
         " seconds={'plan': 0.5}))"
     )

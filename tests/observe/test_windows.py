@@ -11,7 +11,7 @@ import pytest
 from eplb_plugin import PluginError, RoutingStatistics, Topology
 from eplb_plugin.deployment import Deployment, Phase
 from eplb_plugin.observe import windows
-from eplb_plugin.state import measures
+from eplb_plugin.runtime.state_directory import measures
 from eplb_plugin.statistics import KIND
 
 IDS = np.array([[[0, 1], [2, 3]], [[1, 2], [3, 0]]])

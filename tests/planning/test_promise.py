@@ -16,7 +16,7 @@ from eplb_plugin.dispatch.rules import nearest_table
 from eplb_plugin.dispatch.tables import weighted_tables
 from eplb_plugin.planning.replicas.at_home import is_at_home, known_from_loads, solve_at_home
 from eplb_plugin.planning.traffic.fixed_rules import Cluster
-from eplb_plugin.warm_up import Planned, plan_for
+from eplb_plugin.runtime.warm_up import Planned, plan_for
 from generators import POLICIES, RULES
 from strategies import QUICK
 

@@ -16,7 +16,7 @@ from eplb_plugin.dispatch.kernels import cover, look_up, record
 from eplb_plugin.engines.tables import DispatchTables
 from eplb_plugin.recording.load import take_load
 from eplb_plugin.recording.recorder import Recorder
-from eplb_plugin.resplitting import _Solving
+from eplb_plugin.runtime.resplit_loop import _Solving
 from processes import run_ranks
 
 LAYERS, EXPERTS, TOP_K, TOKENS, SLOTS = 3, 12, 2, 20, 16

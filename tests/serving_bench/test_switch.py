@@ -15,14 +15,14 @@ import torch
 from eplb_plugin.config import parse_config
 from eplb_plugin.dispatch.kernels import CoverTables
 from eplb_plugin.engines.vllm import mapping
-from eplb_plugin.history import History
-from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.placement import Placement
-from eplb_plugin.plan_message import accept
 from eplb_plugin.plan_types import Plan
 from eplb_plugin.planning.plan import plan
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.recording.recorder import Recorder
+from eplb_plugin.runtime.model_entry import ModelEntry
+from eplb_plugin.runtime.plan_codec import accept
+from eplb_plugin.runtime.window_history import History
 from eplb_plugin.statistics import RoutingStatistics
 from eplb_plugin.topology import Topology
 from serving_bench.placements import PLUGIN

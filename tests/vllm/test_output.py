@@ -15,9 +15,9 @@ from eplb_plugin import Placement, Plan, Topology
 from eplb_plugin.bench.engine import Completion, Eplb, Layout
 from eplb_plugin.bench.server import Server
 from eplb_plugin.bench.vllm import RUNNER_V1 as V1
-from eplb_plugin.plan_message import accept
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import count_routed
+from eplb_plugin.runtime.plan_codec import accept
 from server_plugins import TRITON
 from serving.greedy import complete_all, largest_difference
 from witnesses import look_at

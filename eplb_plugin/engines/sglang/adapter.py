@@ -15,18 +15,18 @@ from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 from sglang.srt.runtime_context import get_disagg, get_exec
 
 from ...config import PluginConfig
-from ...controller import Rebalancer
 from ...deployment import Deployment, Phase
 from ...errors import mismatch
-from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
 from ...plan_types import WEIGHED
 from ...recording.recorder import Recorder
-from ...resplitting import Resplitting
-from ...state import Earlier
+from ...runtime.model_entry import ModelEntry
+from ...runtime.rebalancer import Rebalancer
+from ...runtime.resplit_loop import Resplitting
+from ...runtime.state_directory import Earlier
+from ...runtime.warm_start import earlier
 from ...topology import Topology
-from ...warm_start import earlier
 from ..tables import DispatchTables, owners_of, refuse_unequal
 from .bounds import as_sglang_bounds, max_tokens
 from .layers import inspect_layers, refuse_immovable

@@ -14,14 +14,14 @@ from sglang.srt.distributed.parallel_state import get_world_group
 from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 from sglang.srt.utils import get_bool_env_var
 
-from ...controller import Rebalancer
-from ...cycle import Cycle
 from ...errors import PluginError, mismatch
 from ...migration.layout import ExpertRows
 from ...migration.unmoved import Unmoved, refuse_unequal_values
-from ...model_entry import ModelEntry
 from ...placement import Placement
 from ...plan_types import Plan
+from ...runtime.cycle import Cycle
+from ...runtime.model_entry import ModelEntry
+from ...runtime.rebalancer import Rebalancer
 from ..tables import DispatchTables
 from .experts import expert_layers, left_behind, refuse_unlisted
 from .maps import switch_maps

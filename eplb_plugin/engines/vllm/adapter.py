@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from vllm.config.utils import compute_hash_cached
 from vllm.distributed.parallel_state import get_ep_group, get_eplb_group
 
-from ...controller import Rebalancer
-from ...cycle import Cycle
 from ...deployment import Phase
 from ...migration.unmoved import refuse_unequal_values
-from ...model_entry import ModelEntry
 from ...observe.metrics import metrics
 from ...placement import Placement
 from ...recording.recorder import Recorder
-from ...resplitting import Resplitting
+from ...runtime.cycle import Cycle
+from ...runtime.model_entry import ModelEntry
+from ...runtime.rebalancer import Rebalancer
+from ...runtime.resplit_loop import Resplitting
 from ..agreement import agree
 from ..tables import owners_of, refuse_unequal
 from .communicator import row_carrier

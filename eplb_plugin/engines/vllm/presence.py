@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ...consensus import reason
 from ...errors import mismatch
+from ...runtime.agreement import reason
 from ..agreement import INSTALL
 from ..fit import log_through
 from .state import is_active

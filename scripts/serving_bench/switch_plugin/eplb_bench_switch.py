@@ -39,11 +39,11 @@ def register() -> None:
 
 
 def _install(folder: Path) -> None:
-    from eplb_plugin import controller
     from eplb_plugin.engines.vllm.tables import Tables
+    from eplb_plugin.runtime import rebalancer
 
     switch = _Switch(folder)
-    controller.propose = switch.propose
+    rebalancer.propose = switch.propose
     filled = Tables.switch
 
     def fill(self: Any, layers: Any, plan: Any) -> None:
@@ -74,8 +74,8 @@ class _Switch:
 
     def propose(self, entry: Any, in_force: Any, config: Any) -> tuple[Any, bytes]:
         """In place of planning: the placement that was ordered, or the one in force."""
-        from eplb_plugin.outcome import Outcome
-        from eplb_plugin.plan_message import encode
+        from eplb_plugin.runtime.outcome import Outcome
+        from eplb_plugin.runtime.plan_codec import encode
 
         if self._first is None:
             self._first = in_force
@@ -113,7 +113,7 @@ class _Switch:
         return replace(made, dispatch=entry.dispatch)
 
     def _facts(self, made: Any, in_force: Any) -> dict[str, Any]:
-        from eplb_plugin.outcome import assess
+        from eplb_plugin.runtime.outcome import assess
 
         moved = (made.placement.phy2log != in_force.placement.phy2log).sum()
         planned = assess(self._window, in_force, made).balancedness[1]

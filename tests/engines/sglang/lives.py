@@ -57,7 +57,7 @@ def live(start: Start, shared: bool) -> Seen:
 
     If layers move one by one, new weights are loaded once between two of them.
     """
-    import eplb_plugin.proposal as proposal
+    import eplb_plugin.runtime.proposal as proposal
     from eplb_plugin.engines.sglang.state import get_adapter
 
     scheduler = Scheduler(start)

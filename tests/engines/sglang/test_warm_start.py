@@ -12,7 +12,7 @@ import pytest
 from eplb_plugin import Placement, RoutingStatistics, Topology
 from eplb_plugin.deployment import Deployment
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.state import StateDirectory
+from eplb_plugin.runtime.state_directory import StateDirectory
 from processes import run_ranks
 
 from .schedulers import EXPERTS, LAYERS, MOE_LAYERS, REDUNDANT, TOP_K, Scheduler, Start, model_folder

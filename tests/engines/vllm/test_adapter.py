@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin import PluginError, proposal
+from eplb_plugin import PluginError
 from eplb_plugin.migration.shuffle import EXIT_CODE
 from eplb_plugin.migration.transfer import Transfer
+from eplb_plugin.runtime import proposal
 from processes import Ranks, run_ranks
 
 SECONDS = 300.0  # the planner may have to be compiled

@@ -120,7 +120,9 @@ def test_inert_until_asked_for() -> None:
     new = results["inert"]["new"]
     assert "eplb_plugin.engines.vllm.entrance" in new
     assert "eplb_plugin.engines.vllm.runtime" not in new
-    assert not [name for name in new if name.startswith(("numba", "eplb_plugin.planning", "eplb_plugin.controller"))]
+    assert not [
+        name for name in new if name.startswith(("numba", "eplb_plugin.planning", "eplb_plugin.runtime.rebalancer"))
+    ]
 
 
 @pytest.mark.parametrize(

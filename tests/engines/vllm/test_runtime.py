@@ -13,7 +13,7 @@ import torch
 from eplb_plugin import Placement, Topology
 from eplb_plugin.deployment import Deployment
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.state import StateDirectory
+from eplb_plugin.runtime.state_directory import StateDirectory
 from processes import run_ranks
 
 SECONDS = 300.0  # the planner may have to be compiled

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from eplb_plugin import controller
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm.transfers import TRANSFERS, NoCommunicator
+from eplb_plugin.runtime import rebalancer
 from processes import run_ranks
 
 
@@ -18,7 +18,7 @@ def registered() -> list[Any]:
     """-> [kind of communicator, whether memory is reserved for it, size of the buffer] of draft and target."""
     from engines.vllm.eplb_models import Engine
 
-    controller.warm_up = lambda *_: 0.0  # nothing is planned here
+    rebalancer.warm_up = lambda *_: 0.0  # nothing is planned here
     states = Engine(use_async=True, drafts=1).state.model_states.values()
     kinds = [one.communicator for one in states]
     return [

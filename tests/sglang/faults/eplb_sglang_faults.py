@@ -22,8 +22,8 @@ def register() -> None:
 
 
 def _install(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from eplb_plugin import proposal
     from eplb_plugin.migration import transfer
+    from eplb_plugin.runtime import proposal
 
     eplb_triton.install()
     proposal.plan_for = failing(proposal.plan_for)

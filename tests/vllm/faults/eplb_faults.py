@@ -36,9 +36,9 @@ def register() -> None:
     @functools.wraps(original)
     def init_device(self: Any) -> Any:
         # not before: vLLM on CPU cannot set itself up once numba, which the planner needs, is imported
-        from eplb_plugin import consensus, proposal
         from eplb_plugin.engines import tables
         from eplb_plugin.migration.transfer import Transfer
+        from eplb_plugin.runtime import agreement, proposal
 
         tables.hashed_maps = _parting(tables.hashed_maps)
         if "EPLB_PROOFS" in os.environ:
@@ -47,7 +47,7 @@ def register() -> None:
             eplb_proofs.install(Path(os.environ["EPLB_PROOFS"]))
         eplb_triton.install()
         proposal.plan_for = failing(proposal.plan_for)
-        consensus.broadcast = _damaging(consensus.broadcast)
+        agreement.broadcast = _damaging(agreement.broadcast)
         Transfer._pack = _unreadable(Transfer._pack)
         Transfer._verify = _misled(Transfer._verify)
         return original(self)

@@ -19,8 +19,8 @@ _entries: list[Any] = []
 def install(folder: Path) -> None:
     from eplb_cpu_engines.meter import Meter
 
-    from eplb_plugin.controller import Rebalancer
     from eplb_plugin.engines.vllm.tables import Tables
+    from eplb_plugin.runtime.rebalancer import Rebalancer
 
     folder.mkdir(exist_ok=True)
     made, add, record = Tables.__init__, Rebalancer.add, Meter.record
@@ -44,7 +44,7 @@ def install(folder: Path) -> None:
 
 def _write(folder: Path, rank: int, layer: str, physical_ids: np.ndarray, copies: int) -> None:
     from eplb_plugin.dispatch.tables import hashed_maps
-    from eplb_plugin.plan_message import encode
+    from eplb_plugin.runtime.plan_codec import encode
 
     tables, plan = _tables[0], _entries[0].plan
     if plan is None or not plan.has_weights or not np.array_equal(tables.rows, hashed_maps(plan, tables.owners)[0]):

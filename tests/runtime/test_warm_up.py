@@ -14,11 +14,11 @@ import importlib, pkgutil, sys
 import numpy as np, torch
 import eplb_plugin
 from eplb_plugin.config import parse_config
-from eplb_plugin.controller import Rebalancer
-from eplb_plugin.model_entry import ModelEntry
+from eplb_plugin.runtime.rebalancer import Rebalancer
+from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.placement import Placement
-from eplb_plugin.plan_message import accept
-from eplb_plugin.proposal import propose, propose_weights
+from eplb_plugin.runtime.plan_codec import accept
+from eplb_plugin.runtime.proposal import propose, propose_weights
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.statistics import RoutingStatistics
 from eplb_plugin.topology import Topology
@@ -68,7 +68,7 @@ PRICE = "{'price': {'link_gbps': 100, 'seconds_per_selection': 1e-6}}"
     ],
 )
 def test_no_rebalance_compiles_anything(policy: str, rule: str, settings: str) -> None:
-    paths = os.pathsep.join([*map(str, Path(__file__).parents[:2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([*map(str, Path(__file__).parents[1:3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", CODE, policy, rule, settings],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, timeout=600,

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..placement import Placement
+from ..plan_types import Dispatch, Plan, PlanOptions, Policy
+from ..planning.plan import make_plan
+from ..planning.planner import plan_of
+from ..planning.resplit import resplit
+from ..statistics import RoutingStatistics
+from ..topology import Topology
 from .outcome import assess
-from .placement import Placement
-from .plan_message import accept, encode
-from .plan_types import Dispatch, Plan, PlanOptions, Policy
-from .planning.plan import make_plan
-from .planning.planner import plan_of
-from .planning.resplit import resplit
-from .statistics import RoutingStatistics
-from .topology import Topology
+from .plan_codec import accept, encode
 
 TOKENS = 64
 

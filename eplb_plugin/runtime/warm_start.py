@@ -7,11 +7,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .config import PluginConfig
-from .deployment import Deployment
-from .errors import PluginError
-from .placement import Placement
-from .state import Earlier, StateDirectory, read_placement
+from ..config import PluginConfig
+from ..deployment import Deployment
+from ..errors import PluginError
+from ..placement import Placement
+from .state_directory import Earlier, StateDirectory, read_placement
 
 logger = logging.getLogger("eplb_plugin")
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import PluginError, mismatch
-from .placement import Placement
-from .plan_types import Plan
+from ..errors import PluginError, mismatch
+from ..placement import Placement
+from ..plan_types import Plan
 
 # what a plan consists of, and the type it travels in
 ARRAYS = {"phy2log": "<i4", "replica_weights": "<f8", "source_weights": "<f8", "cover_weights": "<i4"}

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .deployment import Deployment, Phase
-from .history import History
-from .placement import Placement
-from .plan_types import Dispatch, Plan, Policy
-from .planning.planner import plan_of
-from .recording.recorder import Recorder
-from .stages import Stages
-from .topology import Topology
+from ..deployment import Deployment, Phase
+from ..placement import Placement
+from ..plan_types import Dispatch, Plan, Policy
+from ..planning.planner import plan_of
+from ..recording.recorder import Recorder
+from ..topology import Topology
+from .stage_timer import Stages
 from .warm_up import Planned
+from .window_history import History
 
 
 @dataclass

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from eplb_plugin.errors import PluginError
-from eplb_plugin.history import History
 from eplb_plugin.planning.forecast import forecast
+from eplb_plugin.runtime.window_history import History
 from eplb_plugin.statistics import RoutingStatistics
 
 LAYERS, EXPERTS = 2, 8

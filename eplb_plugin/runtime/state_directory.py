@@ -15,12 +15,12 @@ from pathlib import Path
 from queue import Queue
 from typing import Any, TypeVar
 
-from .deployment import Deployment
-from .errors import PluginError, mismatch
-from .placement import KIND as PLACEMENT
-from .placement import Placement, load_placement
-from .statistics import KIND as STATISTICS
-from .statistics import RoutingStatistics, load_window
+from ..deployment import Deployment
+from ..errors import PluginError, mismatch
+from ..placement import KIND as PLACEMENT
+from ..placement import Placement, load_placement
+from ..statistics import KIND as STATISTICS
+from ..statistics import RoutingStatistics, load_window
 
 logger = logging.getLogger("eplb_plugin")
 Write = Callable[[], None]

@@ -8,11 +8,11 @@ import torch
 
 from eplb_plugin import Placement, PluginError, Topology
 from eplb_plugin.deployment import Deployment
-from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.recording.recorder import Recorder
-from eplb_plugin.warm_up import Planned
+from eplb_plugin.runtime.model_entry import ModelEntry
+from eplb_plugin.runtime.warm_up import Planned
 
 TOPOLOGY = Topology(2, 1, 3)
 PLACED = linear_placement(2, 4, 6, [1, 3])

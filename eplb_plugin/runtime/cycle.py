@@ -12,15 +12,15 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from .controller import Rebalancer
-from .migration.budget import Budget
-from .migration.layout import ExpertRows
-from .migration.nixl_wires import Nixl
-from .migration.shuffle import Shuffler
+from ..migration.budget import Budget
+from ..migration.layout import ExpertRows
+from ..migration.nixl_wires import Nixl
+from ..migration.shuffle import Shuffler
+from ..placement import Placement
+from ..plan_types import Plan
+from ..planning.planner import plan_of
 from .outcome import Outcome
-from .placement import Placement
-from .plan_types import Plan
-from .planning.planner import plan_of
+from .rebalancer import Rebalancer
 
 Switch = Callable[[Sequence[int], Plan], None]
 Loads = Mapping[str, NDArray[Any]]  # of entries without a recorder: [L, E]

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin import proposal, warm_up
 from eplb_plugin.config import PluginConfig, parse_config
-from eplb_plugin.controller import Rebalancer
-from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import Placement
 from eplb_plugin.plan_types import Plan, PlanOptions, Policy
 from eplb_plugin.planning.score import balancedness
+from eplb_plugin.runtime import proposal, warm_up
+from eplb_plugin.runtime.outcome import Outcome
+from eplb_plugin.runtime.rebalancer import Rebalancer
+from eplb_plugin.runtime.warm_up import Planned
 from eplb_plugin.statistics import RoutingStatistics
-from eplb_plugin.warm_up import Planned
 from processes import run_ranks
 from rebalances import (
     EXPERTS,

@@ -16,23 +16,23 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from .config import PluginConfig
-from .consensus import agree, reason
-from .errors import PluginError, mismatch
-from .history import History
+from ..config import PluginConfig
+from ..errors import PluginError, mismatch
+from ..placement import Placement
+from ..plan_types import WEIGHED, Plan
+from ..recording.load import Arrived, sum_load
+from ..recording.snapshot import snapshot
+from ..routing_rows import report_left_out
+from ..statistics import RoutingStatistics
+from .agreement import agree, reason
 from .model_entry import ModelEntry
 from .outcome import Outcome
-from .placement import Placement
-from .plan_types import WEIGHED, Plan
 from .proposal import options_for, propose, propose_weights
-from .recording.load import Arrived, sum_load
-from .recording.snapshot import snapshot
-from .routing_rows import report_left_out
-from .stages import STALLED_SECONDS, Stage, Stages
-from .state import StateDirectory
-from .statistics import RoutingStatistics
+from .stage_timer import STALLED_SECONDS, Stage, Stages
+from .state_directory import StateDirectory
 from .warm_start import earlier
 from .warm_up import warm_up
+from .window_history import History
 
 logger = logging.getLogger("eplb_plugin")
 Switch = Callable[[], None]

@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 
-from .dispatch.cover import cover_maps
-from .dispatch.tables import weighted_tables
-from .migration.hops import hops, least_rows
-from .migration.schedule import schedule
-from .plan_types import WEIGHED, Dispatch, PlanOptions, Policy
-from .topology import Topology
+from ..dispatch.cover import cover_maps
+from ..dispatch.tables import weighted_tables
+from ..migration.hops import hops, least_rows
+from ..migration.schedule import schedule
+from ..plan_types import WEIGHED, Dispatch, PlanOptions, Policy
+from ..topology import Topology
 from .warm_up import Planned, made_up, plan_for, warm_up
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch.distributed as dist
 
 from eplb_plugin import PluginError, Topology
-from eplb_plugin.consensus import agree, broadcast, reason, unanimous
 from eplb_plugin.placement import Placement, linear_placement
-from eplb_plugin.plan_message import encode, encode_error
 from eplb_plugin.plan_types import Plan
 from eplb_plugin.planning.planner import plan_of
+from eplb_plugin.runtime.agreement import agree, broadcast, reason, unanimous
+from eplb_plugin.runtime.plan_codec import encode, encode_error
 from processes import run_ranks
 
 TOPOLOGY = Topology(1, 3, 2)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin import consensus, controller, proposal, stages
 from eplb_plugin.config import PluginConfig
-from eplb_plugin.controller import Rebalancer
 from eplb_plugin.errors import PluginError
-from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.plan_message import encode
 from eplb_plugin.plan_types import Plan
 from eplb_plugin.planning.planner import plan_of
+from eplb_plugin.runtime import agreement, proposal, rebalancer, stage_timer
+from eplb_plugin.runtime.outcome import Outcome
+from eplb_plugin.runtime.plan_codec import encode
+from eplb_plugin.runtime.rebalancer import Rebalancer
 from eplb_plugin.topology import Topology
 from processes import run_ranks
 from rebalances import EXPERTS, LAYERS, OLD, SLOTS, TOKENS, Log, Result, new_entry, rebalance, record
@@ -65,8 +65,8 @@ def test_planner_that_raises(spoil: Callable[[int], None], reason: str) -> None:
 def receive_wrongly(change: Callable[[bytes], bytes], rank: int) -> None:
     """The last rank receives something else than was sent."""
     if rank == dist.get_world_size() - 1:
-        broadcast = consensus.broadcast
-        consensus.broadcast = lambda *args: change(broadcast(*args))  # type: ignore[assignment]
+        broadcast = agreement.broadcast
+        agreement.broadcast = lambda *args: change(broadcast(*args))  # type: ignore[assignment]
 
 
 def flipped_body(rank: int) -> None:
@@ -109,11 +109,11 @@ def proposed(plan: Plan) -> tuple[Outcome, bytes]:
 
 
 def propose_other_shape(rank: int) -> None:
-    controller.propose = lambda *_: proposed(evenly(SLOTS + 2, EXPERTS))
+    rebalancer.propose = lambda *_: proposed(evenly(SLOTS + 2, EXPERTS))
 
 
 def propose_fewer_experts(rank: int) -> None:
-    controller.propose = lambda *_: proposed(evenly(SLOTS, EXPERTS - 1))
+    rebalancer.propose = lambda *_: proposed(evenly(SLOTS, EXPERTS - 1))
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_plan_that_does_not_fit(spoil: Callable[[int], None], reason: str) -> No
 
 
 def unequal_owners(rank: int) -> None:
-    snapshot = controller.snapshot
-    controller.snapshot = lambda recorder, group, _, layer_ids: snapshot(recorder, group, 2, layer_ids)
+    snapshot = rebalancer.snapshot
+    rebalancer.snapshot = lambda recorder, group, _, layer_ids: snapshot(recorder, group, 2, layer_ids)
 
 
 def test_refused_snapshot_reaches_every_rank() -> None:
@@ -169,7 +169,7 @@ def test_outcomes_are_reported_on_the_planning_rank() -> None:
 def late(rank: int) -> None:
     """Rank 1 comes long after the others wait for it."""
     if rank == 0:
-        stages.STALLED_SECONDS = 0.3
+        stage_timer.STALLED_SECONDS = 0.3
     else:
         time.sleep(2.0)
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eplb_plugin import consensus, proposal
 from eplb_plugin.config import parse_config
-from eplb_plugin.controller import Rebalancer, Switch
 from eplb_plugin.errors import PluginError
-from eplb_plugin.model_entry import ModelEntry
-from eplb_plugin.outcome import Outcome
 from eplb_plugin.plan_types import Plan
 from eplb_plugin.planning.score import judge
 from eplb_plugin.recording.recorder import Recorder
-from eplb_plugin.resplitting import Resplitting
+from eplb_plugin.runtime import agreement, proposal
+from eplb_plugin.runtime.model_entry import ModelEntry
+from eplb_plugin.runtime.outcome import Outcome
+from eplb_plugin.runtime.rebalancer import Rebalancer, Switch
+from eplb_plugin.runtime.resplit_loop import Resplitting
 from eplb_plugin.topology import Topology
 from eplb_plugin.workloads.routing import ClusteredRouter
 from processes import run_ranks
@@ -161,8 +161,8 @@ def solver_fails(rank: int) -> None:
 
 def damaged(rank: int) -> None:
     if rank == 1:
-        broadcast = consensus.broadcast
-        consensus.broadcast = lambda *args: (lambda sent: sent[:-1] + bytes([sent[-1] ^ 1]))(broadcast(*args))
+        broadcast = agreement.broadcast
+        agreement.broadcast = lambda *args: (lambda sent: sent[:-1] + bytes([sent[-1] ^ 1]))(broadcast(*args))
 
 
 def moves_experts(rank: int) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from eplb_plugin import PlanOptions, RoutingStatistics, Topology, plan
-from eplb_plugin.outcome import Assessment, assess
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import judge, moved_slots
+from eplb_plugin.runtime.outcome import Assessment, assess
 from eplb_plugin.workloads.routing import ClusteredRouter
 
 TOPOLOGY = Topology(2, 2, 10)

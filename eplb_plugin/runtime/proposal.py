@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from .config import PluginConfig
-from .consensus import reason
+from ..config import PluginConfig
+from ..plan_types import WEIGHED, Plan, PlanOptions
+from ..planning.planner import plan_of
+from ..planning.resplit import resplit
+from ..planning.score import expected_rank_load
+from .agreement import reason
 from .model_entry import ModelEntry
 from .outcome import Outcome, Served, assess
-from .plan_message import encode, encode_error
-from .plan_types import WEIGHED, Plan, PlanOptions
-from .planning.planner import plan_of
-from .planning.resplit import resplit
-from .planning.score import expected_rank_load
+from .plan_codec import encode, encode_error
 from .warm_up import plan_for
 
 logger = logging.getLogger("eplb_plugin")

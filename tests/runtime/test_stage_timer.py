@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from eplb_plugin import stages
-from eplb_plugin.stages import Stages
+from eplb_plugin.runtime import stage_timer
+from eplb_plugin.runtime.stage_timer import Stages
 
 
 def test_stages_are_timed_once() -> None:
@@ -24,16 +24,16 @@ def test_stages_are_timed_once() -> None:
 def test_a_stage_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """While it lasts, from another thread; one that ends in time is not."""
     told, heard = [], threading.Event()
-    monkeypatch.setattr(stages, "STALLED_SECONDS", 0.05)
+    monkeypatch.setattr(stage_timer, "STALLED_SECONDS", 0.05)
 
-    def stalled(stage: stages.Stage) -> None:
+    def stalled(stage: stage_timer.Stage) -> None:
         told.append(stage)
         heard.set()
 
     timed = Stages(stalled)
     with timed("agree"):
         assert heard.wait(30)
-    monkeypatch.setattr(stages, "STALLED_SECONDS", 3600.0)
+    monkeypatch.setattr(stage_timer, "STALLED_SECONDS", 3600.0)
     with timed("plan"):
         pass
     assert told == ["agree"]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from .errors import PluginError
-from .planning.forecast import forecast, forecast_error
-from .statistics import RoutingStatistics
+from ..errors import PluginError
+from ..planning.forecast import forecast, forecast_error
+from ..statistics import RoutingStatistics
 
 
 class History:

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin import Placement, Plan, RoutingStatistics, Topology, proposal
+from eplb_plugin import Placement, Plan, RoutingStatistics, Topology
 from eplb_plugin.config import parse_config
-from eplb_plugin.controller import Rebalancer
-from eplb_plugin.cycle import Cycle
 from eplb_plugin.dispatch import rules
 from eplb_plugin.migration import transfer
 from eplb_plugin.migration.layout import expert_rows
-from eplb_plugin.model_entry import ModelEntry
-from eplb_plugin.outcome import Outcome
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_types import Dispatch
 from eplb_plugin.planning.planner import plan_of
-from eplb_plugin.warm_up import Planned
+from eplb_plugin.runtime import proposal
+from eplb_plugin.runtime.cycle import Cycle
+from eplb_plugin.runtime.model_entry import ModelEntry
+from eplb_plugin.runtime.outcome import Outcome
+from eplb_plugin.runtime.rebalancer import Rebalancer
+from eplb_plugin.runtime.warm_up import Planned
 from expert_models import Model, groups
 from processes import run_ranks
 

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from eplb_plugin import Plan, PlanOptions, RoutingStatistics, Topology, proposal
+from eplb_plugin import Plan, PlanOptions, RoutingStatistics, Topology
 from eplb_plugin.config import PluginConfig, parse_config
-from eplb_plugin.history import History
-from eplb_plugin.model_entry import ModelEntry
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.plan_message import accept, encode
 from eplb_plugin.plan_types import Dispatch, Policy
 from eplb_plugin.planning.plan import plan
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.recording.recorder import Recorder
-from eplb_plugin.warm_up import Planned
+from eplb_plugin.runtime import proposal
+from eplb_plugin.runtime.model_entry import ModelEntry
+from eplb_plugin.runtime.plan_codec import accept, encode
+from eplb_plugin.runtime.warm_up import Planned
+from eplb_plugin.runtime.window_history import History
 
 LAYERS, EXPERTS, TOP_K = 2, 8, 2
 PRICED = parse_config({"price": {"link_gbps": 100.0, "token_bytes": 4096.0}}, "")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from eplb_plugin.errors import PluginError
 from eplb_plugin.placement import Placement, linear_placement
-from eplb_plugin.plan_message import accept, encode, encode_error
 from eplb_plugin.plan_types import Plan
 from eplb_plugin.planning.planner import plan_of
+from eplb_plugin.runtime.plan_codec import accept, encode, encode_error
 from eplb_plugin.topology import Topology
 from strategies import QUICK, weighted_plans
 

@@ -13,8 +13,8 @@ COVERED = """
 import sys
 import numpy as np
 from eplb_plugin import RoutingStatistics, Topology, plan, resplit
-from eplb_plugin.precompile import compile_for
-from eplb_plugin.outcome import assess
+from eplb_plugin.runtime.precompile import compile_for
+from eplb_plugin.runtime.outcome import assess
 from eplb_plugin.plan_types import PlanOptions
 from eplb_plugin.workloads.routing import ClusteredRouter
 from compiled_kernels import compiled
@@ -41,7 +41,7 @@ print(len(known), sorted(compiled() - known))
 
 
 def ran(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([*map(str, Path(__file__).parents[:2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([*map(str, Path(__file__).parents[1:3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=600,
         env={**os.environ, "PYTHONPATH": paths, **environment},

@@ -14,7 +14,7 @@ import pytest
 from eplb_plugin import PluginError, RoutingStatistics, Topology, files
 from eplb_plugin.deployment import Deployment
 from eplb_plugin.placement import linear_placement
-from eplb_plugin.state import StateDirectory, read_placement
+from eplb_plugin.runtime.state_directory import StateDirectory, read_placement
 
 DEPLOYMENT = Deployment("/models/Some-MoE", "vllm", "decode", Topology(2, 1, 3), 4, (1, 3))
 WINDOW = RoutingStatistics.from_topk(np.array([[[0, 1], [2, 3]]] * 2), 4, [1, 3])

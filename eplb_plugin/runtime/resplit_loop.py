@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from .controller import Rebalancer, Staging, Switch
-from .devices import work_on
-from .recording.load import Arrived, take_load
+from ..devices import work_on
+from ..recording.load import Arrived, take_load
+from .rebalancer import Rebalancer, Staging, Switch
 
 # engine steps after a window's end, or as many as it has: long enough that nobody waits for the solver
 SWITCH_AFTER = 32

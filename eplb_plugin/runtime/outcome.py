@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .plan_types import Plan
-from .planning.score import balancedness, expected_rank_load, judge, layer_balancedness, moved_slots
-from .stages import Stage
-from .statistics import RoutingStatistics
+from ..plan_types import Plan
+from ..planning.score import balancedness, expected_rank_load, judge, layer_balancedness, moved_slots
+from ..statistics import RoutingStatistics
+from .stage_timer import Stage
 
 Result = Literal["accepted", "refused", "skipped", "interrupted", "stalled"]
 Change = Literal["rebalance", "re-split"]

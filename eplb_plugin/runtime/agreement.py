@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from .errors import PluginError
-from .plan_message import accept
-from .plan_types import Plan
+from ..errors import PluginError
+from ..plan_types import Plan
+from .plan_codec import accept
 
 Used = TypeVar("Used")
 
