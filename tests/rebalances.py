@@ -9,12 +9,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eplb_plugin.config import PluginConfig
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_types import Policy
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.runtime.rebalancer import Rebalancer
+from eplb_plugin.settings.config import PluginConfig
 from eplb_plugin.topology import Topology
 from recorded import route_layer
 

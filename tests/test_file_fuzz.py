@@ -19,11 +19,11 @@ from safetensors.numpy import save
 
 from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology
 from eplb_plugin.cli.placements import read_placement
-from eplb_plugin.config import load_config
 from eplb_plugin.files import FORMAT_VERSION
 from eplb_plugin.observe.bench_results import read_runs
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.placement_formats import FORMATS, ExpertMap, encode
+from eplb_plugin.settings.config import load_config
 from eplb_plugin.workloads.trace import read_window
 from generators import sglang_result, vllm_result
 from strategies import QUICK

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from ..config import PluginConfig, load_config, parse_config
 from ..errors import mismatch
 from ..files import write_atomic
+from ..settings.config import PluginConfig, load_config, parse_config
 from .engine import Engine, Eplb
 
 # what each engine can run with the plugin; in SGLang --ep-dispatch-algorithm decides between nearest and hash

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from ..config import config_schema, load_config
+from ..settings.config import config_schema, load_config
 from .options import Json
 
 app = typer.Typer(help="Check a settings file, or print its schema.", no_args_is_help=True)

@@ -16,9 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
-from ..config import load_config
 from ..engines.releases import ENGINES, Engine
 from ..errors import mismatch
+from ..settings.config import load_config
 from .options import Json
 from .writing import writing
 

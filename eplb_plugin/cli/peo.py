@@ -13,11 +13,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..config import load_config
-from ..config_sections import PeoConfig
 from ..errors import mismatch
 from ..peo.ops import Api, Method, Schedule
 from ..peo.schedule import default_num_rounds, make_schedule
+from ..settings.config import load_config
+from ..settings.sections import PeoConfig
 from .options import Json
 
 if TYPE_CHECKING:

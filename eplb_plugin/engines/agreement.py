@@ -9,8 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..config import PluginConfig, parse_config
 from ..errors import mismatch
+from ..settings.config import PluginConfig, parse_config
 from .settings import DISABLE, FLAG
 
 PRESENT_SECONDS = 120.0

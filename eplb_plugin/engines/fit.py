@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from ..config import PluginConfig
 from ..errors import mismatch
+from ..settings.config import PluginConfig
 
 
 def slots_for(num_experts: int, redundant: int, ep_size: int, config: PluginConfig, flag: str) -> int:

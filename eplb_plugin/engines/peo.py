@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from ..config_sections import PeoConfig
 from ..errors import PluginError
 from ..peo.cuda import RoundBuffer, choose_api
 from ..peo.ops import Schedule
 from ..peo.protocol import check, check_agreement
 from ..peo.schedule import default_num_rounds, make_schedule
 from ..peo.streams import CudaStreams, InOrder
+from ..settings.sections import PeoConfig
 
 logger = logging.getLogger("eplb_plugin")
 

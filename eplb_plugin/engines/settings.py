@@ -10,8 +10,8 @@ import argparse
 import json
 import os
 
-from ..config import PluginConfig, load_config, parse_config
 from ..errors import PluginError
+from ..settings.config import PluginConfig, load_config, parse_config
 
 FLAG = "--eplb-plugin-config"
 ENVIRONMENT = "EPLB_PLUGIN_CONFIG"

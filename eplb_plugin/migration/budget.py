@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config_sections import STAGING_BYTES, MigrationConfig
 from ..errors import mismatch
+from ..settings.sections import STAGING_BYTES, MigrationConfig
 from .hops import least_rows
 from .schedule import Schedule
 

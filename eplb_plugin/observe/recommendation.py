@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import yaml
 
-from ..config import parse_config
 from ..plan_types import PlanOptions
+from ..settings.config import parse_config
 from .advice import Both, Outcome, Survey
 
 LEAST_WORK = 0.02  # share of the busiest ranks' work that must be saved, in the worse of the two directions

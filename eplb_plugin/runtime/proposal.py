@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from ..config import PluginConfig
 from ..plan_types import WEIGHED, Plan, PlanOptions
 from ..planning.planner import plan_of
 from ..planning.resplit import resplit
 from ..planning.score import expected_rank_load
+from ..settings.config import PluginConfig
 from .agreement import reason
 from .model_entry import ModelEntry
 from .outcome import Outcome, Served, assess

@@ -16,13 +16,13 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from ..config import PluginConfig
 from ..errors import PluginError, mismatch
 from ..placement import Placement
 from ..plan_types import WEIGHED, Plan
 from ..recording.load import Arrived, sum_load
 from ..recording.snapshot import snapshot
 from ..routing_rows import report_left_out
+from ..settings.config import PluginConfig
 from ..statistics import RoutingStatistics
 from .agreement import agree, reason
 from .model_entry import ModelEntry

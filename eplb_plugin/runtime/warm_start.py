@@ -7,10 +7,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..config import PluginConfig
 from ..deployment import Deployment
 from ..errors import PluginError
 from ..placement import Placement
+from ..settings.config import PluginConfig
 from .state_directory import Earlier, StateDirectory, read_placement
 
 logger = logging.getLogger("eplb_plugin")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eplb_plugin.config import load_config
 from eplb_plugin.errors import PluginError, mismatch
+from eplb_plugin.settings.config import load_config
 
 from .arms import ARMS, Layout
 from .conditions import checked_rate

@@ -11,7 +11,7 @@ from eplb_plugin.bench.arms import arm_arguments, arms_of
 from eplb_plugin.bench.engine import Load
 from eplb_plugin.bench.engines import ENGINES
 from eplb_plugin.bench.options import parse
-from eplb_plugin.config import load_config
+from eplb_plugin.settings.config import load_config
 from serve_bench_runs import config
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cli_files import Answer
-from eplb_plugin.config import PluginConfig, config_schema, load_config
+from eplb_plugin.settings.config import PluginConfig, config_schema, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eplb_plugin.config import parse_config
 from eplb_plugin.peo.cost import Traffic, even_shares
 from eplb_plugin.peo.presets import HARDWARE, MODELS
 from eplb_plugin.peo.ranking import unsplit_us
 from eplb_plugin.peo.schedule import make_schedule
 from eplb_plugin.peo.timeline import simulate
+from eplb_plugin.settings.config import parse_config
 
 Answer = tuple[int, str, str]
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -11,11 +11,11 @@ import pytest
 
 import eplb_plugin
 from eplb_plugin import PlanOptions, RoutingStatistics, Topology, plan
-from eplb_plugin.config import load_config
 from eplb_plugin.doctor import ranks, single
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.runtime.outcome import assess
+from eplb_plugin.settings.config import load_config
 
 ROOT = Path(eplb_plugin.__file__).parents[1]
 TEXT = (ROOT / "docs" / "first_gpu_run.md").read_text()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin.config import PluginConfig
 from eplb_plugin.engines.agreement import agree, all_present
 from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.config import PluginConfig
 from processes import run_ranks
 
 ONE, OTHER = PluginConfig(policy="balanced"), PluginConfig(policy="deepseek")

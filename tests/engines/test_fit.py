@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_plugin.config import PluginConfig
 from eplb_plugin.engines.fit import slots_for
 from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.config import PluginConfig
 
 FLAG = "--redundant"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from eplb_plugin.config import PluginConfig
 from eplb_plugin.engines.settings import (
     DISABLE,
     ENVIRONMENT,
@@ -18,6 +17,7 @@ from eplb_plugin.engines.settings import (
     to_environment,
 )
 from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.config import PluginConfig
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, False), ("", False), ("0", False), ("1", True), ("true", True)])

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from eplb_plugin import RoutingStatistics
-from eplb_plugin.config import parse_config
 from eplb_plugin.observe.advice import Both, Survey, survey
 from eplb_plugin.observe.recommendation import recommend, settings_yaml
 from eplb_plugin.plan_types import PlanOptions
+from eplb_plugin.settings.config import parse_config
 from surveys import AFFINITY, BALANCED, HASH, recording
 
 

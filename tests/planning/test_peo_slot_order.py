@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import Placement, Plan, PlanOptions, PluginError, RoutingStatistics, Topology, plan, route
-from eplb_plugin.config import parse_config
 from eplb_plugin.dispatch.rules import replica_weights
 from eplb_plugin.planning.peo_slot_order import TOLERANCE, even_rounds, round_cost
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import moved_slots
+from eplb_plugin.settings.config import parse_config
 from eplb_plugin.workloads.families import FAMILIES
 from eplb_plugin.workloads.imbalance import loads_at
 from generators import RULES

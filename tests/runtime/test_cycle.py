@@ -11,7 +11,6 @@ import pytest
 import torch.distributed as dist
 
 from eplb_plugin import Placement, Plan, RoutingStatistics, Topology
-from eplb_plugin.config import parse_config
 from eplb_plugin.dispatch import rules
 from eplb_plugin.migration import transfer
 from eplb_plugin.migration.layout import expert_rows
@@ -24,6 +23,7 @@ from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.runtime.outcome import Outcome
 from eplb_plugin.runtime.rebalancer import Rebalancer
 from eplb_plugin.runtime.warm_up import Planned
+from eplb_plugin.settings.config import parse_config
 from expert_models import Model, groups
 from processes import run_ranks
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from eplb_plugin import Plan, PlanOptions, RoutingStatistics, Topology
-from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_types import Dispatch, Policy
 from eplb_plugin.planning.plan import plan
@@ -18,6 +17,7 @@ from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.runtime.plan_codec import accept, encode
 from eplb_plugin.runtime.warm_up import Planned
 from eplb_plugin.runtime.window_history import History
+from eplb_plugin.settings.config import PluginConfig, parse_config
 
 LAYERS, EXPERTS, TOP_K = 2, 8, 2
 PRICED = parse_config({"price": {"link_gbps": 100.0, "token_bytes": 4096.0}}, "")

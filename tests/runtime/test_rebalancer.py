@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.placement import Placement
 from eplb_plugin.plan_types import Plan, PlanOptions, Policy
 from eplb_plugin.planning.score import balancedness
@@ -17,6 +16,7 @@ from eplb_plugin.runtime import proposal, warm_up
 from eplb_plugin.runtime.outcome import Outcome
 from eplb_plugin.runtime.rebalancer import Rebalancer
 from eplb_plugin.runtime.warm_up import Planned
+from eplb_plugin.settings.config import PluginConfig, parse_config
 from eplb_plugin.statistics import RoutingStatistics
 from processes import run_ranks
 from rebalances import (

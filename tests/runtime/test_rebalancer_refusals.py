@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin.config import PluginConfig
 from eplb_plugin.errors import PluginError
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_types import Plan
@@ -20,6 +19,7 @@ from eplb_plugin.runtime import agreement, proposal, rebalancer, stage_timer
 from eplb_plugin.runtime.outcome import Outcome
 from eplb_plugin.runtime.plan_codec import encode
 from eplb_plugin.runtime.rebalancer import Rebalancer
+from eplb_plugin.settings.config import PluginConfig
 from eplb_plugin.topology import Topology
 from processes import run_ranks
 from rebalances import EXPERTS, LAYERS, OLD, SLOTS, TOKENS, Log, Result, new_entry, rebalance, record

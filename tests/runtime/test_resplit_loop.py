@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eplb_plugin.config import parse_config
 from eplb_plugin.errors import PluginError
 from eplb_plugin.plan_types import Plan
 from eplb_plugin.planning.score import judge
@@ -24,6 +23,7 @@ from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.runtime.outcome import Outcome
 from eplb_plugin.runtime.rebalancer import Rebalancer, Switch
 from eplb_plugin.runtime.resplit_loop import Resplitting
+from eplb_plugin.settings.config import parse_config
 from eplb_plugin.topology import Topology
 from eplb_plugin.workloads.routing import ClusteredRouter
 from processes import run_ranks

@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eplb_plugin.config import parse_config
 from eplb_plugin.errors import PluginError
 from eplb_plugin.placement import Placement, linear_placement
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.runtime.rebalancer import Rebalancer
+from eplb_plugin.settings.config import parse_config
 from eplb_plugin.topology import Topology
 from processes import run_ranks
 from recorded import route_layer

@@ -13,7 +13,7 @@ CODE = """
 import importlib, pkgutil, sys
 import numpy as np, torch
 import eplb_plugin
-from eplb_plugin.config import parse_config
+from eplb_plugin.settings.config import parse_config
 from eplb_plugin.runtime.rebalancer import Rebalancer
 from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.placement import Placement

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from eplb_plugin.config import parse_config
 from eplb_plugin.dispatch.kernels import CoverTables
 from eplb_plugin.engines.vllm import mapping
 from eplb_plugin.placement import Placement
@@ -23,6 +22,7 @@ from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.runtime.plan_codec import accept
 from eplb_plugin.runtime.window_history import History
+from eplb_plugin.settings.config import parse_config
 from eplb_plugin.statistics import RoutingStatistics
 from eplb_plugin.topology import Topology
 from serving_bench.placements import PLUGIN

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eplb_plugin.config import load_config
+from eplb_plugin.settings.config import load_config
 
 pytestmark = pytest.mark.server
 

@@ -14,7 +14,6 @@ from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_r
 from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 from sglang.srt.runtime_context import get_disagg, get_exec
 
-from ...config import PluginConfig
 from ...deployment import Deployment, Phase
 from ...errors import mismatch
 from ...observe.metrics import metrics
@@ -26,6 +25,7 @@ from ...runtime.rebalancer import Rebalancer
 from ...runtime.resplit_loop import Resplitting
 from ...runtime.state_directory import Earlier
 from ...runtime.warm_start import earlier
+from ...settings.config import PluginConfig
 from ...topology import Topology
 from ..tables import DispatchTables, owners_of, refuse_unequal
 from .bounds import as_sglang_bounds, max_tokens

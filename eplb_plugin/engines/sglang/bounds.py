@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sglang.srt.runtime_context import get_device, get_exec, get_schedule, get_spec
 
-from ...config import PluginConfig
 from ...migration.budget import Budget
+from ...settings.config import PluginConfig
 
 
 def as_sglang_bounds(config: PluginConfig) -> PluginConfig:

@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ...config import load_config
 from ...errors import PluginError, mismatch, stop
+from ...settings.config import load_config
 from .. import hooks
 from ..hooks import Hook
 from ..settings import ENVIRONMENT, FLAG, add_flag, from_environment, to_environment

@@ -6,9 +6,9 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from ...config import PluginConfig
 from ...errors import mismatch
 from ...plan_types import WEIGHED, Dispatch
+from ...settings.config import PluginConfig
 from ..settings import ENVIRONMENT, FLAG
 
 AFFINITY = "affinity"  # on SGLang's command line it means this plugin; the settings' policy decides what is planned

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from sglang.srt.runtime_context import get_exec
 
-from ...config_sections import PeoConfig
 from ...errors import mismatch
 from ...peo.cuda import RoundInput
+from ...settings.sections import PeoConfig
 from ..hooks import Hook
 from ..peo import Peo
 

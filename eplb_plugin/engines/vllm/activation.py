@@ -8,7 +8,7 @@ from typing import Any
 from vllm.distributed.parallel_state import get_eplb_group
 from vllm.model_executor.model_loader.utils import get_model_cls
 
-from ...config import PluginConfig
+from ...settings.config import PluginConfig
 from .. import hooks
 from ..agreement import all_present
 from ..fit import log_through, slots_for

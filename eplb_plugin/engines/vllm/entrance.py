@@ -17,8 +17,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ...config import KEY, PluginConfig, load_config, parse_config
 from ...errors import PluginError, mismatch, stop
+from ...settings.config import KEY, PluginConfig, load_config, parse_config
 from ..agreement import INSTALL
 from ..hooks import Hook
 from ..settings import DISABLE, ENVIRONMENT, FLAG, add_flag, disabled, from_environment

@@ -16,9 +16,9 @@ import torch
 from vllm.utils import deep_gemm
 from vllm.v1.worker.ubatching import dbo_enabled
 
-from ...config_sections import PeoConfig
 from ...errors import mismatch
 from ...peo.cuda import RoundInput
+from ...settings.sections import PeoConfig
 from ..hooks import Hook
 from ..peo import Peo
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ...config import PluginConfig
+from ...settings.config import PluginConfig
 
 
 @dataclass(frozen=True)

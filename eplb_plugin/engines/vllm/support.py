@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...config import PluginConfig
 from ...errors import mismatch
 from ...plan_types import Dispatch
+from ...settings.config import PluginConfig
 from ..settings import ENVIRONMENT, FLAG
 
 DISPATCH: tuple[Dispatch, ...] = ("weighted", "hash", "cover")  # the first is the default

@@ -27,9 +27,9 @@ def bounded(folder: str) -> list[tuple[float, int, int]]:
     from sglang.srt.runtime_context import SpawnRanks, publish
     from sglang.srt.server_args import ServerArgs
 
-    from eplb_plugin.config import parse_config
     from eplb_plugin.engines.sglang.bounds import as_sglang_bounds, max_tokens
     from eplb_plugin.migration.budget import Budget
+    from eplb_plugin.settings.config import parse_config
 
     found = []
     for migration, flags, *_ in CASES:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from eplb_plugin.config import load_config, parse_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.settings import ENVIRONMENT, from_environment
+from eplb_plugin.settings.config import load_config, parse_config
 from shipped_configs import CONFIGS, commands
 
 Launch = Callable[..., Any]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.engines.sglang.layout import Layout, refuse_unsuited
 from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.config import PluginConfig, parse_config
 
 RESOLVED = Layout(
     enable_eplb=True, algorithm="affinity", tp_size=8, pp_size=1, ep_size=8, attention_dp=False, context_parallel=False,

@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from deep_ep_cpu.grouped_gemm import silu_mul_quant
 from deep_ep_cpu.reference import Buffer, PatchedBuffer
-from eplb_plugin.config_sections import PeoConfig
 from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.sections import PeoConfig
 from moe_layers import HIDDEN, INTER, SMS, TOKENS, TOP_K, Batch, Experts, Lines, buffer_for, fake_modules
 from processes import run_ranks
 

@@ -17,11 +17,11 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.models.interfaces import MixtureOfExperts
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from eplb_plugin.config import parse_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import adapter
 from eplb_plugin.engines.vllm.runtime import RUNTIME, warm_up_hook
 from eplb_plugin.engines.vllm.state import Active, set_active
+from eplb_plugin.settings.config import parse_config
 
 EXPERTS, REDUNDANT, TOP_K, TOKENS = 12, 4, 2, 40
 

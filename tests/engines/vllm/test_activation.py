@@ -15,13 +15,13 @@ from vllm.config.parallel import EPLBConfig
 from vllm.distributed.eplb.eplb_state import EplbState
 
 from engines.vllm.engine_configs import engine_config
-from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.releases import VLLM, Engine
 from eplb_plugin.engines.vllm import activation, state
 from eplb_plugin.engines.vllm.activation import activate, confirm
 from eplb_plugin.engines.vllm.runtime import RUNTIME
 from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.config import PluginConfig, parse_config
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from eplb_plugin.config import load_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm.entrance import ENTRANCE, configured
+from eplb_plugin.settings.config import load_config
 from shipped_configs import ARCHITECTURES, CONFIGS, commands
 
 GENERAL = ["--data-parallel-size", "32", "--enable-expert-parallel", "--enable-eplb"]

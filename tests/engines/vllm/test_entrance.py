@@ -25,11 +25,11 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.abstract import Executor
 
 from engines.vllm.engine_configs import engine_config
-from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import activation, presence
 from eplb_plugin.engines.vllm.entrance import ENTRANCE, KEY, _init_device, configured
 from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.config import PluginConfig, parse_config
 
 Launch = Callable[..., tuple[argparse.Namespace, Any]]
 

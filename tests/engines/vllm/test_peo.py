@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from deep_ep_cpu.grouped_gemm import silu_mul_quant
 from deep_ep_cpu.reference import Buffer, PatchedBuffer
-from eplb_plugin.config_sections import PeoConfig
 from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.sections import PeoConfig
 from moe_layers import INTER, SMS, TOKENS, Batch, Experts, Lines, buffer_for, fake_modules
 from processes import run_ranks
 
@@ -198,10 +198,10 @@ def test_a_batch_size_is_captured_in_rounds_only_after_it_has_run():
 
 
 def activations() -> None:
-    from eplb_plugin.config import PluginConfig
     from eplb_plugin.engines import hooks
     from eplb_plugin.engines.vllm.activation import activate
     from eplb_plugin.engines.vllm.runtime import RUNTIME
+    from eplb_plugin.settings.config import PluginConfig
 
     peo, _ = engine()
     from vllm.config.parallel import EPLBConfig

@@ -12,10 +12,10 @@ import pytest
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.serial_utils import run_method
 
-from eplb_plugin.config import PluginConfig
 from eplb_plugin.engines.vllm import state
 from eplb_plugin.engines.vllm.presence import refuse_inactive
 from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.config import PluginConfig
 
 
 class Workers(UniProcExecutor):

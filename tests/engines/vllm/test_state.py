@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from eplb_plugin.config import PluginConfig
 from eplb_plugin.engines.vllm import state
 from eplb_plugin.engines.vllm.state import Active, before_sleep, finish_all, get_active, is_active, set_active
+from eplb_plugin.settings.config import PluginConfig
 
 
 @pytest.fixture(autouse=True)

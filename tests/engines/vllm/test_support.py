@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from eplb_plugin import PluginError
-from eplb_plugin.config import PluginConfig
 from eplb_plugin.engines.vllm.support import DISPATCH, refuse_unsuited
+from eplb_plugin.settings.config import PluginConfig
 
 
 @pytest.mark.parametrize(

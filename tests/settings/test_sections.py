@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from eplb_plugin.config_sections import SECTIONS, PeoConfig, PriceConfig, TopologyConfig
 from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.sections import SECTIONS, PeoConfig, PriceConfig, TopologyConfig
 
 
 def nodes_of(values: Any, ep_size: int) -> list[int]:

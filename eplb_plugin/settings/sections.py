@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .config_errors import conflict
-from .errors import PluginError, mismatch
-from .peo.ops import Overlap
-from .peo.schedule import default_num_rounds
-from .topology import Topology
+from ..errors import PluginError, mismatch
+from ..peo.ops import Overlap
+from ..peo.schedule import default_num_rounds
+from ..topology import Topology
+from .messages import conflict
 
 
 class Section(BaseModel):

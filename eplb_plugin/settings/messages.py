@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from .errors import mismatch
+from ..errors import mismatch
 
 Model = type[BaseModel]
 

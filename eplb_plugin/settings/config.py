@@ -12,8 +12,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from .config_errors import conflict, explain
-from .config_sections import (
+from ..errors import PluginError, mismatch
+from ..files import expanded, unexpanded
+from ..plan_types import Dispatch, Effort, PlanOptions, Policy
+from ..topology import Topology
+from .messages import conflict, explain
+from .sections import (
     SECTIONS,
     BudgetConfig,
     LoggingConfig,
@@ -24,10 +28,6 @@ from .config_sections import (
     Section,
     TopologyConfig,
 )
-from .errors import PluginError, mismatch
-from .files import expanded, unexpanded
-from .plan_types import Dispatch, Effort, PlanOptions, Policy
-from .topology import Topology
 
 KEY = "eplb_plugin"  # under which settings may stand in a larger document
 

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_plugin.config import (
+from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.config import (
     BudgetConfig,
     LoggingConfig,
     MetricsConfig,
@@ -24,7 +25,6 @@ from eplb_plugin.config import (
     load_config,
     parse_config,
 )
-from eplb_plugin.errors import PluginError
 from gain_model.clusters import SHAPES
 from shipped_configs import CONFIGS, commands
 

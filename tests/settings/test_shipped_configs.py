@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from eplb_plugin.config import (
+from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.config import (
     BudgetConfig,
     LoggingConfig,
     MetricsConfig,
@@ -24,7 +25,6 @@ from eplb_plugin.config import (
     load_config,
     parse_config,
 )
-from eplb_plugin.errors import PluginError
 
 KEYS = sorted(PluginConfig.model_fields)
 

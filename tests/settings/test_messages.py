@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from eplb_plugin.config import PluginConfig, parse_config
 from eplb_plugin.errors import PluginError
+from eplb_plugin.settings.config import PluginConfig, parse_config
 
 KEYS = sorted(PluginConfig.model_fields)
 PATHS = ("state_directory", "initial_placement")
