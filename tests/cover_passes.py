@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eplb_plugin import Plan, route
 from eplb_plugin.dispatch.buffers import Counters, LayerTables
-from eplb_plugin.engines.tables import DispatchTables
+from eplb_plugin.engines.device_tables import DispatchTables
 from eplb_plugin.recording.recorder import Recorder
 from recorded import UNBOUNDED, Reference, counters, spoiled
 from strategies import cover_plans, weighted_plans

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..engines.sglang.layout import DISPATCH as SGLANG
+from ..engines.sglang.support import DISPATCH as SGLANG
 from ..engines.vllm.support import DISPATCH as VLLM
 from ..errors import PluginError, mismatch
 from ..files import write_atomic

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..dispatch import kernels
 from ..dispatch.buffers import Counters, LayerTables
-from ..engines.tables import DispatchTables
+from ..engines.device_tables import DispatchTables
 from ..placement import Placement
 from ..plan_types import Dispatch, Plan
 from ..planning.planner import plan_of

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..engines.tables import DispatchTables
+from ..engines.device_tables import DispatchTables
 from ..migration.budget import Budget
 from ..migration.group_wires import GroupWires
 from ..migration.layout import ExpertRows

@@ -29,7 +29,7 @@ class Ours:
 
     def __init__(self, row: Row, stepwise: bool) -> None:
         from eplb_plugin import Topology
-        from eplb_plugin.engines.tables import DispatchTables
+        from eplb_plugin.engines.device_tables import DispatchTables
         from eplb_plugin.migration.layout import expert_rows
         from eplb_plugin.migration.shuffle import Shuffler
 

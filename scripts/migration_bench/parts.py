@@ -21,7 +21,7 @@ from vllm.distributed.eplb.migration_scheduler import schedule_migration_batches
 from vllm.distributed.eplb.policy.default import DefaultEplbPolicy
 
 from eplb_plugin import Placement, RoutingStatistics, Topology, plan
-from eplb_plugin.engines.tables import DispatchTables
+from eplb_plugin.engines.device_tables import DispatchTables
 from eplb_plugin.migration.schedule import schedule
 from eplb_plugin.migration.verify import broken, seal
 from eplb_plugin.planning.planner import plan_of

@@ -52,9 +52,9 @@ def test_every_attribute_is_there(cuda: Sources) -> None:
         ("distributed/eplb/eplb_state.py", "_result_ready(self, m", "_result_ready(self, x, m",
          "hook vllm.distributed.eplb.eplb_state:EplbState._all_ranks_result_ready: found (self, x, model_state)"),
         ("model_executor/layers/fused_moe/config.py", "def use_all2all_kernels", "def uses_all2all_kernels",
-         "eplb_plugin/engines/vllm/layers.py: found no use_all2all_kernels"),
+         "eplb_plugin/engines/vllm/moe_layers.py: found no use_all2all_kernels"),
         ("utils/gpu_sync_debug.py", "def gpu_sync_allowed(", "def gpu_sync_allowed(why, ",
-         "eplb_plugin/engines/vllm/runtime.py: found a call with no why"),
+         "eplb_plugin/engines/vllm/worker_hooks.py: found a call with no why"),
     ],
 )  # fmt: skip
 def test_another_release_would_be_refused(

@@ -13,7 +13,7 @@ import torch
 from eplb_plugin import Placement, Plan, Topology
 from eplb_plugin.dispatch.buffers import Counters
 from eplb_plugin.dispatch.kernels import cover, look_up, record
-from eplb_plugin.engines.tables import DispatchTables
+from eplb_plugin.engines.device_tables import DispatchTables
 from eplb_plugin.recording.load import take_load
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.runtime.resplit_loop import _Solving

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from eplb_plugin.dispatch.kernels import CoverTables
-from eplb_plugin.engines.vllm import mapping
+from eplb_plugin.engines.vllm import dispatch_hook
 from eplb_plugin.placement import Placement
 from eplb_plugin.plan_types import Plan
 from eplb_plugin.planning.plan import plan
@@ -124,11 +124,11 @@ def test_all_traffic_before_the_first_order_is_planned_from(module: ModuleType, 
 
 def test_layers_take_up_the_rule_of_their_placement(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """And only those that switch."""
-    monkeypatch.setattr(mapping, "_layers", {})
+    monkeypatch.setattr(dispatch_hook, "_layers", {})
     tables = SimpleNamespace(owners=[1], rows=torch.zeros((2, 16, 32), dtype=torch.int32))
-    first, second = (mapping.MappedLayer(index, Recorder(1, 16, 4, 8, 4, CPU), 0, None) for index in range(2))
+    first, second = (dispatch_hook.MappedLayer(index, Recorder(1, 16, 4, 8, 4, CPU), 0, None) for index in range(2))
     for layer in (first, second):
-        mapping.register(tables.rows[layer.index], layer)
+        dispatch_hook.register(tables.rows[layer.index], layer)
     for_tables, for_cover = (
         plan(window(0), TOPOLOGY, policy="affinity", dispatch=rule) for rule in ("weighted", "cover")
     )

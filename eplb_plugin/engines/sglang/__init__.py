@@ -16,8 +16,8 @@ def register() -> None:
     if disabled():
         return
     from ...errors import PluginError, stop
-    from .entrance import ENTRANCE
     from .registry import register_hooks
+    from .startup_hooks import ENTRANCE
 
     try:
         register_hooks(ENTRANCE)  # SGLang applies what was registered when all plugins have been asked

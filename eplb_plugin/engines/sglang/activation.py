@@ -12,16 +12,16 @@ from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
 from sglang.srt.runtime_context import get_exec
 
 from ...errors import mismatch
-from ..agreement import agree
-from ..fit import log_through, slots_for
 from ..hooks import Hook
 from ..releases import SGLANG
 from ..settings import from_environment
+from ..startup_agreement import agree
+from ..startup_checks import log_through, slots_for
 from . import registry
 from .adapter import Adapter
-from .layout import Layout, refuse_unsuited
-from .runtime import RUNTIME
 from .state import set_adapter
+from .support import Layout, refuse_unsuited
+from .worker_hooks import RUNTIME
 
 REDUNDANT = "--ep-num-redundant-experts"
 

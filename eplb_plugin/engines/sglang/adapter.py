@@ -27,12 +27,12 @@ from ...runtime.state_directory import Earlier
 from ...runtime.warm_start import earlier
 from ...settings.config import PluginConfig
 from ...topology import Topology
-from ..tables import DispatchTables, owners_of, refuse_unequal
+from ..device_tables import DispatchTables, owners_of, refuse_unequal
 from .bounds import as_sglang_bounds, max_tokens
-from .layers import inspect_layers, refuse_immovable
-from .layout import Layout
+from .moe_layers import inspect_layers, refuse_immovable
 from .mover import KEY, Mover
 from .recording import Mapped, PassRecording
+from .support import Layout
 
 logger = logging.getLogger("eplb_plugin")
 _PHASES: dict[str, Phase] = {"prefill": "prefill", "decode": "decode"}  # SGLang's disaggregation_mode -> ours

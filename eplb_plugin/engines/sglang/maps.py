@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...devices import sent
 from ...placement import Placement
 from ...topology import Topology
-from .dispatch_table import dispatch_table
+from .tables import dispatch_table
 
 
 def switch_maps(

@@ -22,8 +22,8 @@ from ...plan_types import Plan
 from ...runtime.cycle import Cycle
 from ...runtime.model_entry import ModelEntry
 from ...runtime.rebalancer import Rebalancer
-from ..tables import DispatchTables
-from .experts import expert_layers, left_behind, refuse_unlisted
+from ..device_tables import DispatchTables
+from .expert_tensors import expert_layers, left_behind, refuse_unlisted
 from .maps import switch_maps
 
 logger = logging.getLogger("eplb_plugin")

@@ -17,7 +17,7 @@ def register() -> None:
     if os.environ.get(SIMULATION, "").startswith("eplb_plugin:"):
         _simulate(os.environ[SIMULATION])
     from .. import hooks
-    from .entrance import ENTRANCE
+    from .startup_hooks import ENTRANCE
 
     hooks.apply(ENTRANCE)
 

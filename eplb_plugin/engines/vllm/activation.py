@@ -10,13 +10,13 @@ from vllm.model_executor.model_loader.utils import get_model_cls
 
 from ...settings.config import PluginConfig
 from .. import hooks
-from ..agreement import all_present
-from ..fit import log_through, slots_for
 from ..releases import VLLM
-from .layers import refuse_without_eplb
-from .runtime import RUNTIME, warm_up_hook
+from ..startup_agreement import all_present
+from ..startup_checks import log_through, slots_for
+from .moe_layers import refuse_without_eplb
 from .state import Active, set_active
 from .support import refuse_moving_memory, refuse_unsuited
+from .worker_hooks import RUNTIME, warm_up_hook
 
 REDUNDANT = "--eplb-config.num_redundant_experts"
 

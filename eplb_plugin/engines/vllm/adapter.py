@@ -20,11 +20,11 @@ from ...runtime.cycle import Cycle
 from ...runtime.model_entry import ModelEntry
 from ...runtime.rebalancer import Rebalancer
 from ...runtime.resplit_loop import Resplitting
-from ..agreement import agree
-from ..tables import owners_of, refuse_unequal
+from ..device_tables import owners_of, refuse_unequal
+from ..startup_agreement import agree
 from .communicator import row_carrier
-from .layers import inspect_layers, left_behind, movable
-from .mapping import MappedLayer, hook_by_name, register
+from .dispatch_hook import MappedLayer, hook_by_name, register
+from .moe_layers import inspect_layers, left_behind, movable
 from .state import before_sleep, get_active
 from .support import DISPATCH
 from .tables import Tables

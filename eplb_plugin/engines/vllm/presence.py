@@ -11,8 +11,8 @@ from typing import Any
 
 from ...errors import mismatch
 from ...runtime.agreement import reason
-from ..agreement import INSTALL
-from ..fit import log_through
+from ..startup_agreement import INSTALL
+from ..startup_checks import log_through
 from .state import is_active
 
 

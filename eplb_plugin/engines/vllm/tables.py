@@ -14,7 +14,7 @@ import torch
 from ...dispatch.kernels import upload
 from ...errors import mismatch
 from ...plan_types import Plan
-from ..tables import DispatchTables
+from ..device_tables import DispatchTables
 
 
 class Tables(DispatchTables):

@@ -56,11 +56,11 @@ def _install(folder: Path) -> None:
 def _choose_rule(tables: Any, layers: Any, plan: Any) -> None:
     """A product maps by one rule from its start to its end; here layers change it with their placement."""
     from eplb_plugin.dispatch.kernels import CoverTables
-    from eplb_plugin.engines.vllm import mapping
+    from eplb_plugin.engines.vllm import dispatch_hook
 
     cover = None if plan.cover_weights is None else CoverTables(plan, tables.owners, tables.rows.device)
     for index in layers:
-        mapping._layers[tables.rows[index].data_ptr()].tables = None if cover is None else cover.layer(index)
+        dispatch_hook._layers[tables.rows[index].data_ptr()].tables = None if cover is None else cover.layer(index)
 
 
 class _Switch:

@@ -21,7 +21,7 @@ def before_a_model(folder: str) -> dict[str, Any]:
 
     from eplb_plugin import Topology
     from eplb_plugin.engines.sglang.adapter import Adapter
-    from eplb_plugin.engines.sglang.layout import Layout
+    from eplb_plugin.engines.sglang.support import Layout
     from eplb_plugin.settings.config import PluginConfig
 
     args = ServerArgs(model_path=folder, device="cpu", attention_backend="torch_native", dtype="float32")

@@ -10,8 +10,8 @@ import torch
 from sglang.srt.eplb.expert_location import ExpertLocationMetadata
 
 from eplb_plugin import Placement, PluginError, Topology
-from eplb_plugin.engines.sglang.dispatch_table import dispatch_table
 from eplb_plugin.engines.sglang.maps import switch_maps
+from eplb_plugin.engines.sglang.tables import dispatch_table
 
 LAYERS, EXPERTS, TOPOLOGY, RANK = 5, 9, Topology(2, 2, 4), 3
 

@@ -30,7 +30,7 @@ def test_disabled_it_does_nothing(registered: list[object], monkeypatch: pytest.
 
 def test_it_registers_the_entrance(registered: list[object]) -> None:
     """And no more: runtime hooks are a scheduler's that was told to use the plugin."""
-    from eplb_plugin.engines.sglang.entrance import ENTRANCE
+    from eplb_plugin.engines.sglang.startup_hooks import ENTRANCE
 
     register()
     assert registered == [ENTRANCE]

@@ -19,8 +19,8 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import adapter
-from eplb_plugin.engines.vllm.runtime import RUNTIME, warm_up_hook
 from eplb_plugin.engines.vllm.state import Active, set_active
+from eplb_plugin.engines.vllm.worker_hooks import RUNTIME, warm_up_hook
 from eplb_plugin.settings.config import parse_config
 
 EXPERTS, REDUNDANT, TOP_K, TOKENS = 12, 4, 2, 40

@@ -19,7 +19,7 @@ from eplb_plugin.engines import hooks
 from eplb_plugin.engines.releases import VLLM, Engine
 from eplb_plugin.engines.vllm import activation, state
 from eplb_plugin.engines.vllm.activation import activate, confirm
-from eplb_plugin.engines.vllm.runtime import RUNTIME
+from eplb_plugin.engines.vllm.worker_hooks import RUNTIME
 from eplb_plugin.errors import PluginError
 from eplb_plugin.settings.config import PluginConfig, parse_config
 

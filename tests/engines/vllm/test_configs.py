@@ -14,7 +14,7 @@ from vllm.model_executor.models.registry import ModelRegistry
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from eplb_plugin.engines import hooks
-from eplb_plugin.engines.vllm.entrance import ENTRANCE, configured
+from eplb_plugin.engines.vllm.startup_hooks import ENTRANCE, configured
 from eplb_plugin.settings.config import load_config
 from shipped_configs import ARCHITECTURES, CONFIGS, commands
 

@@ -11,7 +11,7 @@ import vllm.plugins
 from vllm.model_executor.models.interfaces import MixtureOfExperts, supports_multimodal
 from vllm.model_executor.models.registry import ModelRegistry
 
-from eplb_plugin.engines.vllm.layers import refuse_without_eplb
+from eplb_plugin.engines.vllm.moe_layers import refuse_without_eplb
 from eplb_plugin.errors import PluginError
 
 ROOT = Path(find_spec("vllm").origin or "").parent.parent  # type: ignore[union-attr]

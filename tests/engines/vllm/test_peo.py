@@ -200,7 +200,7 @@ def test_a_batch_size_is_captured_in_rounds_only_after_it_has_run():
 def activations() -> None:
     from eplb_plugin.engines import hooks
     from eplb_plugin.engines.vllm.activation import activate
-    from eplb_plugin.engines.vllm.runtime import RUNTIME
+    from eplb_plugin.engines.vllm.worker_hooks import RUNTIME
     from eplb_plugin.settings.config import PluginConfig
 
     peo, _ = engine()

@@ -15,8 +15,8 @@ from vllm.engine.arg_utils import EngineArgs
 
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import register
-from eplb_plugin.engines.vllm.entrance import ENTRANCE
-from eplb_plugin.engines.vllm.runtime import RUNTIME
+from eplb_plugin.engines.vllm.startup_hooks import ENTRANCE
+from eplb_plugin.engines.vllm.worker_hooks import RUNTIME
 from eplb_plugin.errors import PluginError
 
 
@@ -118,8 +118,8 @@ def test_inert_until_asked_for() -> None:
     assert not [name for name in results["disabled"]["new"] if name.startswith("eplb_plugin.engines.hooks")]
     assert results["inert"]["changed"] == sorted(hook.target for hook in ENTRANCE)
     new = results["inert"]["new"]
-    assert "eplb_plugin.engines.vllm.entrance" in new
-    assert "eplb_plugin.engines.vllm.runtime" not in new
+    assert "eplb_plugin.engines.vllm.startup_hooks" in new
+    assert "eplb_plugin.engines.vllm.worker_hooks" not in new
     assert not [
         name for name in new if name.startswith(("numba", "eplb_plugin.planning", "eplb_plugin.runtime.rebalancer"))
     ]

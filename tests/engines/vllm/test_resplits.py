@@ -82,10 +82,12 @@ def test_tokens_go_where_route_says(seen: list[Seen]) -> None:
 
 def refused_tables() -> str:
     from engines.vllm import eplb_models
-    from eplb_plugin.engines import tables
+    from eplb_plugin.engines import device_tables
 
-    made = tables.hashed_maps
-    tables.hashed_maps = lambda plan, owners, *args: made(plan, [dist.get_rank()], *args)  # as if nobody shared tokens
+    made = device_tables.hashed_maps
+    device_tables.hashed_maps = lambda plan, owners, *args: made(
+        plan, [dist.get_rank()], *args
+    )  # as if nobody shared tokens
     with pytest.raises(PluginError) as caught:
         eplb_models.Engine(False, dispatch="weighted", topology={"nodes": 1}, all_to_all=False)
     return str(caught.value)
@@ -100,7 +102,7 @@ def test_unequal_tables_of_owners_are_refused() -> None:
 def computed(tables_differ: bool) -> Any:
     """Two ranks of a TP group: each computes the copies that it holds for the tokens that both route; they add up."""
     from engines.vllm import eplb_models
-    from eplb_plugin.engines import tables as engine_tables
+    from eplb_plugin.engines import device_tables as engine_tables
 
     engine = eplb_models.Engine(False, interval=INTERVAL, dispatch="weighted", topology={"nodes": 2})
     rank, model = dist.get_rank(), engine.models["target"]
@@ -108,13 +110,16 @@ def computed(tables_differ: bool) -> Any:
         engine.step()
     plan = engine.adapter.rebalancer.entries["target"].plan
     owners = [rank] if tables_differ else [0, 1]
-    tables = engine_tables.DispatchTables(plan, owners, torch.device("cpu"))
+    device_tables = engine_tables.DispatchTables(plan, owners, torch.device("cpu"))
     ids = np.argsort(np.random.default_rng(5).random((30, eplb_models.EXPERTS)), axis=1)[:, : eplb_models.TOP_K]
     own = model.num_local_physical_experts
     total = torch.zeros(30, 6, 4)
     for index, layer in enumerate(model.moe_layers):
         state = layer.router.eplb_state
-        state.logical_to_physical_map, state.logical_replica_count = tables.rows[index], tables.counts[index]
+        state.logical_to_physical_map, state.logical_replica_count = (
+            device_tables.rows[index],
+            device_tables.counts[index],
+        )
         slots = layer.router._apply_eplb_mapping(torch.from_numpy(ids).int()).long()
         here = slots // own == rank
         weights = layer.routed_experts.w13_weight[(slots - rank * own).clamp(0, own - 1)]

@@ -30,7 +30,7 @@ def test_disabled_it_does_nothing(applied: list[object], monkeypatch: pytest.Mon
 
 def test_it_wraps_the_entrance(applied: list[object]) -> None:
     """And no more: runtime hooks are a worker's that was told to use the plugin."""
-    from eplb_plugin.engines.vllm.entrance import ENTRANCE
+    from eplb_plugin.engines.vllm.startup_hooks import ENTRANCE
 
     register()
     assert applied == [ENTRANCE]

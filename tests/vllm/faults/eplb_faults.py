@@ -26,7 +26,7 @@ def register() -> None:
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
     if "EPLB_PRESENT_SECONDS" in os.environ:
-        from eplb_plugin.engines.agreement import all_present
+        from eplb_plugin.engines.startup_agreement import all_present
 
         all_present.__defaults__ = (float(os.environ["EPLB_PRESENT_SECONDS"]),)
     if "signature" in wanted():
@@ -36,11 +36,11 @@ def register() -> None:
     @functools.wraps(original)
     def init_device(self: Any) -> Any:
         # not before: vLLM on CPU cannot set itself up once numba, which the planner needs, is imported
-        from eplb_plugin.engines import tables
+        from eplb_plugin.engines import device_tables
         from eplb_plugin.migration.transfer import Transfer
         from eplb_plugin.runtime import agreement, proposal
 
-        tables.hashed_maps = _parting(tables.hashed_maps)
+        device_tables.hashed_maps = _parting(device_tables.hashed_maps)
         if "EPLB_PROOFS" in os.environ:
             import eplb_proofs
 

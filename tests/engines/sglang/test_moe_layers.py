@@ -12,7 +12,7 @@ from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.hash_topk import HashTopK
 from sglang.srt.layers.moe.topk import TopK, TopKConfig, TopKOutputFormat
 
-from eplb_plugin.engines.sglang.layers import inspect_layers, refuse_immovable
+from eplb_plugin.engines.sglang.moe_layers import inspect_layers, refuse_immovable
 from eplb_plugin.errors import PluginError
 from shipped_configs import ARCHITECTURES, CONFIGS, commands
 

@@ -27,7 +27,7 @@ from vllm.v1.executor.abstract import Executor
 from engines.vllm.engine_configs import engine_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import activation, presence
-from eplb_plugin.engines.vllm.entrance import ENTRANCE, KEY, _init_device, configured
+from eplb_plugin.engines.vllm.startup_hooks import ENTRANCE, KEY, _init_device, configured
 from eplb_plugin.errors import PluginError
 from eplb_plugin.settings.config import PluginConfig, parse_config
 
@@ -336,7 +336,7 @@ def test_settings_arrive_only_where_the_plugin_works(
     monkeypatch.setenv("EPLB_PLUGIN_DISABLE", "1")
     with pytest.raises(PluginError, match="plugin: found EPLB_PLUGIN_DISABLE in a process of the engine, expected act"):
         cloudpickle.loads(sent)
-    monkeypatch.setitem(sys.modules, "eplb_plugin.engines.vllm.entrance", None)
+    monkeypatch.setitem(sys.modules, "eplb_plugin.engines.vllm.startup_hooks", None)
     with pytest.raises(ModuleNotFoundError, match="eplb_plugin"):
         cloudpickle.loads(sent)
 

@@ -15,10 +15,10 @@ from sglang.srt.runtime_context import get_exec
 from ...errors import PluginError, stop
 from .. import hooks
 from ..hooks import Hook
-from .dispatch_table import dispatch_table
-from .layout import AFFINITY
-from .remap import REMAP
+from .dispatch_hook import REMAP
 from .state import get_adapter
+from .support import AFFINITY
+from .tables import dispatch_table
 
 _PLUGIN = object()  # stands for a member of SGLang's closed enumeration of algorithms
 

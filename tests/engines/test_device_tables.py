@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from eplb_plugin import Plan, RoutingStatistics, Topology, plan, resplit
 from eplb_plugin.dispatch.tables import hashed_maps
-from eplb_plugin.engines.tables import DispatchTables, refuse_unequal
+from eplb_plugin.engines.device_tables import DispatchTables, refuse_unequal
 from eplb_plugin.errors import PluginError
 from eplb_plugin.workloads.routing import ClusteredRouter
 from processes import run_ranks

@@ -22,7 +22,7 @@ SECONDS = 300.0  # the planner may have to be compiled
 def warmed_up(folder: str) -> dict[str, Any]:
     """As vLLM's newer runner does: passes without a step, then steps as real as any, more than a window of them."""
     from engines.vllm.eplb_models import TOKENS, Engine
-    from eplb_plugin.engines.vllm import runtime
+    from eplb_plugin.engines.vllm import worker_hooks
 
     engine = Engine(use_async=False, drafts=1, interval=4, warm=False)
     recorder = engine.adapter.rebalancer.entries["target"].recorder
@@ -30,7 +30,7 @@ def warmed_up(folder: str) -> dict[str, Any]:
     rebalance = engine.adapter.rebalance
     engine.adapter.rebalance = lambda *args, **kwargs: (begun.append(engine.steps), rebalance(*args, **kwargs))
     measured: list[bool] = []  # vLLM's own part needs its communicator
-    runtime._rearrange(lambda state, is_profile, *_: measured.append(is_profile), engine.state, is_profile=True)
+    worker_hooks._rearrange(lambda state, is_profile, *_: measured.append(is_profile), engine.state, is_profile=True)
     assert measured == [True]
     route(engine, TOKENS)
     for _ in range(10):

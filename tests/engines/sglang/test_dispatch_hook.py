@@ -13,9 +13,9 @@ from sglang.srt.layers.moe import topk
 from cover_passes import CPU, Run, check_run, runs
 from eplb_plugin import RoutingStatistics, Topology, plan, route
 from eplb_plugin.dispatch.buffers import Counters, LayerTables
-from eplb_plugin.engines.sglang.remap import TableDispatchInfo, _choose, _init_new
+from eplb_plugin.engines.device_tables import DispatchTables
+from eplb_plugin.engines.sglang.dispatch_hook import TableDispatchInfo, _choose, _init_new
 from eplb_plugin.engines.sglang.state import set_adapter
-from eplb_plugin.engines.tables import DispatchTables
 from eplb_plugin.plan_types import Dispatch
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.workloads.routing import ClusteredRouter

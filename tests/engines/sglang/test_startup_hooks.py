@@ -28,7 +28,7 @@ def hooked() -> Iterator[Any]:
     from sglang.srt import server_args
 
     from eplb_plugin.engines.sglang import registry
-    from eplb_plugin.engines.sglang.entrance import ENTRANCE
+    from eplb_plugin.engines.sglang.startup_hooks import ENTRANCE
 
     registry.apply(ENTRANCE)
     yield server_args
@@ -245,7 +245,7 @@ def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str
 
 def test_inert_until_asked_for() -> None:
     """Disabled, SGLang's plugin loader changes no symbol; enabled, only those of the entrance are wrapped."""
-    from eplb_plugin.engines.sglang.entrance import ENTRANCE
+    from eplb_plugin.engines.sglang.startup_hooks import ENTRANCE
 
     done = run([sys.executable, "-c", INERT])
     assert done.returncode == 0, done.stderr
@@ -255,8 +255,8 @@ def test_inert_until_asked_for() -> None:
     assert not [name for name in results["disabled"]["new"] if name.startswith("eplb_plugin.engines.hooks")]
     assert results["inert"]["changed"] == sorted(hook.target for hook in ENTRANCE)
     new = results["inert"]["new"]
-    assert "eplb_plugin.engines.sglang.entrance" in new
-    assert "eplb_plugin.engines.sglang.runtime" not in new
+    assert "eplb_plugin.engines.sglang.startup_hooks" in new
+    assert "eplb_plugin.engines.sglang.worker_hooks" not in new
     assert not [
         name for name in new if name.startswith(("numba", "eplb_plugin.planning", "eplb_plugin.runtime.rebalancer"))
     ]

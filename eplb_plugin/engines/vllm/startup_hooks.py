@@ -19,9 +19,9 @@ from typing import Any
 
 from ...errors import PluginError, mismatch, stop
 from ...settings.config import KEY, PluginConfig, load_config, parse_config
-from ..agreement import INSTALL
 from ..hooks import Hook
 from ..settings import DISABLE, ENVIRONMENT, FLAG, add_flag, disabled, from_environment
+from ..startup_agreement import INSTALL
 from .support import refuse_unsuited
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin.engines.agreement import agree, all_present
+from eplb_plugin.engines.startup_agreement import agree, all_present
 from eplb_plugin.errors import PluginError
 from eplb_plugin.settings.config import PluginConfig
 from processes import run_ranks

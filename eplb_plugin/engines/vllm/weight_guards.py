@@ -9,7 +9,7 @@ from vllm.model_executor.models.interfaces import get_mixture_of_experts_model
 
 from ...errors import mismatch
 from ..hooks import Hook
-from .layers import no_experts
+from .moe_layers import no_experts
 from .state import finish_all
 
 

@@ -19,7 +19,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from engines.vllm.engine_configs import engine_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import state
-from eplb_plugin.engines.vllm.worker import WORKER
+from eplb_plugin.engines.vllm.weight_guards import WORKER
 from eplb_plugin.errors import PluginError
 
 

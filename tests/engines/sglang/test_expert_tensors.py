@@ -19,7 +19,7 @@ from sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensor
 from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
 from sglang.srt.layers.quantization.mxfp4_flashinfer_cutlass_moe import Mxfp4FlashinferCutlassMoEMethod
 
-from eplb_plugin.engines.sglang.experts import expert_layers, left_behind, refuse_unlisted
+from eplb_plugin.engines.sglang.expert_tensors import expert_layers, left_behind, refuse_unlisted
 from eplb_plugin.errors import PluginError
 from eplb_plugin.migration.unmoved import refuse_unequal_values
 from processes import run_ranks

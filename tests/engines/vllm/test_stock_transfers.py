@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eplb_plugin.engines import hooks
-from eplb_plugin.engines.vllm.transfers import TRANSFERS, NoCommunicator
+from eplb_plugin.engines.vllm.stock_transfers import TRANSFERS, NoCommunicator
 from eplb_plugin.runtime import rebalancer
 from processes import run_ranks
 

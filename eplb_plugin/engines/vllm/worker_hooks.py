@@ -14,9 +14,9 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from ..hooks import Hook
 from .adapter import Adapter
-from .mapping import ROUTER
-from .transfers import TRANSFERS, free_buffer
-from .worker import WORKER
+from .dispatch_hook import ROUTER
+from .stock_transfers import TRANSFERS, free_buffer
+from .weight_guards import WORKER
 
 _ADAPTER = "_eplb_plugin_adapter"  # on an EplbState; not there where this worker has no MoE model
 

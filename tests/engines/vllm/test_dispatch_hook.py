@@ -18,9 +18,9 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
 from eplb_plugin import Placement, Plan, PluginError, Topology, route
 from eplb_plugin.engines import hooks
-from eplb_plugin.engines.vllm import mapping
-from eplb_plugin.engines.vllm.layers import inspect_layers, left_behind, movable
-from eplb_plugin.engines.vllm.mapping import BY_NAME, ROUTER, MappedLayer, register
+from eplb_plugin.engines.vllm import dispatch_hook
+from eplb_plugin.engines.vllm.dispatch_hook import BY_NAME, ROUTER, MappedLayer, register
+from eplb_plugin.engines.vllm.moe_layers import inspect_layers, left_behind, movable
 from eplb_plugin.engines.vllm.tables import Tables
 from eplb_plugin.recording.recorder import Recorder
 
@@ -45,7 +45,7 @@ class Router(BaseRouter):
 @pytest.fixture(autouse=True)
 def hooked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """On a CPU, vLLM's function maps nothing: the test bed's does. Hooks are taken off again."""
-    monkeypatch.setattr(mapping, "_layers", {})
+    monkeypatch.setattr(dispatch_hook, "_layers", {})
     monkeypatch.setattr(base_router, NAME, routing.map_to_physical_and_record)
     hooks.apply([ROUTER])
     yield
@@ -138,7 +138,7 @@ def test_windows_of_the_plugin_are_its_own(rule: str) -> None:
 def test_a_model_that_is_not_recorded_is_left_to_vllm() -> None:
     """A draft's layers: vLLM's own lookup in the plugin's rows."""
     model, ids = Model("weighted", [RANK]), random_ids(1)
-    mapping._layers.clear()
+    dispatch_hook._layers.clear()
     router = Router(TOP_K, EXPERTS, model.states[0])
     router.chosen = ids
     _, slots = router.select_experts(torch.ones(TOKENS, 1), torch.ones(TOKENS, EXPERTS))
@@ -199,7 +199,7 @@ def forward(layer: Any, ids: torch.Tensor) -> torch.Tensor:
 def test_mega_moe_maps_by_the_rule_in_force(rule: str, mega_moe: Any) -> None:
     """vLLM's own forward pass of DeepSeek-V4's and Kimi-K3's layers, up to the GPU kernel."""
     model, ids = Model(rule, [RANK]), random_ids(3)
-    mapping.hook_by_name()
+    dispatch_hook.hook_by_name()
     mega_moe.eplb_state = model.states[1]
     np.testing.assert_array_equal(forward(mega_moe, ids), route(ids.numpy(), RANK, model.plan, 1))
     mega_moe.eplb_state = model.states[0]

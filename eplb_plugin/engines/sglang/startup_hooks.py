@@ -17,7 +17,7 @@ from ...settings.config import load_config
 from .. import hooks
 from ..hooks import Hook
 from ..settings import ENVIRONMENT, FLAG, add_flag, from_environment, to_environment
-from .layout import AFFINITY, Layout, refuse_unsuited
+from .support import AFFINITY, Layout, refuse_unsuited
 
 
 def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:

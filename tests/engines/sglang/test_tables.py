@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sglang.srt.eplb import expert_location
 
 from eplb_plugin import Placement, Topology
-from eplb_plugin.engines.sglang.dispatch_table import dispatch_table
+from eplb_plugin.engines.sglang.tables import dispatch_table
 from strategies import QUICK, placements
 
 

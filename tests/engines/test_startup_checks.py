@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_plugin.engines.fit import slots_for
+from eplb_plugin.engines.startup_checks import slots_for
 from eplb_plugin.errors import PluginError
 from eplb_plugin.settings.config import PluginConfig
 

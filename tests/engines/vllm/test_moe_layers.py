@@ -20,7 +20,7 @@ from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import MoEPr
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from eplb_plugin.engines.vllm.layers import inspect_layers, left_behind, movable, owner_group_size
+from eplb_plugin.engines.vllm.moe_layers import inspect_layers, left_behind, movable, owner_group_size
 from eplb_plugin.errors import PluginError
 
 

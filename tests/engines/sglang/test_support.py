@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eplb_plugin.engines.sglang.layout import Layout, refuse_unsuited
+from eplb_plugin.engines.sglang.support import Layout, refuse_unsuited
 from eplb_plugin.errors import PluginError
 from eplb_plugin.settings.config import PluginConfig, parse_config
 
