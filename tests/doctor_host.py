@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from eplb_plugin.dispatch import ops, triton_kernels
+from eplb_plugin.dispatch import torch_ops, triton_kernels
 from eplb_plugin.doctor import map_only, single
 from eplb_plugin.doctor.checks import run_check
 from eplb_plugin.doctor.compiled import COMPILED
@@ -39,13 +39,13 @@ def mapped_elsewhere(patch: pytest.MonkeyPatch) -> None:
 
 def announced_wrong(patch: pytest.MonkeyPatch) -> None:
     """An operator that writes what its schema does not declare."""
-    cover = ops.kernels.cover
+    cover = torch_ops.kernels.cover
 
     def wrong(ids: torch.Tensor, tables: Any, counters: Any) -> torch.Tensor:
         tables.counts.add_(1)
         return cover(ids, tables, counters)
 
-    patch.setattr(ops.kernels, "cover", wrong)
+    patch.setattr(torch_ops.kernels, "cover", wrong)
 
 
 FAULTS = [(counted_twice, LAUNCHES), (mapped_elsewhere, TIMES), (announced_wrong, COMPILED)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..dispatch import ops
+from ..dispatch import torch_ops
 from .checks import Check, Figures, expect_equal
 from .lanes import HOST, Lane, make_ids, make_plan
 from .site import Site
@@ -45,8 +45,8 @@ def check_compiled(site: Site) -> Figures:
 def _compiled(site: Site) -> Callable[..., Any]:
     """fullgraph: an error if the compiler would leave the graph anywhere."""
     if site.graphs:
-        return torch.compile(ops.cover, fullgraph=True, dynamic=True, mode="reduce-overhead")
-    return torch.compile(ops.cover, fullgraph=True, dynamic=True, backend="aot_eager")
+        return torch.compile(torch_ops.cover, fullgraph=True, dynamic=True, mode="reduce-overhead")
+    return torch.compile(torch_ops.cover, fullgraph=True, dynamic=True, backend="aot_eager")
 
 
 COMPILED = Check(

@@ -16,7 +16,7 @@ import torch
 from sglang.srt.eplb.expert_location_dispatch import ExpertLocationDispatchInfo
 
 from ...dispatch.buffers import Counters, LayerTables
-from ...dispatch.ops import cover, look_up
+from ...dispatch.torch_ops import cover, look_up
 from ..hooks import Hook
 from .state import get_adapter
 

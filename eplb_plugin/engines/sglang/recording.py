@@ -16,7 +16,7 @@ from sglang.srt.eplb.expert_distribution import _SelectExpertsSinglePassGatherer
 from sglang.srt.model_executor.forward_context import get_forward_context, has_forward_context
 
 from ...dispatch.buffers import Counters, LayerTables
-from ...dispatch.ops import record
+from ...dispatch.torch_ops import record
 from ...recording.recorder import Recorder
 
 

@@ -33,12 +33,12 @@ class OnADevice(Scheduler):
 
         import nccl_rules
         import simulated_launch
-        from eplb_plugin.dispatch import ops
+        from eplb_plugin.dispatch import torch_ops
 
         nccl_rules.install()
         simulated_launch.install()
-        for name, run in (("look_up", ops._look_up), ("record", ops._record)):
-            ops._LIBRARY.impl(name, run, "PrivateUse1")
+        for name, run in (("look_up", torch_ops._look_up), ("record", torch_ops._record)):
+            torch_ops._LIBRARY.impl(name, run, "PrivateUse1")
         module = SimpleNamespace(is_current_stream_capturing=lambda: False, empty_cache=lambda: None)
         torch.get_device_module = lambda device=None: module
 

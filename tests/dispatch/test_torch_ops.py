@@ -14,8 +14,8 @@ from cover_passes import CPU
 from eplb_plugin import Placement, Plan, PluginError, Topology, route
 from eplb_plugin.dispatch.buffers import Counters
 from eplb_plugin.dispatch.kernels import CoverTables
-from eplb_plugin.dispatch.ops import cover, look_up, record
 from eplb_plugin.dispatch.rules import replica_weights
+from eplb_plugin.dispatch.torch_ops import cover, look_up, record
 from eplb_plugin.engines.device_tables import DispatchTables
 from eplb_plugin.recording.recorder import Recorder
 from recorded import counters as passed
