@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 import nccl_rules
 import simulated_device as sim
 from eplb_plugin import Topology
-from eplb_plugin.migration.budget import Budget
 from eplb_plugin.migration.hops import least_rows
 from eplb_plugin.migration.layout import ExpertRows, expert_rows
-from eplb_plugin.migration.nixl_wires import Nixl
+from eplb_plugin.migration.limits import Budget
 from eplb_plugin.migration.shuffle import Shuffler
+from eplb_plugin.migration.wires.nixl import Nixl
 
 NO_NIXL = pytest.mark.skipif(find_spec("nixl_cu12") is None, reason="needs NIXL: pip install --no-deps nixl-cu12")
 WIRES = ["gloo", pytest.param("nixl", marks=NO_NIXL)]

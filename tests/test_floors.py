@@ -24,7 +24,7 @@ FLOORS = {
     "planning": 4, "workloads": 4,
     "peo": 4, "recording": 5, "peo.ops": 1, "peo.schedule": 1, "runtime.window_history": 5, "runtime.stage_timer": 5, "runtime.outcome": 5, "runtime.proposal": 5,
     "runtime.warm_start": 5, "runtime.warm_up": 5, "runtime.precompile": 5, "runtime.model_entry": 5, "migration.routes": 4, "migration.schedule": 4,
-    "migration.budget": 4, "migration.hops": 4, "migration.errands": 4, "migration": 5, "devices": 5,
+    "migration.limits": 4, "migration.hops": 4, "migration.errands": 4, "migration": 5, "devices": 5,
     "dispatch.buffers": 5, "dispatch.kernels": 5, "dispatch.torch_ops": 5, "dispatch.triton_kernels": 5, "peo.cuda": 5,
     "peo.streams": 5, "runtime.agreement": 5,
     "runtime.rebalancer": 6, "runtime.cycle": 6, "runtime.resplit_loop": 6, "engines": 7, "observe": 7,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from ..migration.background import Background
-from ..migration.verify import broken, seal
+from ..migration.checksum import broken, seal
 from .checks import Check, Figures, expect, expect_equal, one_line
 from .memory import fake_rows
 from .site import Site, Skipped

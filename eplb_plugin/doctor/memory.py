@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 
 from ..engines.device_tables import DispatchTables
-from ..migration.budget import Budget
-from ..migration.group_wires import GroupWires
+from ..migration.checksum import SEAL_WORDS
 from ..migration.layout import ExpertRows
-from ..migration.verify import SEAL_WORDS
+from ..migration.limits import Budget
+from ..migration.wires.group import GroupWires
 from ..recording.recorder import Recorder
 from ..recording.snapshot import snapshot
 from .checks import Check, Figures, expect

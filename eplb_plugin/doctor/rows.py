@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..migration.checksum import broken, seal
 from ..migration.layout import ExpertRows, expert_rows
-from ..migration.verify import broken, seal
 from .checks import Check, Figures, expect, expect_equal
 from .site import Site
 

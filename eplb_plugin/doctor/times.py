@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ..dispatch.cover import cover_maps
+from ..migration.checksum import SEAL_WORDS, seal
 from ..migration.layout import ExpertRows
-from ..migration.verify import SEAL_WORDS, seal
 from ..plan_types import Dispatch
 from .checks import Check, Figures, expect_equal
 from .lanes import Lane, make_ids, make_plan

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..devices import sent
 from ..errors import PluginError, mismatch
-from .verify import SEAL_WORDS
+from .checksum import SEAL_WORDS
 
 ALIGNMENT = 16  # bytes; widest word that kernels load, and a multiple of every dtype's size
 _FIX = "use the engine's own EPLB for this model, and report the tensor"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .budget import Budget
+from .limits import Budget
 from .transfer import StagedLayer, Transfer
 from .votes import PLANNING, Vote
 

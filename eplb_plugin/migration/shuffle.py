@@ -21,13 +21,13 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import PluginError, mismatch
 from ..topology import Topology
 from .background import Background
-from .budget import Budget
-from .group_wires import GroupWires
 from .layout import ExpertRows
+from .limits import Budget
 from .migration import Migration
-from .nixl_wires import Nixl, NixlWires
 from .votes import PLANNING, Votes
 from .ways import Ways
+from .wires.group import GroupWires
+from .wires.nixl import Nixl, NixlWires
 
 logger = logging.getLogger("eplb_plugin")
 

@@ -21,11 +21,11 @@ from ..devices import host_memory, sent
 from ..errors import PluginError
 from ..jit import Array
 from .background import Background
+from .checksum import broken, seal
 from .errands import Errand, Errands, Numbers
 from .layout import ExpertRows
 from .schedule import Schedule
-from .verify import broken, seal
-from .wires import Pending, Wires
+from .wires.base import Pending, Wires
 
 _PAUSE = 1e-3  # seconds between two questions whether the device is done
 

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from ..errors import mismatch
 from ..topology import Topology
-from .budget import Budget, batches
 from .hops import hops, least_rows
 from .layout import ExpertRows
+from .limits import Budget, batches
 from .migration import Batch
 from .schedule import Schedule, schedule
 from .transfer import Transfer
-from .wires import Wires
+from .wires.base import Wires
 
 logger = logging.getLogger("eplb_plugin")
 

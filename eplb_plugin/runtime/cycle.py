@@ -12,10 +12,10 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from ..migration.budget import Budget
 from ..migration.layout import ExpertRows
-from ..migration.nixl_wires import Nixl
+from ..migration.limits import Budget
 from ..migration.shuffle import Shuffler
+from ..migration.wires.nixl import Nixl
 from ..placement import Placement
 from ..plan_types import Plan
 from ..planning.planner import plan_of

@@ -136,5 +136,5 @@ RELIANCES = {
     "sglang": Reliance(SGLANG, ("engines/sglang/*.py",)),
     "deep_ep": Reliance(DEEP_EP, ("peo/cuda.py", "peo/streams.py", "engines/peo.py"), ("_buffer", "buffer")),
     "deep_gemm": Reliance(DEEP_GEMM, ("engines/peo.py",), ("deep_gemm",)),
-    "nixl": Reliance(NIXL, ("migration/nixl_wires.py",), ("agent",)),
+    "nixl": Reliance(NIXL, ("migration/wires/nixl.py",), ("agent",)),
 }

@@ -22,8 +22,8 @@ from vllm.distributed.eplb.policy.default import DefaultEplbPolicy
 
 from eplb_plugin import Placement, RoutingStatistics, Topology, plan
 from eplb_plugin.engines.device_tables import DispatchTables
+from eplb_plugin.migration.checksum import broken, seal
 from eplb_plugin.migration.schedule import schedule
-from eplb_plugin.migration.verify import broken, seal
 from eplb_plugin.planning.planner import plan_of
 from planner_bench import rows as planner_rows
 

@@ -19,12 +19,12 @@ import torch.distributed as dist
 import simulated_device as sim
 from eplb_plugin import PluginError, Topology
 from eplb_plugin.migration import shuffle, transfer, ways
-from eplb_plugin.migration.budget import Budget
-from eplb_plugin.migration.group_wires import GroupWires
 from eplb_plugin.migration.layout import ExpertRows
-from eplb_plugin.migration.nixl_wires import NixlWires
+from eplb_plugin.migration.limits import Budget
 from eplb_plugin.migration.votes import Votes
-from eplb_plugin.migration.wires import Wires
+from eplb_plugin.migration.wires.base import Wires
+from eplb_plugin.migration.wires.group import GroupWires
+from eplb_plugin.migration.wires.nixl import NixlWires
 from expert_models import NO_NIXL, WIRES, Model, device_of, groups
 from processes import Ranks
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from eplb_plugin import Topology
-from eplb_plugin.migration.budget import Budget, share_memory
 from eplb_plugin.migration.hops import hops, least_rows
+from eplb_plugin.migration.limits import Budget, share_memory
 from strategies import QUICK, migrations
 
 Migration = tuple[NDArray[np.int32], NDArray[np.int32], Topology]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eplb_plugin import Topology
-from eplb_plugin.migration.budget import Budget
+from eplb_plugin.migration.limits import Budget
 from eplb_plugin.migration.migration import Batch, Migration
 from eplb_plugin.migration.schedule import schedule
 from eplb_plugin.migration.transfer import Transfer

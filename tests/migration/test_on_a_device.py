@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import nccl_rules
 import simulated_device as sim
 from eplb_plugin import Topology
-from eplb_plugin.migration.budget import Budget
+from eplb_plugin.migration.checksum import broken, seal
 from eplb_plugin.migration.layout import expert_rows
-from eplb_plugin.migration.verify import broken, seal
+from eplb_plugin.migration.limits import Budget
 from expert_models import ON_A_DEVICE, Model, device_of, groups
 from processes import Ranks
 from strategies import QUICK, migrations

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, Topology
 from eplb_plugin.migration import transfer
-from eplb_plugin.migration.budget import Budget
-from eplb_plugin.migration.group_wires import GroupWires
+from eplb_plugin.migration.limits import Budget
+from eplb_plugin.migration.wires.group import GroupWires
 from expert_models import NO_NIXL, WIRES, Log, Model, groups
 from processes import Ranks
 from strategies import QUICK, migrations

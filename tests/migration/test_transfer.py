@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from eplb_plugin import Topology
 from eplb_plugin.migration import transfer
-from eplb_plugin.migration.budget import Budget
-from eplb_plugin.migration.group_wires import GroupWires
 from eplb_plugin.migration.layout import ExpertRows
+from eplb_plugin.migration.limits import Budget
 from eplb_plugin.migration.schedule import schedule
 from eplb_plugin.migration.transfer import Transfer
+from eplb_plugin.migration.wires.group import GroupWires
 from expert_models import Model
 from processes import Ranks
 

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from eplb_plugin import PluginError, Topology
-from eplb_plugin.migration.budget import Budget
-from eplb_plugin.migration.group_wires import GroupWires
 from eplb_plugin.migration.layout import ExpertRows, expert_rows
+from eplb_plugin.migration.limits import Budget
 from eplb_plugin.migration.ways import Way, Ways
+from eplb_plugin.migration.wires.group import GroupWires
 from expert_models import Log
 
 PLACES = Topology(1, 2, 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sglang.srt.runtime_context import get_device, get_exec, get_schedule, get_spec
 
-from ...migration.budget import Budget
+from ...migration.limits import Budget
 from ...settings.config import PluginConfig
 
 

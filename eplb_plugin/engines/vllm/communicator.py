@@ -6,7 +6,7 @@ import torch.distributed as dist
 from vllm.distributed import nixl_utils
 from vllm.distributed.parallel_state import GroupCoordinator
 
-from ...migration.nixl_wires import Nixl
+from ...migration.wires.nixl import Nixl
 
 _ON_THE_DEVICE = ("torch_nccl", "pynccl", "torch_xccl")
 

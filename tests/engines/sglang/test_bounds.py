@@ -28,7 +28,7 @@ def bounded(folder: str) -> list[tuple[float, int, int]]:
     from sglang.srt.server_args import ServerArgs
 
     from eplb_plugin.engines.sglang.bounds import as_sglang_bounds, max_tokens
-    from eplb_plugin.migration.budget import Budget
+    from eplb_plugin.migration.limits import Budget
     from eplb_plugin.settings.config import parse_config
 
     found = []

@@ -13,7 +13,7 @@ from vllm.config.parallel import EPLBConfig
 from vllm.distributed import nixl_utils
 
 from eplb_plugin.engines.vllm.communicator import row_carrier
-from eplb_plugin.migration.nixl_wires import Nixl
+from eplb_plugin.migration.wires.nixl import Nixl
 
 GROUP: Any = SimpleNamespace(cpu_group="cpu", device_group="device")
 

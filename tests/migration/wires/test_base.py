@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 from eplb_plugin import PluginError
-from eplb_plugin.migration.budget import Budget
 from eplb_plugin.migration.layout import ExpertRows, expert_rows
-from eplb_plugin.migration.wires import Pending, Wires
+from eplb_plugin.migration.limits import Budget
+from eplb_plugin.migration.wires.base import Pending, Wires
 
 ROWS = expert_rows({"w13_weight": torch.zeros(4, 10)}, 4)
 WIDER = expert_rows({"w13_weight": torch.zeros(4, 100)}, 4)

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from ..devices import host_memory
-from ..errors import mismatch
-from .budget import Budget, share_memory
-from .layout import ExpertRows
+from ...devices import host_memory
+from ...errors import mismatch
+from ..layout import ExpertRows
+from ..limits import Budget, share_memory
 
 _MEETING = timedelta(minutes=10)  # for the first message of a pair: transports are made for it
 _GREETING = 4 << 20  # bytes of it: as large a message as it takes to use all that a transport would use

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eplb_plugin.migration.budget import Budget
-from eplb_plugin.migration.group_wires import GroupWires
 from eplb_plugin.migration.layout import expert_rows
+from eplb_plugin.migration.limits import Budget
+from eplb_plugin.migration.wires.group import GroupWires
 from processes import run_ranks
 
 SIZES = [(64, 16), (16, 64), (48, 0), (0, 48)]  # bytes that the lower and the higher rank of a pair send

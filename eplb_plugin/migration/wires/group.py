@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .budget import Budget
-from .layout import ExpertRows
-from .wires import Pending, Wires
+from ..layout import ExpertRows
+from ..limits import Budget
+from .base import Pending, Wires
 
 
 class GroupWires(Wires):

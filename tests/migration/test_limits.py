@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, Topology
-from eplb_plugin.migration.budget import Budget, batches, share_memory
 from eplb_plugin.migration.hops import least_rows
+from eplb_plugin.migration.limits import Budget, batches, share_memory
 from eplb_plugin.migration.schedule import schedule
 from eplb_plugin.settings.sections import STAGING_BYTES
 from strategies import QUICK, migrations

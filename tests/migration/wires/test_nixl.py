@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 
 from eplb_plugin import PluginError, Topology
-from eplb_plugin.migration.budget import Budget
-from eplb_plugin.migration.nixl_wires import Nixl, NixlWires
-from eplb_plugin.migration.wires import Wires
+from eplb_plugin.migration.limits import Budget
+from eplb_plugin.migration.wires.base import Wires
+from eplb_plugin.migration.wires.nixl import Nixl, NixlWires
 from expert_models import NO_NIXL, Model, groups, nixl
 from processes import Ranks, run_ranks
 

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eplb_plugin.migration import verify
-from eplb_plugin.migration.verify import seal
+from eplb_plugin.migration import checksum
+from eplb_plugin.migration.checksum import seal
 from strategies import QUICK
 
 
 def broken(rows: torch.Tensor, identity: torch.Tensor) -> list[int]:
-    return torch.nonzero(verify.broken(rows, identity)).flatten().tolist()
+    return torch.nonzero(checksum.broken(rows, identity)).flatten().tolist()
 
 
 def sealed(words: int, count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

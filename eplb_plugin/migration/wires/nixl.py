@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ..errors import mismatch
-from .budget import Budget
-from .layout import ExpertRows
-from .wires import Pending, Wires
+from ...errors import mismatch
+from ..layout import ExpertRows
+from ..limits import Budget
+from .base import Pending, Wires
 
 _SHORTEST, _LONGEST = 20e-6, 1e-3  # seconds between two questions to NIXL
 _UNDER_WAY: set[_Read] = set()  # with the memory that NIXL may write: one that was given up stays here

@@ -1,0 +1,1 @@
+"""What expert rows travel on: the interface, process groups, NIXL."""
