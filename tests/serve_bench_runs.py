@@ -18,7 +18,7 @@ Answer = tuple[int, str, str]  # exit code, what was printed, and the errors
 def run_serve_bench(engine: str, out: Path, arms: list[str], *words: str) -> tuple[str, dict[str, list[Run]], Any]:
     """What it printed, the arms' results as `eplb-plugin compare` reads them, and settings.json; fails if it does."""
     path = os.pathsep.join([str(ROOT / "scripts"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "serving_bench.on_cpu", "--cpu", "--engine", engine, "--arms", ",".join(arms)]
+    command = [sys.executable, "-m", "bench.serving.on_cpu", "--cpu", "--engine", engine, "--arms", ",".join(arms)]
     command += ["--concurrency", "2,4", "--prompts", "8", "--warmup", "4", "--out", str(out), *words]
     environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benches import affinity as bench
+from bench import affinity as bench
 from eplb_plugin.workloads.routing import ClusteredRouter
-from figures import tradeoff
+from lab.figures import tradeoff
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benches import cold_start as bench
+from bench import cold_start as bench
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])

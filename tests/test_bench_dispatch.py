@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benches import dispatch as bench
+from bench import dispatch as bench
 from eplb_plugin import Topology
 from eplb_plugin.workloads.routing import ClusteredRouter
 

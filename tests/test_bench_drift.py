@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benches import drift as bench
+from bench import drift as bench
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])

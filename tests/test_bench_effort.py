@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benches import effort as bench
+from bench import effort as bench
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benches import forecast as bench
+from bench import forecast as bench
 
 
 @pytest.fixture

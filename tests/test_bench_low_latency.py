@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from low_latency_bench import run as bench
-from low_latency_bench.case import Case, routed, selections
+from bench.low_latency import run as bench
+from bench.low_latency.case import Case, routed, selections
 
 SMALL = ["--ranks", "2", "--experts", "8", "--top-k", "2", "--hidden", "128", "--inter", "128", "--tokens", "4",
          "--repeats", "1"]  # fmt: skip

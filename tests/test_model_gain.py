@@ -14,11 +14,11 @@ from eplb_plugin.observe.judging import judge_draws
 from eplb_plugin.peo.cost import Traffic
 from eplb_plugin.peo.presets import MODELS, PUBLISHED_TIMES, Hardware, Model, PublishedTime
 from eplb_plugin.workloads.routing import ClusteredRouter
-from gain_model import run
-from gain_model.cases import BATCHES, Inputs, Row, topology_of
-from gain_model.clusters import CLUSTERS, SHAPES, Cluster, redundant_experts
-from gain_model.exchange import Exchange, counted, mean_field
-from gain_model.step import LayerTime, layer_time
+from lab.gain_model import run
+from lab.gain_model.cases import BATCHES, Inputs, Row, topology_of
+from lab.gain_model.clusters import CLUSTERS, SHAPES, Cluster, redundant_experts
+from lab.gain_model.exchange import Exchange, counted, mean_field
+from lab.gain_model.step import LayerTime, layer_time
 
 TWO_BY_TWO = Topology(2, 2, 1)  # slot = rank; ranks 0 and 1 are one node, 2 and 3 the other
 PAD = -1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from text_model.prompts import Part, make_requests, write_prompts
+from lab.text_model.prompts import Part, make_requests, write_prompts
 
 PARTS = (Part(("programs",), 7, (16, 64), (4, 16)), Part(("prose", "licences"), 6, (16, 32), (4, 8)))
 Read = list[tuple[str, int, int]]  # prompt, its tokens, tokens to ask for

@@ -90,7 +90,7 @@ def test_other_files_are_refused(spoil: Callable[[dict[str, object]], object], w
 
 def test_the_docs_show_what_is_drawn_now():
     """docs/peo.svg and the tables of docs/peo.md are what scripts/draw_peo writes."""
-    from figures import schedules
+    from lab.figures import schedules
 
     assert schedules.TARGET.read_text() == schedules.picture()
     assert f"{schedules.BEGIN}{schedules.tables()}{schedules.END}" in schedules.PAGE.read_text()

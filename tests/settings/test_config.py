@@ -25,7 +25,7 @@ from eplb_plugin.settings.config import (
     load_config,
     parse_config,
 )
-from gain_model.clusters import SHAPES
+from lab.gain_model.clusters import SHAPES
 from shipped_configs import CONFIGS, commands
 
 READY = {"deepseek_v3": "deepseek-v3", "kimi_k2": "kimi-k2", "qwen3_235b": "qwen3-235b", "glm_4_5": "glm-4.5"}

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from bench.serving.arms import ARMS as ALL_ARMS
+from bench.serving.arms import Layout
+from bench.serving.soak import Schedule, soak, synthetic_kinds
 from eplb_plugin.bench.engine import Completion
 from eplb_plugin.bench.progress import Progress
 from eplb_plugin.bench.rounds import rotated
 from eplb_plugin.observe.paired_file import read_paired
 from network.namespaces import Network, NetworkError
-from serving_bench.arms import ARMS as ALL_ARMS
-from serving_bench.arms import Layout
-from serving_bench.soak import Schedule, soak, synthetic_kinds
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ARMS = ["placed-vanilla", "placed-affinity-weighted", "placed-affinity-cover"]
@@ -93,7 +93,7 @@ def test_placements_in_paired_rounds(models: Callable[[str], Path], tmp_path: Pa
     settings = tmp_path / "eplb.yaml"
     settings.write_text("balance_tolerance: 0.01\n")
     command = [
-        sys.executable, "-m", "serving_bench.network", "--network", "2x1", "--arms", ",".join(ARMS),
+        sys.executable, "-m", "bench.serving.network", "--network", "2x1", "--arms", ",".join(ARMS),
         "--model", str(models("qwen3_moe")), "--rounds", "3", "--seconds", "1", "--starts", "1", "--rates", "20",
         "--concurrency", "8", "--config", str(settings), "--out", str(out),
     ]  # fmt: skip

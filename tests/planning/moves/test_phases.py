@@ -29,8 +29,8 @@ from eplb_plugin.planning.score import moved_slots
 from eplb_plugin.planning.traffic.fixed_rules import Cluster
 from eplb_plugin.planning.traffic.node_visits import open_visits
 from eplb_plugin.workloads.routing import ClusteredRouter
+from lab.text_model.held_out import in_turn, read_kinds, together
 from strategies import QUICK
-from text_model.held_out import in_turn, read_kinds, together
 
 TRACES = Path(__file__).resolve().parents[3] / "traces"
 NODES, RANKS, SLOTS, EXPERTS, TOKENS = 2, 4, 5, 18, 120
