@@ -16,19 +16,19 @@ import eplb_plugin
 PACKAGE = Path(eplb_plugin.__file__).parent
 # longest matching prefix decides; equal numbers may import each other
 FLOORS = {
-    "doctor": 7, "doctor.__main__": 9,
-    "errors": 0, "jit": 0, "limits": 0, "routing_rows": 1, "counts": 1,
-    "files": 1, "file_kinds": 1, "placement_formats": 2,
-    "topology": 2, "statistics": 2, "placement": 2, "plan_types": 2, "settings.config": 2,
-    "settings.messages": 2, "settings.sections": 2, "deployment": 2, "runtime.state_directory": 2, "dispatch": 3, "runtime.plan_codec": 3,
-    "planning": 4, "workloads": 4,
-    "peo": 4, "recording": 5, "peo.ops": 1, "peo.schedule": 1, "runtime.window_history": 5, "runtime.stage_timer": 5, "runtime.outcome": 5, "runtime.proposal": 5,
-    "runtime.warm_start": 5, "runtime.warm_up": 5, "runtime.precompile": 5, "runtime.model_entry": 5, "migration.routes": 4, "migration.schedule": 4,
-    "migration.limits": 4, "migration.hops": 4, "migration.errands": 4, "migration": 5, "devices": 5,
-    "dispatch.buffers": 5, "dispatch.kernels": 5, "dispatch.torch_ops": 5, "dispatch.triton_kernels": 5, "peo.cuda": 5,
-    "peo.streams": 5, "runtime.agreement": 5,
-    "runtime.rebalancer": 6, "runtime.cycle": 6, "runtime.resplit_loop": 6, "engines": 7, "observe": 7,
-    "cli": 9, "bench": 8, "__main__": 9, "": 10,
+    "errors": 0, "jit": 0, "limits": 0,
+    "files": 1, "file_kinds": 1, "counts": 1, "routing_rows": 1,
+    "topology": 2, "statistics": 2, "placement": 2, "placement_formats": 2, "plan_types": 2, "deployment": 2,
+    "settings": 2, "peo.ops": 1, "peo.schedule": 1,
+    "dispatch": 3,
+    "planning": 4, "workloads": 4, "peo": 4,
+    # what plans a move needs no tensor
+    "migration.routes": 4, "migration.schedule": 4, "migration.limits": 4, "migration.hops": 4, "migration.errands": 4,
+    "recording": 5, "migration": 5, "devices": 5, "peo.cuda": 5, "peo.streams": 5,
+    "dispatch.buffers": 5, "dispatch.kernels": 5, "dispatch.torch_ops": 5, "dispatch.triton_kernels": 5,
+    "runtime": 6,
+    "engines": 7, "observe": 7, "doctor": 7,
+    "bench": 8, "cli": 9, "doctor.__main__": 9, "__main__": 9, "": 10,
 }  # fmt: skip
 NO_TORCH_UP_TO = 4
 

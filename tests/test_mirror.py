@@ -27,17 +27,17 @@ WITHOUT = [
     "eplb_plugin.doctor.times",
     "eplb_plugin.engines.sglang.http_recorder",
     "eplb_plugin.engines.sglang.mover",
+    "eplb_plugin.planning.evenness",
     "eplb_plugin.planning.layer.affinity",
     "eplb_plugin.planning.layer.evenly",
-    "eplb_plugin.planning.evenness",
     "eplb_plugin.planning.layer.solve",
-    "eplb_plugin.planning.rules.base",
     "eplb_plugin.planning.moves.balance",
-    "eplb_plugin.planning.rules.nearest_swaps",
     "eplb_plugin.planning.moves.locality",
     "eplb_plugin.planning.moves.ranks",
-    "eplb_plugin.planning.refit_weights",
     "eplb_plugin.planning.moves.relief",
+    "eplb_plugin.planning.refit_weights",
+    "eplb_plugin.planning.rules.base",
+    "eplb_plugin.planning.rules.nearest_swaps",
 ]
 
 

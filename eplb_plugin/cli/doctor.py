@@ -87,7 +87,7 @@ def _rows(engine: Engine, peo: bool) -> list[Row]:
 
     try:
         with warnings.catch_warnings(action="ignore"):
-            tables = ["entrance", "runtime", *(["peo"] if peo else [])]
+            tables = ["startup_hooks", "worker_hooks", *(["peo"] if peo else [])]
             modules = [import_module(f"eplb_plugin.engines.{engine.package}.{name}") for name in tables]
             statuses = hooks.check(
                 row for name, module in zip(tables, modules, strict=True) for row in getattr(module, name.upper())

@@ -17,7 +17,7 @@ PRESENT_SECONDS = 120.0
 INSTALL = f"install eplb-plugin on every node; unset {DISABLE} there, and let VLLM_PLUGINS name eplb_plugin"
 
 
-def agree(config: PluginConfig | None, group: dist.ProcessGroup) -> tuple[PluginConfig, list[str]]:
+def agree_on_settings(config: PluginConfig | None, group: dist.ProcessGroup) -> tuple[PluginConfig, list[str]]:
     """Collective over a CPU group: the settings of all ranks, and the host of every rank.
 
     A rank without settings (None) takes those of the others. Raises PluginError, on every rank, if settings differ or

@@ -24,7 +24,7 @@ _FIX = "use the engine's own EPLB for this model, and report the tensor"
 class ExpertRows:
     """The expert tensors of one layer on one rank, as bytes.
 
-    A staging row holds one expert: its bytes of every tensor, each part aligned, then the seal (see verify.py).
+    A staging row holds one expert: its bytes of every tensor, each part aligned, then the seal (see checksum.py).
     row_bytes: of such a row. expert_bytes: of these, what belongs to the tensors. signature: equal on all ranks.
     """
 

@@ -32,7 +32,7 @@ from .wires.nixl import Nixl, NixlWires
 logger = logging.getLogger("eplb_plugin")
 
 EXIT_CODE = 70  # of a process that must not go on serving
-Switch = Callable[[list[int], NDArray[np.int32]], None]
+SwitchMaps = Callable[[list[int], NDArray[np.int32]], None]
 Planned = ArrayLike | Callable[[], ArrayLike]
 
 
@@ -58,7 +58,7 @@ class Shuffler:
         *,
         data: dist.ProcessGroup | Nixl,
         votes: dist.ProcessGroup,
-        switch: Switch,
+        switch: SwitchMaps,
         budget: Budget | None = None,
     ) -> None:
         self.layers, self.topology, self.budget, self._switch = layers, topology, budget or Budget(), switch

@@ -22,7 +22,7 @@ from ..planning.planner import plan_of
 from .outcome import Outcome
 from .rebalancer import Rebalancer
 
-Switch = Callable[[Sequence[int], Plan], None]
+SwitchLayers = Callable[[Sequence[int], Plan], None]
 Loads = Mapping[str, NDArray[Any]]  # of entries without a recorder: [L, E]
 
 
@@ -31,7 +31,7 @@ class _Model:
     """placed: [L, P] the placement in force. plan: the one that it is, or is becoming."""
 
     placed: NDArray[np.int32]
-    switch: Switch
+    switch: SwitchLayers
     plan: Plan
     shuffler: Shuffler
     decided: float = 0.0  # when, by time.perf_counter; 0 = not in this cycle
@@ -41,7 +41,7 @@ class Cycle:
     """Either `run`, which returns when all is done, or `begin` and then `step` on every forward step.
 
     plans: a CPU group for planning, which happens in a background thread; rows may travel on it too and, between
-    rebalances, new weights (Resplitting), nothing else.
+    rebalances, new weights (ResplitLoop), nothing else.
     """
 
     def __init__(self, rebalancer: Rebalancer, plans: dist.ProcessGroup) -> None:
@@ -58,7 +58,7 @@ class Cycle:
         *,
         data: dist.ProcessGroup | Nixl,
         votes: dist.ProcessGroup,
-        switch: Switch,
+        switch: SwitchLayers,
     ) -> None:
         """A model that the Rebalancer knows. plan: in force at the start. data, votes: see Shuffler.
 

@@ -12,9 +12,9 @@ from ..plan_types import Dispatch, Plan, Policy
 from ..planning.planner import plan_of
 from ..recording.recorder import Recorder
 from ..topology import Topology
-from .stage_timer import Stages
+from .stage_timer import StageTimer
 from .warm_up import Planned
-from .window_history import History
+from .window_history import WindowHistory
 
 
 @dataclass
@@ -45,14 +45,14 @@ class ModelEntry:
     expert_bytes: int = 0
     window_steps: int = 1
     step_interval: int = 1
-    history: History = field(default_factory=lambda: History(1))
+    history: WindowHistory = field(default_factory=lambda: WindowHistory(1))
     plan: Plan | None = None
     rebalances: int = 0
     table_bytes: int = 0
     engine: str = ""
     phase: Phase = "mixed"
     first: Placement | None = None
-    stages: Stages = field(default_factory=Stages)
+    stages: StageTimer = field(default_factory=StageTimer)
 
     @property
     def deployment(self) -> Deployment:

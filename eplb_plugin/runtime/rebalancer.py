@@ -28,15 +28,15 @@ from .agreement import agree, reason
 from .model_entry import ModelEntry
 from .outcome import Outcome
 from .proposal import options_for, propose, propose_weights
-from .stage_timer import STALLED_SECONDS, Stage, Stages
+from .stage_timer import STALLED_SECONDS, Stage, StageTimer
 from .state_directory import StateDirectory
 from .warm_start import earlier
 from .warm_up import warm_up
-from .window_history import History
+from .window_history import WindowHistory
 
 logger = logging.getLogger("eplb_plugin")
-Switch = Callable[[], None]
-Staging = Callable[[Plan], Switch]
+SwitchWeights = Callable[[], None]
+Staging = Callable[[Plan], SwitchWeights]
 
 
 class Rebalancer:
@@ -51,8 +51,8 @@ class Rebalancer:
     def add(self, key: str, entry: ModelEntry, planning_rank: bool) -> None:
         """Register a model. On the planning rank, compile the planner now, so that no rebalance waits for it."""
         self.entries[key] = entry
-        entry.history = History(self.config.forecast_windows)
-        entry.stages = Stages(lambda stage: self._stalled(entry, stage, planning_rank))
+        entry.history = WindowHistory(self.config.forecast_windows)
+        entry.stages = StageTimer(lambda stage: self._stalled(entry, stage, planning_rank))
         if not planning_rank:
             return
         seconds = warm_up(entry.planned, options_for(entry, self.config), self.renews(entry))
@@ -137,7 +137,7 @@ class Rebalancer:
         entry.plan = accepted
         return accepted
 
-    def resplit(self, key: str, load: Arrived, group: dist.ProcessGroup, stage: Staging) -> Switch | None:
+    def resplit(self, key: str, load: Arrived, group: dist.ProcessGroup, stage: Staging) -> SwitchWeights | None:
         """Collective over `group`, a CPU group that no other thread uses: new weights where every expert stays.
 
         load: of the window that ended on this rank; needs a plan in force that has weights. stage: makes this rank's
@@ -190,7 +190,7 @@ class Rebalancer:
             logger.warning("the outcome of a %s was not reported: %s", outcome.change, reason(error))
 
 
-def _staged(made: Plan, in_force: Plan, stage: Staging) -> tuple[Plan, Switch]:
+def _staged(made: Plan, in_force: Plan, stage: Staging) -> tuple[Plan, SwitchWeights]:
     if not np.array_equal(made.placement.phy2log, in_force.placement.phy2log):
         raise mismatch("re-split", found="experts that move", expected="the placement in force", fix="report this")
     return made, stage(made)

@@ -14,13 +14,13 @@ import torch.distributed as dist
 
 from ..devices import work_on
 from ..recording.load import Arrived, take_load
-from .rebalancer import Rebalancer, Staging, Switch
+from .rebalancer import Rebalancer, Staging, SwitchWeights
 
 # engine steps after a window's end, or as many as it has: long enough that nobody waits for the solver
 SWITCH_AFTER = 32
 
 
-class Resplitting:
+class ResplitLoop:
     """Of one model, on one rank. Its methods are called on the same engine steps on every rank.
 
     group: a CPU group of all ranks, of one model at most. Plans may travel on it too (each group has a socket for every
@@ -56,7 +56,7 @@ class Resplitting:
         self._due = max(1, min(SWITCH_AFTER, self._between // 2))
         self._running = _Solving(self._solve, take_load(entry.recorder), entry.recorder.num_tokens.device)
 
-    def _solve(self, load: Arrived) -> Switch | None:
+    def _solve(self, load: Arrived) -> SwitchWeights | None:
         return self._rebalancer.resplit(self._key, load, self._group, self._stage)
 
     def _switch(self) -> None:
@@ -70,8 +70,8 @@ class Resplitting:
 class _Solving:
     """One call in a thread of its own, which may wait for the device."""
 
-    def __init__(self, solve: Callable[[Arrived], Switch | None], load: Arrived, device: torch.device) -> None:
-        self._switch: Switch | None = None
+    def __init__(self, solve: Callable[[Arrived], SwitchWeights | None], load: Arrived, device: torch.device) -> None:
+        self._switch: SwitchWeights | None = None
         self._error: BaseException | None = None
 
         def run() -> None:
@@ -84,7 +84,7 @@ class _Solving:
         self._thread = threading.Thread(target=run, name="eplb-plugin-resplit", daemon=True)
         self._thread.start()
 
-    def found(self) -> Switch | None:
+    def found(self) -> SwitchWeights | None:
         self._thread.join()
         if self._error is not None:
             raise self._error

@@ -12,7 +12,7 @@ Stage = Literal["snapshot", "plan", "agree", "move"]
 STALLED_SECONDS = 120.0  # far above what any stage takes: a rank has ended, or a network is gone
 
 
-class Stages:
+class StageTimer:
     """Of one model. stalled: called, from a thread of its own, with the stage that has lasted `STALLED_SECONDS`."""
 
     def __init__(self, stalled: Callable[[Stage], None] = lambda stage: None) -> None:

@@ -11,7 +11,7 @@ from ..planning.forecast import forecast, forecast_error
 from ..statistics import RoutingStatistics
 
 
-class History:
+class WindowHistory:
     """Kept on the planning rank only.
 
     Of older windows the pair counts are let go: they are the bulk ([L, E, E]), change slowly, and their samples stay.

@@ -16,7 +16,7 @@ def test_every_attribute_that_the_plugin_reads_is_listed(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "listed", "found"), [("vllm", "moe_layers", "vllm/adapter.py"), ("nixl", "transfer", "nixl_wires.py")]
+    ("name", "listed", "found"), [("vllm", "moe_layers", "vllm/adapter.py"), ("nixl", "transfer", "nixl.py")]
 )
 def test_a_row_that_is_missing_is_told_with_the_line_that_needs_it(name: str, listed: str, found: str) -> None:
     reliance = RELIANCES[name]

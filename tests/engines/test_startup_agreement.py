@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch.distributed as dist
 
-from eplb_plugin.engines.startup_agreement import agree, all_present
+from eplb_plugin.engines.startup_agreement import agree_on_settings, all_present
 from eplb_plugin.errors import PluginError
 from eplb_plugin.settings.config import PluginConfig
 from processes import run_ranks
@@ -15,7 +15,7 @@ ONE, OTHER = PluginConfig(policy="balanced"), PluginConfig(policy="deepseek")
 
 def outcome(given: list[PluginConfig | None]) -> tuple[PluginConfig | None, int, str]:
     try:
-        config, hosts = agree(given[dist.get_rank()], dist.group.WORLD)
+        config, hosts = agree_on_settings(given[dist.get_rank()], dist.group.WORLD)
     except PluginError as error:
         return None, 0, str(error)
     return config, len(hosts), ""

@@ -16,7 +16,7 @@ from eplb_plugin.runtime import proposal
 from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.runtime.plan_codec import accept, encode
 from eplb_plugin.runtime.warm_up import Planned
-from eplb_plugin.runtime.window_history import History
+from eplb_plugin.runtime.window_history import WindowHistory
 from eplb_plugin.settings.config import PluginConfig, parse_config
 
 LAYERS, EXPERTS, TOP_K = 2, 8, 2
@@ -32,7 +32,7 @@ def entry(policy: Policy, dispatch: Dispatch, nodes: int) -> ModelEntry:
     recorder = Recorder(LAYERS, EXPERTS, TOP_K, 16, 64, torch.device("cpu"))
     topology = Topology(nodes, 4 // nodes, 3)
     made = ModelEntry("m", topology, policy, dispatch, EXPERTS, 1, list(range(LAYERS)), recorder, expert_bytes=64)
-    made.history = History(3)
+    made.history = WindowHistory(3)
     for seed in range(3):
         made.history.add(window(seed))
     return made

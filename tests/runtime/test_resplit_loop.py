@@ -21,8 +21,8 @@ from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.runtime import agreement, proposal
 from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.runtime.outcome import Outcome
-from eplb_plugin.runtime.rebalancer import Rebalancer, Switch
-from eplb_plugin.runtime.resplit_loop import Resplitting
+from eplb_plugin.runtime.rebalancer import Rebalancer, SwitchWeights
+from eplb_plugin.runtime.resplit_loop import ResplitLoop
 from eplb_plugin.settings.config import parse_config
 from eplb_plugin.topology import Topology
 from eplb_plugin.workloads.routing import ClusteredRouter
@@ -76,13 +76,13 @@ def live(
     seen.lines.clear()
     step = 0
 
-    def stage(plan: Plan) -> Switch:
+    def stage(plan: Plan) -> SwitchWeights:
         seen.staged_on.add(threading.current_thread().name)
         return lambda: seen.switched.append(step)
 
     if spoil is not None:
         stage = spoil(rank) or stage
-    resplitting = Resplitting(rebalancer, "key", dist.new_group(), stage)
+    resplitting = ResplitLoop(rebalancer, "key", dist.new_group(), stage)
     judged = DRIFTED.window(4000, 99)
     for step in range(INTERVAL):
         seen.digests.append(entry.plan.digest)
@@ -146,7 +146,7 @@ def test_a_window_without_tokens_changes_nothing() -> None:
 
 
 def refusing_stage(rank: int) -> Any:
-    def refuse(plan: Plan) -> Switch:
+    def refuse(plan: Plan) -> SwitchWeights:
         raise PluginError("tables: found no memory, expected some; fix: free it")
 
     return refuse if rank == 1 else None
@@ -196,7 +196,7 @@ def test_the_old_tables_stay(spoil: Spoil, reasons: tuple[str, str]) -> None:
 
 
 def slow_rank(rank: int) -> Any:
-    def slow(plan: Plan) -> Switch:
+    def slow(plan: Plan) -> SwitchWeights:
         time.sleep(0.5)
         return lambda: None
 

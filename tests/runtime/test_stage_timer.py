@@ -7,12 +7,12 @@ import threading
 import pytest
 
 from eplb_plugin.runtime import stage_timer
-from eplb_plugin.runtime.stage_timer import Stages
+from eplb_plugin.runtime.stage_timer import StageTimer
 
 
 def test_stages_are_timed_once() -> None:
     """Also one that fails; what was taken is gone."""
-    timed = Stages()
+    timed = StageTimer()
     with timed("snapshot"):
         pass
     with pytest.raises(ValueError, match="bad"), timed("plan"):
@@ -30,7 +30,7 @@ def test_a_stage_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         told.append(stage)
         heard.set()
 
-    timed = Stages(stalled)
+    timed = StageTimer(stalled)
     with timed("agree"):
         assert heard.wait(30)
     monkeypatch.setattr(stage_timer, "STALLED_SECONDS", 3600.0)

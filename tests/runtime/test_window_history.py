@@ -1,4 +1,4 @@
-"""History: the newest windows, what they forecast, and what is let go."""
+"""WindowHistory: the newest windows, what they forecast, and what is let go."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from eplb_plugin.errors import PluginError
 from eplb_plugin.planning.forecast import forecast
-from eplb_plugin.runtime.window_history import History
+from eplb_plugin.runtime.window_history import WindowHistory
 from eplb_plugin.statistics import RoutingStatistics
 
 LAYERS, EXPERTS = 2, 8
@@ -18,8 +18,8 @@ def window(seed: int, tokens: int = 400) -> RoutingStatistics:
     return RoutingStatistics.from_topk(np.argsort(rank, axis=2)[:, :, :2], EXPERTS)
 
 
-def filled(windows: int, kept: int) -> History:
-    history = History(kept)
+def filled(windows: int, kept: int) -> WindowHistory:
+    history = WindowHistory(kept)
     for seed in range(windows):
         history.add(window(seed))
     return history
@@ -63,7 +63,7 @@ def test_pairs_are_kept_of_the_newest_window_only() -> None:
 
 def test_nothing_to_plan_from() -> None:
     """No window yet, windows that another rank recorded, or a newest one without tokens."""
-    history = History(2)
+    history = WindowHistory(2)
     assert not history.has_tokens
     history.add(None)
     assert not history.has_tokens

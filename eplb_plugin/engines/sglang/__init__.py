@@ -17,10 +17,10 @@ def register() -> None:
         return
     from ...errors import PluginError, stop
     from .registry import register_hooks
-    from .startup_hooks import ENTRANCE
+    from .startup_hooks import STARTUP_HOOKS
 
     try:
-        register_hooks(ENTRANCE)  # SGLang applies what was registered when all plugins have been asked
+        register_hooks(STARTUP_HOOKS)  # SGLang applies what was registered when all plugins have been asked
     except PluginError as error:
         if os.environ.get(ENVIRONMENT) or any(word.startswith(FLAG) for word in sys.argv):
             stop(error)

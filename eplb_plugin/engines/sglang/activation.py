@@ -15,13 +15,13 @@ from ...errors import mismatch
 from ..hooks import Hook
 from ..releases import SGLANG
 from ..settings import from_environment
-from ..startup_agreement import agree
+from ..startup_agreement import agree_on_settings
 from ..startup_checks import log_through, slots_for
 from . import registry
 from .adapter import Adapter
 from .state import set_adapter
 from .support import Layout, refuse_unsuited
-from .worker_hooks import RUNTIME
+from .worker_hooks import WORKER_HOOKS
 
 REDUNDANT = "--ep-num-redundant-experts"
 
@@ -33,7 +33,7 @@ def activate(model_config: Any) -> NDArray[np.int32] | None:
     Raises PluginError, before anything is touched, where engine and settings do not fit.
     """
     group = get_world_group()
-    config, hosts = agree(from_environment(), group.cpu_group)
+    config, hosts = agree_on_settings(from_environment(), group.cpu_group)
     layout = Layout.resolved()
     refuse_unsuited(config, layout)
     assert layout.ep_size is not None
@@ -44,7 +44,7 @@ def activate(model_config: Any) -> NDArray[np.int32] | None:
     redundant = get_exec().moe.ep_num_redundant_experts
     slots_per_rank = slots_for(experts.num_logical_experts, redundant, layout.ep_size, config, REDUNDANT)
     topology = config.topology_for(layout.ep_size, slots_per_rank, hosts)
-    rows: tuple[Hook, ...] = RUNTIME
+    rows: tuple[Hook, ...] = WORKER_HOOKS
     if config.peo is not None:
         from . import peo  # without PEO, nothing that it hooks has to be there
 

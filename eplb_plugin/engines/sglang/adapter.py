@@ -22,7 +22,7 @@ from ...plan_types import WEIGHED
 from ...recording.recorder import Recorder
 from ...runtime.model_entry import ModelEntry
 from ...runtime.rebalancer import Rebalancer
-from ...runtime.resplit_loop import Resplitting
+from ...runtime.resplit_loop import ResplitLoop
 from ...runtime.state_directory import Earlier
 from ...runtime.warm_start import earlier
 from ...settings.config import PluginConfig
@@ -52,7 +52,7 @@ class Adapter:
         self._manager: Any = None
         self._recording: PassRecording | None = None
         self._tables: DispatchTables | None = None
-        self._resplitting: Resplitting | None = None
+        self._resplitting: ResplitLoop | None = None
         self._mover: Mover | None = None
         self._mapped: dict[tuple[int, int, int], Mapped] = {}  # by row, micro-batch, and whether SGLang disables
         self._passes = -1  # since the last rebalance was over; SGLang's first interval has one more
@@ -121,7 +121,7 @@ class Adapter:
         self.rebalancer.recall(KEY, self._earlier.window)
         self.rebalancer.rehearse(KEY, self._mover.data)  # before SGLang gives the memory to the KV cache
         if self._tables is not None and self.rebalancer.renews(entry):
-            self._resplitting = Resplitting(self.rebalancer, KEY, self._mover.plans, self._tables.stage)
+            self._resplitting = ResplitLoop(self.rebalancer, KEY, self._mover.plans, self._tables.stage)
 
     def _new_tables(self, entry: ModelEntry) -> DispatchTables:
         """Collective: before graphs are captured, for the placement that the model was loaded with."""

@@ -37,7 +37,7 @@ class Mover:
 
     tables: switched with the maps; None where SGLang chooses copies by itself. data: the group that rows travel on, on
     the experts' device; all ranks have met there, which is not so of any other that SGLang's own code leaves idle.
-    plans: a CPU group; new weights may travel on it as well, see Resplitting.
+    plans: a CPU group; new weights may travel on it as well, see ResplitLoop.
     Raises PluginError, naming the tensor, where it is not certain what moving an expert means.
     """
 

@@ -45,7 +45,7 @@ def _read_settings(args: argparse.Namespace) -> None:
     elif args.node_rank == 0:  # another node may wait for the settings of this one
         expected = f"settings of the plugin, which {AFFINITY} means"
         raise mismatch("--eplb-algorithm", found=f"{AFFINITY} alone", expected=expected, fix=f"add {FLAG} FILE")
-    hooks.verify(ENTRANCE)
+    hooks.verify(STARTUP_HOOKS)
 
 
 def _compute_initial_expert_location_metadata(original: Callable[..., Any], model_config: Any, moe_ep_rank: int) -> Any:
@@ -56,7 +56,7 @@ def _compute_initial_expert_location_metadata(original: Callable[..., Any], mode
         from .activation import activate
 
         try:
-            hooks.verify(ENTRANCE)  # SGLang only logs those that it could not apply
+            hooks.verify(STARTUP_HOOKS)  # SGLang only logs those that it could not apply
             rows = activate(model_config)
         except PluginError as error:
             stop(error)
@@ -65,7 +65,7 @@ def _compute_initial_expert_location_metadata(original: Callable[..., Any], mode
     return original(model_config, moe_ep_rank)
 
 
-ENTRANCE = (
+STARTUP_HOOKS = (
     Hook(
         "sglang.srt.server_args:ServerArgs.add_cli_args",
         "around",

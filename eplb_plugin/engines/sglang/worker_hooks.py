@@ -37,7 +37,7 @@ def _init_gatherer(original: Callable[..., Any], expert_location_metadata: Any, 
 def _manager_init(original: Callable[..., Any], self: Any, **collaborators: Any) -> None:
     original(self, **collaborators)
     try:
-        hooks.verify(RUNTIME)
+        hooks.verify(WORKER_HOOKS)
     except PluginError as error:
         stop(error)
     get_adapter().manage(self)
@@ -135,7 +135,7 @@ _ALGORITHMS = "sglang.srt.eplb.eplb_algorithms"
 _WEIGHTS = "sglang.srt.model_executor.model_runner_components.weight_updater:WeightUpdater"
 _SETTLES = "ends a move that is under way before SGLang writes the weights: staged rows would bring back the old ones"
 
-RUNTIME = (
+WORKER_HOOKS = (
     Hook(
         f"{_MANAGER}.__init__",
         "around",

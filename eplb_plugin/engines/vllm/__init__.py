@@ -17,9 +17,9 @@ def register() -> None:
     if os.environ.get(SIMULATION, "").startswith("eplb_plugin:"):
         _simulate(os.environ[SIMULATION])
     from .. import hooks
-    from .startup_hooks import ENTRANCE
+    from .startup_hooks import STARTUP_HOOKS
 
-    hooks.apply(ENTRANCE)
+    hooks.apply(STARTUP_HOOKS)
 
 
 def _simulate(strategy: str) -> None:

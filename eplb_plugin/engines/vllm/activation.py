@@ -16,7 +16,7 @@ from ..startup_checks import log_through, slots_for
 from .moe_layers import refuse_without_eplb
 from .state import Active, set_active
 from .support import refuse_moving_memory, refuse_unsuited
-from .worker_hooks import RUNTIME, warm_up_hook
+from .worker_hooks import WORKER_HOOKS, warm_up_hook
 
 REDUNDANT = "--eplb-config.num_redundant_experts"
 
@@ -33,7 +33,7 @@ def activate(config: PluginConfig, vllm_config: Any) -> None:
     redundant = parallel.eplb_config.num_redundant_experts
     slots_per_rank = slots_for(vllm_config.model_config.get_num_experts(), redundant, ep_size, config, REDUNDANT)
     config.topology_for(ep_size, slots_per_rank)
-    rows = tuple(dict.fromkeys((*RUNTIME, warm_up_hook(parallel.worker_cls))))
+    rows = tuple(dict.fromkeys((*WORKER_HOOKS, warm_up_hook(parallel.worker_cls))))
     if config.peo is not None:
         from . import peo  # without PEO, nothing that it hooks has to be there
 

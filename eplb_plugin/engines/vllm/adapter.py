@@ -19,9 +19,9 @@ from ...recording.recorder import Recorder
 from ...runtime.cycle import Cycle
 from ...runtime.model_entry import ModelEntry
 from ...runtime.rebalancer import Rebalancer
-from ...runtime.resplit_loop import Resplitting
+from ...runtime.resplit_loop import ResplitLoop
 from ..device_tables import owners_of, refuse_unequal
-from ..startup_agreement import agree
+from ..startup_agreement import agree_on_settings
 from .communicator import row_carrier
 from .dispatch_hook import MappedLayer, hook_by_name, register
 from .moe_layers import inspect_layers, left_behind, movable
@@ -41,13 +41,13 @@ class Adapter:
     def __init__(self) -> None:
         active = get_active()
         self.vllm_config = active.vllm_config
-        self.config, self._hosts = agree(active.config, get_eplb_group().cpu_group)
+        self.config, self._hosts = agree_on_settings(active.config, get_eplb_group().cpu_group)
         self.rebalancer = Rebalancer(self.config, metrics())
         self.serving = False  # warm-up is over, and graphs are captured
         self.resumes = False  # a placement waits for the first rebalance, on every rank
         self.cycle = Cycle(self.rebalancer, get_eplb_group().cpu_group)
         before_sleep(self.cycle.finish)
-        self._resplitting: dict[str, Resplitting] = {}
+        self._resplitting: dict[str, ResplitLoop] = {}
 
     def add(self, model_state: Any, model_config: Any, draft: bool) -> None:
         """Register a model that vLLM has just registered. Raises PluginError if its layers cannot be served."""
@@ -94,7 +94,7 @@ class Adapter:
         self.cycle.add(key, weights, plan, data=data, votes=group.cpu_group, switch=tables.switch)
         refuse_unequal(tables, get_eplb_group().cpu_group)
         if self.rebalancer.renews(entry):
-            self._resplitting[key] = Resplitting(self.rebalancer, key, get_eplb_group().cpu_group, tables.stage)
+            self._resplitting[key] = ResplitLoop(self.rebalancer, key, get_eplb_group().cpu_group, tables.stage)
 
     def _recorder(self, model: Any, top_k: int) -> Recorder:
         recorder = Recorder(
@@ -135,7 +135,7 @@ class Adapter:
             recorder.fold() if real else recorder.drop()
 
     def count(self, in_window: bool, steps_left: int) -> None:
-        """What the coming pass counts. in_window: a plan will be made from it; steps_left: see Resplitting.records."""
+        """What the coming pass counts. in_window: a plan will be made from it; steps_left: see ResplitLoop.records."""
         load = in_window or any(one.records(steps_left) for one in self._resplitting.values())
         for recorder in self._recorders():
             recorder.count(load, pairs=in_window)

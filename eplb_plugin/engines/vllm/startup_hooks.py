@@ -140,7 +140,7 @@ def _no_object(found: object) -> PluginError:
     return mismatch("--additional-config", found=repr(found)[:80], expected="a JSON object", fix=fix)
 
 
-ENTRANCE = (
+STARTUP_HOOKS = (
     Hook(
         "vllm.engine.arg_utils:EngineArgs.add_cli_args",
         "around",

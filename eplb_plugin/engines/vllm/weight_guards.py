@@ -32,7 +32,7 @@ def _reload_weights(original: Callable[..., Any], self: Any, *args: Any, **kwarg
 
 _WORKER = "vllm.v1.worker.gpu_worker:Worker"
 
-WORKER = (
+WEIGHT_GUARDS = (
     Hook(
         f"{_WORKER}.load_model",
         "around",

@@ -16,7 +16,7 @@ from ..hooks import Hook
 from .adapter import Adapter
 from .dispatch_hook import ROUTER
 from .stock_transfers import TRANSFERS, free_buffer
-from .weight_guards import WORKER
+from .weight_guards import WEIGHT_GUARDS
 
 _ADAPTER = "_eplb_plugin_adapter"  # on an EplbState; not there where this worker has no MoE model
 
@@ -119,7 +119,7 @@ def warm_up_hook(worker_class: str) -> Hook:
 
 _STATE = "vllm.distributed.eplb.eplb_state:EplbState"
 
-RUNTIME = (
+WORKER_HOOKS = (
     Hook(
         f"{_STATE}.add_model",
         "around",
@@ -165,6 +165,6 @@ RUNTIME = (
     ),
     warm_up_hook("vllm.v1.worker.gpu_worker.Worker"),
     ROUTER,
-    *WORKER,
+    *WEIGHT_GUARDS,
     TRANSFERS,
 )

@@ -1,6 +1,6 @@
 """All layers evened out from an old placement, where every copy of an expert serves the same share.
 
-Moves that relieve the busiest rank (`evening.py`) nearly always suffice. Where they do not, because ranks have one or
+Moves that relieve the busiest rank (`moves.py`) nearly always suffice. Where they do not, because ranks have one or
 two slots or experts are few, a full solve tells what can be reached, and the old placement is brought near it: the
 copy counts of the full solve first, then swaps.
 """

@@ -1,4 +1,4 @@
-"""One layer's slots where every copy of an expert serves the same share: `ranks.py` without nodes, for speed.
+"""One layer's slots where every copy of an expert serves the same share: `moves/ranks.py` without nodes, for speed.
 
 The slots of an expert form a chain, so that what a move changes is found without a look at the others.
 """

@@ -1,6 +1,6 @@
 """Single parts at the scale of DeepSeek-V3 on 32 ranks, one thread, no group: planning, maps, seals.
 
-`python -m migration_bench.parts` prints JSON: {part: {what: milliseconds (median of 9), or as named}}.
+`python -m bench.migration.parts` prints JSON: {part: {what: milliseconds (median of 9), or as named}}.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.runtime.plan_codec import accept
-from eplb_plugin.runtime.window_history import History
+from eplb_plugin.runtime.window_history import WindowHistory
 from eplb_plugin.settings.config import parse_config
 from eplb_plugin.statistics import RoutingStatistics
 from eplb_plugin.topology import Topology
@@ -54,7 +54,7 @@ class Bench:
     def __init__(self, module: ModuleType, folder: Path) -> None:
         self.folder, self.number = folder, 0
         self.config = parse_config({}, "test")
-        self.entry = ModelEntry("m", TOPOLOGY, "affinity", "weighted", 16, 1, [0], history=History(1))
+        self.entry = ModelEntry("m", TOPOLOGY, "affinity", "weighted", 16, 1, [0], history=WindowHistory(1))
         self.switch = module._Switch(folder)
         linear = Placement(np.arange(20, dtype=np.int32)[None] % 16)
         self.in_force = self.first = plan_of(linear, TOPOLOGY, "weighted")

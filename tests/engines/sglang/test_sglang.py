@@ -30,10 +30,10 @@ def test_disabled_it_does_nothing(registered: list[object], monkeypatch: pytest.
 
 def test_it_registers_the_entrance(registered: list[object]) -> None:
     """And no more: runtime hooks are a scheduler's that was told to use the plugin."""
-    from eplb_plugin.engines.sglang.startup_hooks import ENTRANCE
+    from eplb_plugin.engines.sglang.startup_hooks import STARTUP_HOOKS
 
     register()
-    assert registered == [ENTRANCE]
+    assert registered == [STARTUP_HOOKS]
 
 
 @pytest.mark.parametrize("told", ["environment", "flag", "flag=file", "nothing"])

@@ -28,11 +28,11 @@ def hooked() -> Iterator[Any]:
     from sglang.srt import server_args
 
     from eplb_plugin.engines.sglang import registry
-    from eplb_plugin.engines.sglang.startup_hooks import ENTRANCE
+    from eplb_plugin.engines.sglang.startup_hooks import STARTUP_HOOKS
 
-    registry.apply(ENTRANCE)
+    registry.apply(STARTUP_HOOKS)
     yield server_args
-    hooks.remove(ENTRANCE)
+    hooks.remove(STARTUP_HOOKS)
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str
 
 def test_inert_until_asked_for() -> None:
     """Disabled, SGLang's plugin loader changes no symbol; enabled, only those of the entrance are wrapped."""
-    from eplb_plugin.engines.sglang.startup_hooks import ENTRANCE
+    from eplb_plugin.engines.sglang.startup_hooks import STARTUP_HOOKS
 
     done = run([sys.executable, "-c", INERT])
     assert done.returncode == 0, done.stderr
@@ -253,7 +253,7 @@ def test_inert_until_asked_for() -> None:
     assert results["disabled"]["symbols"] > 500
     assert results["disabled"]["changed"] == []
     assert not [name for name in results["disabled"]["new"] if name.startswith("eplb_plugin.engines.hooks")]
-    assert results["inert"]["changed"] == sorted(hook.target for hook in ENTRANCE)
+    assert results["inert"]["changed"] == sorted(hook.target for hook in STARTUP_HOOKS)
     new = results["inert"]["new"]
     assert "eplb_plugin.engines.sglang.startup_hooks" in new
     assert "eplb_plugin.engines.sglang.worker_hooks" not in new

@@ -20,7 +20,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import adapter
 from eplb_plugin.engines.vllm.state import Active, set_active
-from eplb_plugin.engines.vllm.worker_hooks import RUNTIME, warm_up_hook
+from eplb_plugin.engines.vllm.worker_hooks import WORKER_HOOKS, warm_up_hook
 from eplb_plugin.settings.config import parse_config
 
 EXPERTS, REDUNDANT, TOP_K, TOKENS = 12, 4, 2, 40
@@ -182,7 +182,7 @@ def _prepare() -> None:
         return
     accelerator.install()
     routing.install()
-    hooks.apply([*RUNTIME, warm_up_hook("vllm.v1.worker.cpu_worker.CPUWorker")])
+    hooks.apply([*WORKER_HOOKS, warm_up_hook("vllm.v1.worker.cpu_worker.CPUWorker")])
     groups = {
         name: SimpleNamespace(
             device_group=dist.new_group(), cpu_group=dist.new_group(),

@@ -19,7 +19,7 @@ from eplb_plugin.engines import hooks
 from eplb_plugin.engines.releases import VLLM, Engine
 from eplb_plugin.engines.vllm import activation, state
 from eplb_plugin.engines.vllm.activation import activate, confirm
-from eplb_plugin.engines.vllm.worker_hooks import RUNTIME
+from eplb_plugin.engines.vllm.worker_hooks import WORKER_HOOKS
 from eplb_plugin.errors import PluginError
 from eplb_plugin.settings.config import PluginConfig, parse_config
 
@@ -30,7 +30,7 @@ def clean() -> Iterator[None]:
     logger = logging.getLogger("eplb_plugin")
     before = logger.handlers, logger.propagate, logger.level
     yield
-    hooks.remove(RUNTIME)
+    hooks.remove(WORKER_HOOKS)
     state._active = None
     logger.handlers, logger.propagate = before[:2]
     logger.setLevel(before[2])
@@ -53,7 +53,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Vll
 
 
 def applied() -> list[bool]:
-    return [status.applied for status in hooks.check(RUNTIME)]
+    return [status.applied for status in hooks.check(WORKER_HOOKS)]
 
 
 def test_activate(engine: Callable[..., VllmConfig]) -> None:

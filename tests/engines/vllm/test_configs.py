@@ -14,7 +14,7 @@ from vllm.model_executor.models.registry import ModelRegistry
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from eplb_plugin.engines import hooks
-from eplb_plugin.engines.vllm.startup_hooks import ENTRANCE, configured
+from eplb_plugin.engines.vllm.startup_hooks import STARTUP_HOOKS, configured
 from eplb_plugin.settings.config import load_config
 from shipped_configs import ARCHITECTURES, CONFIGS, commands
 
@@ -26,9 +26,9 @@ def parser() -> Iterator[Any]:
     patch = pytest.MonkeyPatch()
     patch.setattr(vllm.plugins, "plugins_loaded", True)  # other plugins stay out of this process
     patch.delenv("EPLB_PLUGIN_CONFIG", raising=False)
-    hooks.apply(ENTRANCE)
+    hooks.apply(STARTUP_HOOKS)
     yield make_arg_parser(FlexibleArgumentParser())
-    hooks.remove(ENTRANCE)
+    hooks.remove(STARTUP_HOOKS)
     patch.undo()
 
 

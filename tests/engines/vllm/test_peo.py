@@ -200,7 +200,7 @@ def test_a_batch_size_is_captured_in_rounds_only_after_it_has_run():
 def activations() -> None:
     from eplb_plugin.engines import hooks
     from eplb_plugin.engines.vllm.activation import activate
-    from eplb_plugin.engines.vllm.worker_hooks import RUNTIME
+    from eplb_plugin.engines.vllm.worker_hooks import WORKER_HOOKS
     from eplb_plugin.settings.config import PluginConfig
 
     peo, _ = engine()
@@ -220,11 +220,11 @@ def activations() -> None:
 
     with pytest.raises(PluginError, match="peo: found PEO with vLLM's micro-batches"):
         activate(PluginConfig(peo=PeoConfig()), worker(ubatches=True))
-    assert applied(RUNTIME) | applied(peo.PEO) == {False}
+    assert applied(WORKER_HOOKS) | applied(peo.PEO) == {False}
     activate(PluginConfig(), worker(ubatches=True))
-    assert (applied(RUNTIME), applied(peo.PEO)) == ({True}, {False})
+    assert (applied(WORKER_HOOKS), applied(peo.PEO)) == ({True}, {False})
     activate(PluginConfig(peo=PeoConfig()), worker(ubatches=False))
-    assert applied(RUNTIME) | applied(peo.PEO) == {True}
+    assert applied(WORKER_HOOKS) | applied(peo.PEO) == {True}
     assert peo._peo is not None
 
 

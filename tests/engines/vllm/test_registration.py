@@ -15,14 +15,14 @@ from vllm.engine.arg_utils import EngineArgs
 
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import register
-from eplb_plugin.engines.vllm.startup_hooks import ENTRANCE
-from eplb_plugin.engines.vllm.worker_hooks import RUNTIME
+from eplb_plugin.engines.vllm.startup_hooks import STARTUP_HOOKS
+from eplb_plugin.engines.vllm.worker_hooks import WORKER_HOOKS
 from eplb_plugin.errors import PluginError
 
 
 def test_hooks_fit_the_installed_engine() -> None:
     """Every target of both tables exists in the installed vLLM with the signature that the hook was written for."""
-    for status in hooks.check([*ENTRANCE, *RUNTIME]):
+    for status in hooks.check([*STARTUP_HOOKS, *WORKER_HOOKS]):
         assert status.problem == ""
         assert status.hook.why
 
@@ -34,25 +34,25 @@ def test_differing_signature_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(EplbState, "step", step)
     with pytest.raises(PluginError) as caught:
-        hooks.apply(RUNTIME)
+        hooks.apply(WORKER_HOOKS)
     assert str(caught.value) == (
         "vllm.distributed.eplb.eplb_state:EplbState.step: found (self, is_dummy=False, is_profile=False), "
         "expected (self, is_dummy=False, is_profile=False, log_stats=False); "
         "fix: use the engine version that the README names, or a newer eplb-plugin"
     )
-    assert not any(status.applied for status in hooks.check(RUNTIME))
+    assert not any(status.applied for status in hooks.check(WORKER_HOOKS))
 
 
 def test_register_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM may load plugins several times in a process: the second time hooks nothing again."""
     monkeypatch.delenv("EPLB_PLUGIN_DISABLE", raising=False)
-    before = {status.hook.target: status.applied for status in hooks.check(ENTRANCE)}
+    before = {status.hook.target: status.applied for status in hooks.check(STARTUP_HOOKS)}
     register()
     first = EngineArgs.__dict__["from_cli_args"]
     register()
     assert EngineArgs.__dict__["from_cli_args"] is first
-    assert all(status.applied for status in hooks.check(ENTRANCE))
-    hooks.remove([hook for hook in ENTRANCE if not before[hook.target]])
+    assert all(status.applied for status in hooks.check(STARTUP_HOOKS))
+    hooks.remove([hook for hook in STARTUP_HOOKS if not before[hook.target]])
 
 
 # a process of its own
@@ -116,7 +116,7 @@ def test_inert_until_asked_for() -> None:
     assert results["disabled"]["symbols"] > 500
     assert results["disabled"]["changed"] == []
     assert not [name for name in results["disabled"]["new"] if name.startswith("eplb_plugin.engines.hooks")]
-    assert results["inert"]["changed"] == sorted(hook.target for hook in ENTRANCE)
+    assert results["inert"]["changed"] == sorted(hook.target for hook in STARTUP_HOOKS)
     new = results["inert"]["new"]
     assert "eplb_plugin.engines.vllm.startup_hooks" in new
     assert "eplb_plugin.engines.vllm.worker_hooks" not in new

@@ -27,7 +27,7 @@ from vllm.v1.executor.abstract import Executor
 from engines.vllm.engine_configs import engine_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import activation, presence
-from eplb_plugin.engines.vllm.startup_hooks import ENTRANCE, KEY, _init_device, configured
+from eplb_plugin.engines.vllm.startup_hooks import KEY, STARTUP_HOOKS, _init_device, configured
 from eplb_plugin.errors import PluginError
 from eplb_plugin.settings.config import PluginConfig, parse_config
 
@@ -39,9 +39,9 @@ def parser() -> Iterator[Any]:
     """The parser of `vllm serve`, built with the entrance hooked as it is in a server."""
     patch = pytest.MonkeyPatch()
     patch.setattr(vllm.plugins, "plugins_loaded", True)  # other plugins stay out of this process
-    hooks.apply(ENTRANCE)
+    hooks.apply(STARTUP_HOOKS)
     yield make_arg_parser(FlexibleArgumentParser())
-    hooks.remove(ENTRANCE)
+    hooks.remove(STARTUP_HOOKS)
     patch.undo()
 
 
@@ -128,9 +128,9 @@ def test_what_is_overridden_is_not_read(launch: Launch, write: Callable[..., str
 def test_not_asked_for_changes_nothing(launch: Launch, words: tuple[str, ...]) -> None:
     """Without settings the engine gets exactly what stock vLLM would give it."""
     args, engine_args = launch(*words)
-    hooks.remove(ENTRANCE)
+    hooks.remove(STARTUP_HOOKS)
     stock = AsyncEngineArgs.from_cli_args(args)
-    hooks.apply(ENTRANCE)
+    hooks.apply(STARTUP_HOOKS)
     assert KEY not in engine_args.additional_config
     assert engine_args == stock
 
@@ -346,7 +346,7 @@ def test_settings_arrive_only_where_the_plugin_works(
 
 def test_no_hook_is_on_a_class_that_ray_copies() -> None:
     """Ray makes a class of its own of vLLM's engine, with the methods as they are before a plugin is loaded."""
-    classes = {hook.target.rpartition(".")[0] for hook in ENTRANCE}
+    classes = {hook.target.rpartition(".")[0] for hook in STARTUP_HOOKS}
     copied = (*DPMoEEngineCoreActor.__mro__, *EngineCoreActor.__mro__)
     ancestors = {f"{one.__module__}:{one.__name__}" for one in copied}
     assert not classes & ancestors

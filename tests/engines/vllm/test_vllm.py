@@ -30,10 +30,10 @@ def test_disabled_it_does_nothing(applied: list[object], monkeypatch: pytest.Mon
 
 def test_it_wraps_the_entrance(applied: list[object]) -> None:
     """And no more: runtime hooks are a worker's that was told to use the plugin."""
-    from eplb_plugin.engines.vllm.startup_hooks import ENTRANCE
+    from eplb_plugin.engines.vllm.startup_hooks import STARTUP_HOOKS
 
     register()
-    assert applied == [ENTRANCE]
+    assert applied == [STARTUP_HOOKS]
 
 
 @pytest.mark.parametrize("strategy", ["eplb_plugin:/x.npz", "uniform_random"])

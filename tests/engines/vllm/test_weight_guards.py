@@ -19,15 +19,15 @@ from vllm.v1.worker.gpu_worker import Worker
 from engines.vllm.engine_configs import engine_config
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import state
-from eplb_plugin.engines.vllm.weight_guards import WORKER
+from eplb_plugin.engines.vllm.weight_guards import WEIGHT_GUARDS
 from eplb_plugin.errors import PluginError
 
 
 @pytest.fixture(autouse=True)
 def hooked() -> Iterator[None]:
-    hooks.apply(WORKER)
+    hooks.apply(WEIGHT_GUARDS)
     yield
-    hooks.remove(WORKER)
+    hooks.remove(WEIGHT_GUARDS)
 
 
 @pytest.fixture
