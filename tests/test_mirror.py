@@ -31,8 +31,6 @@ WITHOUT = [
     "eplb_plugin.planning.layer.affinity",
     "eplb_plugin.planning.layer.evenly",
     "eplb_plugin.planning.layer.solve",
-    "eplb_plugin.planning.moves.balance",
-    "eplb_plugin.planning.moves.locality",
     "eplb_plugin.planning.moves.ranks",
     "eplb_plugin.planning.moves.relief",
     "eplb_plugin.planning.refit_weights",

@@ -20,9 +20,9 @@ from ..jit import Array, kernel
 from ..placement import Placement
 from ..plan_types import PlanOptions
 from ..topology import Topology
-from .moves.balance import swap_held, swap_receipt
 from .moves.budget import NO_LIMIT, count_moved
 from .moves.ranks import count_held, received
+from .moves.swap_state import swap_held, swap_receipt
 from .rules.min_cost_flow import Copies, list_by_expert
 from .traffic.fixed_rules import Cluster
 

@@ -7,6 +7,7 @@ from ..moves.locality import REAL_SHARE, REAL_SIGMAS, Demands, save_visits
 from ..moves.ranks import count_held, mean_load, open_ranks, slot_shares
 from ..moves.relabel import keep_slots
 from ..moves.relief import open_singles, relieve
+from ..moves.swap_state import SwapBounds, open_swaps
 from ..sample import Tokens
 from ..traffic.fixed_rules import Cluster
 
@@ -22,7 +23,8 @@ def repair_layer(
     if len(tokens.rows) > 0:
         if written > 0:
             movable, visits = open_singles(ranks, cluster, tokens)
-        slot_load = load[phy2log] * slot_shares(ranks, cluster)
-        demands = Demands(mean_load(ranks) * peak_ratio, ingress, REAL_SHARE, REAL_SIGMAS)
-        save_visits(phy2log, slot_load, cluster, movable, visits, before, budget, demands)
+        slot_load = (load[phy2log] * slot_shares(ranks, cluster))[None]
+        bounds = SwapBounds(before, budget, ingress)
+        demands = Demands(mean_load(ranks) * peak_ratio, REAL_SHARE, REAL_SIGMAS)
+        save_visits(open_swaps(phy2log, slot_load, cluster, movable, visits, bounds), demands)
     return keep_slots(phy2log, old, cluster.slots_per_rank)

@@ -7,7 +7,6 @@ flat. What depends on the rule is behind `Rule`; nothing here knows which one ru
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -17,11 +16,12 @@ from ..moves.budget import NO_LIMIT
 from ..moves.locality import REAL_SHARE, REAL_SIGMAS, Demands, save_visits
 from ..moves.phases import busiest_in_turn, even_parts
 from ..moves.ranks import count_held
+from ..moves.swap_state import SwapBounds, SwapState, open_swaps, reopen_swaps
 from ..replicas.counts import TOO_HEAVY, apportion, copy_limit, list_copies
 from ..rules.base import Layer, Rule, cap_shares, keep_at_home, node_shares, peak_ratio
 from ..sample import every
 from ..traffic.fixed_rules import Cluster, count_sources
-from ..traffic.node_visits import Visits, open_visits
+from ..traffic.node_visits import open_visits
 from ..traffic.weighted import arrival_cost
 from .packing import pack
 from .partition import ANYWHERE, Limits, grow_groups, grow_nodes, refine_nodes
@@ -158,25 +158,29 @@ def level(rule: Rule, made: Layer, before: Array) -> Layer:
     """
     if made.peak <= 1.0 + 2.0 * AIM:
         return made
-    again = _swapped(
-        rule, made, partial(level_ranks, before=before, budget=NO_LIMIT, aim=AIM, ingress=rule.ingress_tolerance)
-    )
+    bounds = SwapBounds(before, NO_LIMIT, rule.ingress_tolerance)
+    again = _swapped(rule, made, bounds, lambda state: level_ranks(state, AIM))
     return again if again.peak < made.peak else made
 
 
 def mend(rule: Rule, old: Layer, before: Array, budget: int, good_enough: float) -> Layer:
     """The same from a placement in use, within `budget` moves: as flat as is good enough, then fewer crossings."""
-    aim, ingress = (good_enough - 1.0) / 2.0, rule.ingress_tolerance
-    flatten = partial(level_ranks, before=before, budget=budget, aim=aim, ingress=ingress)
-    demands = Demands(rule.load.sum() / len(before) * good_enough, ingress, REAL_SHARE, REAL_SIGMAS)
-    bring_near = partial(save_visits, before=before, budget=budget, demands=demands)
+    aim, bounds = (good_enough - 1.0) / 2.0, SwapBounds(before, budget, rule.ingress_tolerance)
+    demands = Demands(rule.load.sum() / len(before) * good_enough, REAL_SHARE, REAL_SIGMAS)
+
+    def flatten(state: SwapState) -> int:
+        return level_ranks(state, aim)
+
+    def bring_near(state: SwapState) -> int:
+        return save_visits(state, demands)
+
     if old.peak > good_enough:
-        both = _swapped(rule, old, lambda *layer: flatten(*layer) + bring_near(*layer))
+        both = _swapped(rule, old, bounds, lambda state: flatten(state) + bring_near(reopen_swaps(state)))
         if both.peak <= good_enough:
             return both
-        flatter = _swapped(rule, old, flatten)  # weighed in between, so that what is near does not get in the way
+        flatter = _swapped(rule, old, bounds, flatten)  # weighed in between: what is near must not get in the way
         old = flatter if flatter.peak < old.peak else old
-    nearer = _swapped(rule, old, bring_near)
+    nearer = _swapped(rule, old, bounds, bring_near)
     return nearer if nearer.peak <= max(old.peak, good_enough) else old
 
 
@@ -190,13 +194,10 @@ def even_out_parts(rule: Rule, made: Layer, before: Array, budget: int, least: f
     if len(parts) < 2:
         return made
 
-    def swap(phy2log: Array, slot_load: Array, cluster: Cluster, movable: Array, visits: Visits) -> int:
-        by_part = parts[:, phy2log] * made.use.shares
-        return even_parts(phy2log, by_part, cluster, movable, visits, before, budget, rule.ingress_tolerance, least)
-
+    bounds = SwapBounds(before, budget, rule.ingress_tolerance)
     peak = busiest_in_turn(parts[:, made.phy2log] * made.use.shares, ranks)
     for _ in range(TURNS):  # weights are solved again in between
-        swapped = _swapped(rule, made, swap)
+        swapped = _swapped(rule, made, bounds, lambda state: even_parts(state, least), parts)
         now = busiest_in_turn(parts[:, swapped.phy2log] * swapped.use.shares, ranks)
         if now >= peak:
             break
@@ -204,15 +205,20 @@ def even_out_parts(rule: Rule, made: Layer, before: Array, budget: int, least: f
     return made
 
 
-def _swapped(rule: Rule, made: Layer, swap: Callable[..., int]) -> Layer:
-    """`made` after `swap(phy2log, slot_load, cluster, movable, visits)`, weighed again; itself if nothing changed."""
+def _swapped(
+    rule: Rule, made: Layer, bounds: SwapBounds, search: Callable[[SwapState], int], parts: Array | None = None
+) -> Layer:
+    """`made` after the swaps of `search`, weighed again; itself if there were none. parts: [W, E] loads; None: the sum
+    alone.
+    """
     load, cluster, phy2log = rule.load, rule.cluster, made.phy2log.copy()
     single, home = np.bincount(phy2log, minlength=len(load)) == 1, np.zeros(len(load), np.int32)
     home[phy2log] = rule.node_of_slot
     node_use = rule.to_nodes(phy2log, made.use)
     rows, pins = rule.pins(node_use, single)
     visits = open_visits(rows, pins, home, _own_visits(rule))  # keeps `home` up to date
-    if swap(phy2log, made.use.shares * load[phy2log], cluster, single | rule.is_nodeless, visits) == 0:
+    slot_load = np.ascontiguousarray((load[None] if parts is None else parts)[:, phy2log] * made.use.shares)
+    if search(open_swaps(phy2log, slot_load, cluster, single | rule.is_nodeless, visits, bounds)) == 0:
         return made
     keep_at_home(node_use, single, home)
     return as_used(rule, phy2log, node_use)

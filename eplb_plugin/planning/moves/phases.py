@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 
 from ...jit import Array, kernel
 from ...statistics import RoutingStatistics
-from ..traffic.fixed_rules import Cluster
-from ..traffic.node_visits import Visits, most_arrivals, real_changes, swap_changes, swap_experts, worth_of
-from .balance import swap_held, swap_receipt
-from .ranks import count_held, received
+from ..traffic.node_visits import most_arrivals, real_changes, swap_changes, worth_of
+from .swap_state import SwapState, cost_of, is_affordable, makes_twins, swap
 
 MOST = 8  # parts: time grows with them
 PRICE = 5.0  # a busiest rank lighter by 1 % of a mean rank's load is worth 5 % of the crossings
@@ -121,88 +119,62 @@ def _relief(first: int, second: int, slots: int, slot_load: Array, rank_load: Ar
 
 @kernel
 def _worth(
-    first: int, second: int, phy2log: Array, cluster: Cluster, movable: Array, visits: Visits, held: Array,
-    before: Array, left: int, lowered: float, per_move: float, most: float, least: float,
-) -> float:  # fmt: skip
+    state: SwapState, first: int, second: int, lowered: float, per_move: float, most: float, least: float
+) -> float:
     """Crossings that a swap saves beyond `lowered` and the price of its moves; 0 if that comes to no more than `least`,
-    or the swap must not be.
+    or the swap must not be. most: see `most_arrivals`.
     """
-    mine, theirs, slots = phy2log[first], phy2log[second], cluster.slots_per_rank
-    rank, other = first // slots, second // slots
-    a, b = cluster.node_of_rank[rank], cluster.node_of_rank[other]
+    visits, slots = state.visits, state.cluster.slots_per_rank
+    mine, theirs = state.phy2log[first], state.phy2log[second]
+    a, b = state.cluster.node_of_rank[first // slots], state.cluster.node_of_rank[second // slots]
     value = lowered
     if a != b:
-        if not (movable[mine] and movable[theirs]):
+        if not (state.movable[mine] and state.movable[theirs]):
             return 0.0
         here, there = swap_changes(visits, mine, theirs)
         if value + worth_of(visits, a, b, here, there, most) <= least:  # the tables never rate a swap too low
             return 0.0
     elif value <= least:
         return 0.0
-    if held[rank, theirs] > 0 or held[other, mine] > 0:
-        return 0.0
-    cost = swap_receipt(held, before, rank, mine, other, theirs)
-    if cost > left:
+    if makes_twins(state, first, second) or not is_affordable(state, first, second):
         return 0.0
     if a != b:
         here, there = real_changes(visits, mine, theirs)
         value += worth_of(visits, a, b, here, there, most)
-    value -= per_move * max(cost, 0)
+    value -= per_move * max(cost_of(state, first, second), 0)
     return value if value > least else 0.0
 
 
 @kernel
-def even_parts(
-    phy2log: Array, slot_load: Array, cluster: Cluster, movable: Array, visits: Visits, before: Array, budget: int,
-    ingress: float, least: float,
-) -> int:  # fmt: skip
-    """Swap slots in place, with their loads, while that lowers the parts' busiest ranks or saves crossings for them.
+def even_parts(state: SwapState, least: float) -> int:
+    """Swap slots while that lowers the parts' busiest ranks or saves crossings for them; returns the swaps.
 
-    slot_load: [W, P] of every part; movable: [E] experts that may change node; before: [ranks, E] what ranks held when
-    moves began to count; budget: most moved slots; ingress: share by which a node's arrivals may exceed the mean before
-    they have a price; least: crossings per token that a swap must be worth for every moved slot. Returns the swaps.
+    slot_load has a row for every part. least: crossings per token that a swap must be worth for every moved slot.
     """
-    slots, count, tokens = cluster.slots_per_rank, phy2log.shape[0], max(visits.rows.shape[0], 1)
-    held, swaps = count_held(phy2log, cluster, movable.shape[0]), 0
-    rank_load = np.zeros((slot_load.shape[0], held.shape[0]))
-    for slot in range(count):
-        for part in range(slot_load.shape[0]):
-            rank_load[part, slot // slots] += slot_load[part, slot]
-    heaviest = np.empty((slot_load.shape[0], 3), np.int64)
-    _heaviest_three(rank_load, heaviest)
-    left, crossing = budget - received(held, before), float(visits.visited.sum() - visits.own.sum())
-    price = PRICE * (crossing if crossing > 0.0 else tokens) * held.shape[0] / max(slot_load.sum(), 1e-12)
+    visits, slots, count = state.visits, state.cluster.slots_per_rank, state.phy2log.shape[0]
+    tokens, swaps = max(visits.rows.shape[0], 1), 0
+    heaviest = np.empty((state.slot_load.shape[0], 3), np.int64)
+    _heaviest_three(state.rank_load, heaviest)
+    crossing = float(visits.visited.sum() - visits.own.sum())
+    total = max(state.slot_load.sum(), 1e-12)
+    price = PRICE * (crossing if crossing > 0.0 else tokens) * state.held.shape[0] / total
     for _ in range(SWEEPS):
         swapped = 0
         for first in range(count):
             if not (heaviest[:, 0] == first // slots).any():  # no swap of it makes a busiest rank lighter
                 continue
-            best, partner, most = LEAST * tokens, -1, most_arrivals(visits, ingress)
+            best, partner, most = LEAST * tokens, -1, most_arrivals(visits, state.ingress)
             for second in range(count):
                 if second // slots == first // slots:
                     continue
-                lowered = price * _relief(first, second, slots, slot_load, rank_load, heaviest)
-                worth = _worth(
-                    first, second, phy2log, cluster, movable, visits, held, before, left, lowered, least * tokens,
-                    most, best,
-                )  # fmt: skip
+                lowered = price * _relief(first, second, slots, state.slot_load, state.rank_load, heaviest)
+                worth = _worth(state, first, second, lowered, least * tokens, most, best)
                 if worth > best:
                     best, partner = worth, second
             if partner < 0:
                 continue
-            rank, other, mine, theirs = first // slots, partner // slots, phy2log[first], phy2log[partner]
-            if cluster.node_of_rank[rank] != cluster.node_of_rank[other]:
-                swap_experts(visits, mine, theirs)
-            left -= swap_receipt(held, before, rank, mine, other, theirs)
-            phy2log[first], phy2log[partner] = theirs, mine
-            for part in range(slot_load.shape[0]):
-                shift = slot_load[part, first] - slot_load[part, partner]
-                slot_load[part, first] -= shift
-                slot_load[part, partner] += shift
-                rank_load[part, rank] -= shift
-                rank_load[part, other] += shift
-            swap_held(held, rank, mine, other, theirs)
-            _heaviest_three(rank_load, heaviest)
+            swap(state, first, partner)
+            _heaviest_three(state.rank_load, heaviest)
             swapped += 1
         swaps += swapped
         if swapped == 0:

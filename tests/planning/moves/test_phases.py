@@ -22,19 +22,15 @@ from eplb_plugin.planning.moves.phases import (
     even_parts,
     parts_of,
 )
-from eplb_plugin.planning.moves.ranks import count_held, received
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.price import busiest_rank
 from eplb_plugin.planning.score import moved_slots
-from eplb_plugin.planning.traffic.fixed_rules import Cluster
-from eplb_plugin.planning.traffic.node_visits import open_visits
 from eplb_plugin.workloads.routing import ClusteredRouter
 from lab.text_model.held_out import in_turn, read_kinds, together
 from strategies import QUICK
+from swap_cases import EXPERTS, RANKS, SLOTS, TOKENS, check, opened
 
 TRACES = Path(__file__).resolve().parents[3] / "traces"
-NODES, RANKS, SLOTS, EXPERTS, TOKENS = 2, 4, 5, 18, 120
-CLUSTER = Cluster(np.repeat(np.arange(NODES, dtype=np.int32), RANKS // NODES), NODES, SLOTS, False)
 ARMS = [
     ("balanced", "hash"),
     ("affinity", "hash"),
@@ -96,35 +92,15 @@ def test_a_layer_without_parts_or_tokens_is_one_part():
 @QUICK
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(0, 12))
 def test_swaps_lower_what_they_say_within_the_budget(seed: int, parts: int, budget: int):
-    rng = np.random.default_rng(seed)
-    phy2log = rng.permutation(np.arange(RANKS * SLOTS) % EXPERTS).astype(np.int32)
-    while any(len(set(row)) < SLOTS for row in phy2log.reshape(RANKS, SLOTS)):
-        phy2log = rng.permutation(phy2log)
-    load = rng.exponential(size=(parts, EXPERTS))
-    movable = np.bincount(phy2log, minlength=EXPERTS) == 1
-    node_of_slot = np.repeat(CLUSTER.node_of_rank, SLOTS)
-    rows = np.argsort(rng.random((TOKENS, EXPERTS)), axis=1)[:, :4].astype(np.int16)
-    rows[~movable[rows]] = -1
-    home = np.zeros(EXPERTS, np.int32)
-    home[phy2log] = node_of_slot
-    visits = open_visits(rows, np.zeros((TOKENS, NODES), np.int16), home, np.zeros(NODES, np.int64))
-    slot_load, before, old = load[:, phy2log], count_held(phy2log, CLUSTER, EXPERTS), phy2log.copy()
-
-    crossing = int(visits.visited.sum())
+    state, old = opened(seed, parts, budget), opened(seed, parts, budget)
+    crossing = int(state.visits.visited.sum())
 
     def cost() -> float:
-        return (PRICE * busiest_in_turn(slot_load, RANKS) * crossing + int(visits.visited.sum())) / TOKENS
+        return (PRICE * busiest_in_turn(state.slot_load, RANKS) * crossing + int(state.visits.visited.sum())) / TOKENS
 
-    began, loads_of = cost(), dict(zip(old.tolist(), slot_load.T.tolist(), strict=True))
-    swaps = even_parts(phy2log, slot_load, CLUSTER, movable, visits, before, budget, 10.0, LEAST)
-    assert sorted(phy2log) == sorted(old)
-    assert all(len(set(row)) == SLOTS for row in phy2log.reshape(RANKS, SLOTS))
-    assert received(count_held(phy2log, CLUSTER, EXPERTS), before) <= budget
-    assert slot_load.T.tolist() == [pytest.approx(loads_of[expert]) for expert in phy2log.tolist()]
-    there = np.zeros(EXPERTS, np.int32)
-    there[phy2log] = node_of_slot
-    assert np.array_equal(there[movable], home[movable])
-    assert np.array_equal(there[~movable], visits.node_of[~movable]) or not swaps
+    began = cost()
+    swaps = even_parts(state, LEAST)
+    check(state, old)
     assert cost() <= began - swaps * LEAST * 0.99
 
 
