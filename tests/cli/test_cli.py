@@ -98,7 +98,7 @@ def test_doctor_with_an_engine_that_lacks_a_module(
     """An engine without a module that the hooks need is one failing row, not a traceback."""
     monkeypatch.setattr(doctor, "ENGINES", (Engine(engine.package, engine.title, ("numpy",), ""),))
     monkeypatch.setattr(doctor.logging, "disable", lambda level: None)
-    monkeypatch.setitem(sys.modules, f"eplb_plugin.engines.{engine.package}.runtime", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, f"eplb_plugin.engines.{engine.package}.worker_hooks", None)  # importing it fails
     code, out, err = call("doctor", "--json")
     assert (code, err) == (1, "")
     (row,) = json.loads(out)["hooks"]
