@@ -32,8 +32,8 @@ def launch(
     counted = Counters(*map(host_view, counters[:-1]), counters.chunk)
     mapped = None if slots is None else host_view(slots)
     if mapped is not None and tables is not None:
-        table = [host_view(part).numpy() for part in tables[:3]]
-        kernels._cover_rows(seen.numpy(), tables.held, tables.source, tables.num_nodes, *table, mapped.numpy())
+        maps = tuple(host_view(part).numpy() for part in tables[:3])
+        kernels._cover_rows(seen.numpy(), tables.held, tables.source, tables.num_nodes, maps, mapped.numpy())
     elif mapped is not None and rows is not None:
         kernels._look_up_rows(seen.numpy(), host_view(rows).numpy(), mapped.numpy())
     elif phy2log is not None:

@@ -69,7 +69,8 @@ def cover(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.T
         launch(ids, slots, counters, tables=tables)
     else:
         nodes, counts, copies = (part.numpy() for part in tables[:3])
-        _cover_rows(ids.numpy(), tables.held, tables.source, tables.num_nodes, nodes, counts, copies, slots.numpy())
+        maps = (nodes, counts, copies)
+        _cover_rows(ids.numpy(), tables.held, tables.source, tables.num_nodes, maps, slots.numpy())
         _count(ids, counters, slots)
     return slots
 
@@ -110,8 +111,10 @@ def _count(ids: torch.Tensor, counters: Counters, slots: torch.Tensor | None) ->
 
 @kernel
 def _cover_rows(
-    ids: Array, held: int, source: int, num_nodes: int, nodes: Array, counts: Array, copies: Array, slots: Array
+    ids: Array, held: int, source: int, num_nodes: int, maps: tuple[Array, Array, Array], slots: Array
 ) -> None:
+    """maps: one layer's `CoverMaps`."""
+    nodes, counts, copies = maps
     row = np.empty(ids.shape[1], np.int32)
     for token in range(ids.shape[0]):
         for k in range(ids.shape[1]):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eplb_plugin import PlanOptions, PluginError, RoutingStatistics, Topology, plan
-from eplb_plugin.planning.layer.partition import Limits, refine_nodes
+from eplb_plugin.planning.layer.partition import Limits, Needs, refine_nodes
 from eplb_plugin.planning.score import Score, judge
 from eplb_plugin.planning.traffic.fixed_rules import Cluster, count_sources
 from eplb_plugin.planning.traffic.node_visits import open_visits
@@ -57,7 +57,8 @@ def test_partition_evens_out_what_arrives():
             pins[np.arange(300), source] = 1
             arriving = open_visits(rows, pins.copy(), node_of.copy(), own).visited - own
             costs[turn] += arrival_cost(arriving, 0.02)
-            refine_nodes(load, node_of, np.ones(24, np.bool_), rows, pins, own, Limits(1.0, 0.02, np.zeros(3)), 12)
+            limits = Limits(1.0, 0.02, np.zeros(3))
+            refine_nodes(load, node_of, np.ones(24, np.bool_), Needs(rows, pins, own), limits, 12)
     assert costs[1] < costs[0]
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from ...jit import Array
-from ..effort import Search
+from ..rules.base import Rule
 from ..rules.fixed import place_copies
 from ..sample import Tokens
 from ..traffic.fixed_rules import Cluster, copy_shares, count_sources, fixed_pins
-from .partition import ANYWHERE, Limits, grow_groups, grow_nodes, refine_nodes
+from .partition import ANYWHERE, Limits, Needs, grow_groups, grow_nodes, refine_nodes
 from .solve import pack_nodes
 
 
@@ -26,7 +26,7 @@ def home_nodes(load: Array, pairs: Array, rows: Array, nodes: int, groups: int, 
     visited = []
     for node_of in starts:
         pins = np.zeros((len(rows), nodes), np.int16)
-        refine_nodes(load, node_of, movable, rows, pins, own, limits, sweeps)
+        refine_nodes(load, node_of, movable, Needs(rows, pins, own), limits, sweeps)
         visited.append(np.count_nonzero(pins))
     return starts[int(np.argmin(visited))]
 
@@ -40,21 +40,19 @@ def refine_singles(
     limits = Limits(slack, ingress, np.cumsum(fixed, axis=0)[-1])
     singles, pins = fixed_pins(copies, cluster, tokens)
     own = count_sources(tokens.source, cluster) if cluster.nearest else np.zeros(cluster.num_nodes, np.int64)
-    refine_nodes(load, node_of, movable, singles, pins, own, limits, sweeps)
+    refine_nodes(load, node_of, movable, Needs(singles, pins, own), limits, sweeps)
     copies[movable] = 0
     copies[movable, node_of[movable]] = 1
 
 
-def solve_affinity(
-    load: Array, pairs: Array, cluster: Cluster, tokens: Tokens, groups: int, slack: float, ingress: float,
-    search: Search,
-) -> Array:  # fmt: skip
-    """One layer, from scratch -> phy2log [P] int32. load: [E] float64; pairs: [E, E]."""
+def solve_affinity(rule: Rule, pairs: Array, groups: int, slack: float) -> Array:
+    """One layer, from scratch -> phy2log [P] int32. pairs: [E, E]; slack: share by which a node may exceed the mean."""
+    load, cluster, tokens, search = rule.load, rule.cluster, rule.tokens, rule.search
     home = home_nodes(load, pairs, tokens.rows, cluster.num_nodes, groups, slack, search.sweeps)
     copies = np.zeros((len(load), cluster.num_nodes), np.int32)
     copies[np.arange(len(load)), home] = 1
     free = len(cluster.node_of_rank) // cluster.num_nodes * cluster.slots_per_rank - copies.sum(axis=0)
     place_copies(load, copies, free, cluster, tokens, search.rounds)
     if copies.sum() > len(load):  # replicas changed what the others are worth where
-        refine_singles(load, copies, cluster, tokens, slack, ingress, search.sweeps)
+        refine_singles(load, copies, cluster, tokens, slack, rule.ingress_tolerance, search.sweeps)
     return pack_nodes(load[:, None] * copy_shares(copies, cluster), copies, cluster)

@@ -109,11 +109,33 @@ class Limits(NamedTuple):
     fixed_load: Array
 
 
+class Nodes(NamedTuple):
+    """load: [E]; node_load: [nodes], kept up to date; movable: [E]."""
+
+    load: Array
+    node_load: Array
+    movable: Array
+
+
+class Needs(NamedTuple):
+    """What tokens visit nodes for, when a search begins.
+
+    rows: [T, K] movable experts' ids only
+    pins: [T, nodes] all other reasons to visit; the movable experts' are added, in place
+    own: [nodes] tokens that visit a node for free, as they come from it
+    """
+
+    rows: Array
+    pins: Array
+    own: Array
+
+
 @kernel
 def _best_partner(
-    mine: int, visits: Visits, load: Array, barred: Array, node_load: Array, limits: Limits, offers: Array, reach: Array
+    mine: int, visits: Visits, nodes: Nodes, barred: Array, limits: Limits, offers: Array, reach: Array
 ) -> int:
     """The expert whose swap with `mine` gains most by the tables; -1 if none gains. reach: [nodes] to work in."""
+    load, node_load = nodes.load, nodes.node_load
     node_of, sole, absent = visits.node_of, visits.sole, visits.absent
     a, hopeful = node_of[mine], False
     bound, price = _bounds(visits, node_load, limits)
@@ -163,27 +185,25 @@ def _bounds(visits: Visits, node_load: Array, limits: Limits) -> tuple[float, fl
 
 
 @kernel
-def refine_nodes(
-    load: Array, node_of: Array, movable: Array, rows: Array, pins: Array, own: Array, limits: Limits, sweeps: int
-) -> None:
+def refine_nodes(load: Array, node_of: Array, movable: Array, needs: Needs, limits: Limits, sweeps: int) -> None:
     """Swap movable experts between nodes, in place, until no swap helps or for `sweeps` looks at every expert.
 
-    node_of: [E]; rows: [T, K] movable experts' ids only; pins: [T, nodes] all other reasons to visit (the movable
-    experts' are added); own: [nodes] tokens that visit a node for free, as they come from it.
+    load, node_of, movable: [E].
     """
+    rows, pins, own = needs
     start, others = node_of.copy(), pins.copy()
     visits = open_visits(rows, pins, node_of, own)
-    node_load = _loads(load, node_of, movable, limits)
-    before = _cost(visits, node_load, limits)
+    nodes = Nodes(load, _loads(load, node_of, movable, limits), movable)
+    before = _cost(visits, nodes.node_load, limits)
     # first near, then even as well: with a price on arrivals from the start, most swaps are barred
-    _sweep(load, movable, visits, node_load, Limits(limits.load, ANYWHERE, limits.fixed_load), sweeps)
+    _sweep(nodes, visits, Limits(limits.load, ANYWHERE, limits.fixed_load), sweeps)
     if (visits.visited - own).max() <= most_arrivals(visits, limits.ingress):
         return
-    _sweep(load, movable, visits, node_load, limits, sweeps)
-    if _cost(visits, node_load, limits) > before:  # what is near can be too uneven to be mended
+    _sweep(nodes, visits, limits, sweeps)
+    if _cost(visits, nodes.node_load, limits) > before:  # what is near can be too uneven to be mended
         node_of[:], pins[:] = start, others
         visits = open_visits(rows, pins, node_of, own)
-        _sweep(load, movable, visits, _loads(load, node_of, movable, limits), limits, sweeps)
+        _sweep(Nodes(load, _loads(load, node_of, movable, limits), movable), visits, limits, sweeps)
 
 
 @kernel
@@ -206,22 +226,22 @@ def _cost(visits: Visits, node_load: Array, limits: Limits) -> float:
 
 
 @kernel
-def _sweep(load: Array, movable: Array, visits: Visits, node_load: Array, limits: Limits, sweeps: int) -> None:
+def _sweep(nodes: Nodes, visits: Visits, limits: Limits, sweeps: int) -> None:
     """Up to `sweeps` looks at every expert, each swapped with its best partner, in place."""
-    nodes, barred = node_load.shape[0], ~movable
-    offers, reach, tried = np.empty((nodes, nodes)), np.empty(nodes), np.empty(TRIES, np.int64)
+    movable, count, barred = nodes.movable, nodes.node_load.shape[0], ~nodes.movable
+    offers, reach, tried = np.empty((count, count)), np.empty(count), np.empty(TRIES, np.int64)
     _find_offers(visits, movable, offers)
     for _ in range(sweeps):
         swapped = False
-        for mine in range(load.shape[0]):
+        for mine in range(movable.shape[0]):
             if not movable[mine]:
                 continue
             tries = 0
             while tries < TRIES:
-                other = _best_partner(mine, visits, load, barred, node_load, limits, offers, reach)
+                other = _best_partner(mine, visits, nodes, barred, limits, offers, reach)
                 if other < 0:
                     break
-                if _try_swap(mine, other, visits, load, node_load, limits):
+                if _try_swap(mine, other, visits, nodes, limits):
                     _find_offers(visits, movable, offers)
                     swapped = True
                     break
@@ -234,8 +254,9 @@ def _sweep(load: Array, movable: Array, visits: Visits, node_load: Array, limits
 
 
 @kernel
-def _try_swap(mine: int, other: int, visits: Visits, load: Array, node_load: Array, limits: Limits) -> bool:
+def _try_swap(mine: int, other: int, visits: Visits, nodes: Nodes, limits: Limits) -> bool:
     """Swap in place if that really gains."""
+    load, node_load = nodes.load, nodes.node_load
     a, b, shift = visits.node_of[mine], visits.node_of[other], load[other] - load[mine]
     bound, price = _bounds(visits, node_load, limits)
     change_a, change_b = real_changes(visits, mine, other)

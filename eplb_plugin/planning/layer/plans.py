@@ -61,11 +61,8 @@ class LayerPlanner:
 
     def _solve_hash(self, rule: Rule, pairs: Array) -> Layer:
         """Where a copy serves the same from anywhere, and only its place decides which nodes are even."""
-        load, cluster, options = rule.load, rule.cluster, self.options
-        slack = NODE_SHARE * options.balance_tolerance
-        phy2log = solve_affinity(
-            load, pairs, cluster, rule.tokens, self.num_groups, slack, options.ingress_tolerance, rule.search
-        )
+        load, cluster = rule.load, rule.cluster
+        phy2log = solve_affinity(rule, pairs, self.num_groups, NODE_SHARE * self.options.balance_tolerance)
         before = count_held(phy2log, cluster, len(load))
         relieve_ranks(load, phy2log, before, cluster, rule.tokens, self.good_enough, NO_LIMIT)
         return as_used(rule, phy2log)

@@ -24,7 +24,7 @@ from ..traffic.fixed_rules import Cluster, count_sources
 from ..traffic.node_visits import open_visits
 from ..traffic.weighted import arrival_cost
 from .packing import pack
-from .partition import ANYWHERE, Limits, grow_groups, grow_nodes, refine_nodes
+from .partition import ANYWHERE, Limits, Needs, grow_groups, grow_nodes, refine_nodes
 
 HOME_TOLERANCE = 0.02  # node overload while nothing is replicated yet …
 NODE_TOLERANCE = 0.003  # … and around the replicas …
@@ -79,7 +79,7 @@ def _one_turn(rule: Rule, home: Array, slack: float) -> tuple[Array, Array]:
     fixed_load = (rule.shares(use) * load[:, None])[~movable].sum(axis=0)
     rows, pins = rule.pins(use, movable)
     limits = Limits(max(NODE_TOLERANCE, slack), rule.ingress_tolerance, fixed_load)
-    refine_nodes(load, home, movable, rows, pins, _own_visits(rule), limits, rule.search.sweeps)
+    refine_nodes(load, home, movable, Needs(rows, pins, _own_visits(rule)), limits, rule.search.sweeps)
     copies[movable] = 0
     copies[movable, home[movable]] = 1
     keep_at_home(use, movable, home)
@@ -105,7 +105,7 @@ def _homes(rule: Rule, pairs: Array, groups: int, tolerance: float) -> list[Arra
     if groups > 1:
         starts[-1] = grow_groups(load, pairs, nodes, groups, tolerance)
     for home in starts:
-        refine_nodes(load, home, movable, tokens.rows, pins.copy(), own, limits, rule.search.sweeps)
+        refine_nodes(load, home, movable, Needs(tokens.rows, pins.copy(), own), limits, rule.search.sweeps)
     return starts
 
 

@@ -6,6 +6,8 @@ counted as `score.moved_slots` counts them: weights that a rank must receive, ag
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ...jit import Array, kernel
@@ -88,22 +90,21 @@ def _peak_after(ranks: Ranks, cluster: Cluster, expert: int, victim: int, slot: 
     return peak
 
 
+class Worth(NamedTuple):
+    """saved, lost: [E, nodes] crossings that a copy more or less is worth; is_replicated: [E], kept up to date."""
+
+    saved: Array
+    lost: Array
+    is_replicated: Array
+
+
 @kernel
 def _best_overwrite(
-    busiest: int,
-    budget: int,
-    ranks: Ranks,
-    cluster: Cluster,
-    saved: Array,
-    lost: Array,
-    is_replicated: Array,
-    price: float,
-    enough: float,
+    busiest: int, budget: int, ranks: Ranks, cluster: Cluster, worth: Worth, price: float, enough: float
 ) -> tuple[float, int, int]:
     """Like `_best_swap`, for one more copy of an expert of the busiest rank in another rank's redundant slot.
 
-    saved, lost: [E, nodes] crossings that a copy more or less is worth; is_replicated: [E]; enough: value that another
-    move has, so that none below it is looked for.
+    enough: value that another move has, so that none below it is looked for.
     """
     slots, rank_load, least = cluster.slots_per_rank, ranks.rank_load, LEAST_RELIEF * ranks.rank_load.mean()
     home, top = cluster.node_of_rank[busiest], ranks.rank_load[busiest]
@@ -123,11 +124,11 @@ def _best_overwrite(
             at_best = ranks.load[expert] * (ranks.shares[expert, home] - grown[home])
             for slot in range(rank * slots, (rank + 1) * slots if at_best >= least else rank * slots):
                 victim = ranks.phy2log[slot]
-                if expert == victim or not is_replicated[victim]:
+                if expert == victim or not worth.is_replicated[victim]:
                     continue
                 after = rank_load[rank] + ranks.load[expert] * grown[node]
                 after -= ranks.load[victim] * ranks.shares[victim, node]
-                relief, bonus = min(at_best, top - after), saved[expert, node] - lost[victim, node]
+                relief, bonus = min(at_best, top - after), worth.saved[expert, node] - worth.lost[victim, node]
                 cost = receipts(ranks, rank, expert, victim)
                 if relief < least or cost > budget or price * relief + bonus <= best * max(cost, LEAST_COST):
                     continue
@@ -164,14 +165,14 @@ def relieve(
     if not aware and not cluster.nearest:
         movable[:] = True
     saved, lost = copy_values(ranks.copies, cluster, tokens)
-    is_replicated = ranks.copies.sum(axis=1) > 1
+    worth = Worth(saved, lost, ranks.copies.sum(axis=1) > 1)
     price, left = RELIEF_PRICE * max(tokens.rows.shape[0], 1) / mean, budget - received(ranks.held, ranks.before)
     for _ in range(4 * ranks.phy2log.shape[0]):
         busiest = int(np.argmax(ranks.rank_load))
         if ranks.rank_load[busiest] <= bound:
             break
         swap_value, own, other = _best_swap(busiest, left, ranks, cluster, movable, visits, price)
-        _, source, slot = _best_overwrite(busiest, left, ranks, cluster, saved, lost, is_replicated, price, swap_value)
+        _, source, slot = _best_overwrite(busiest, left, ranks, cluster, worth, price, swap_value)
         if own < 0 and slot < 0:
             break
         if slot < 0:
@@ -186,6 +187,7 @@ def relieve(
             victim = ranks.phy2log[slot]
             left -= receipts(ranks, slot // cluster.slots_per_rank, ranks.phy2log[source], victim)
             write_slot(ranks, cluster, slot, ranks.phy2log[source])
-            is_replicated[ranks.phy2log[slot]], is_replicated[victim] = True, ranks.copies[victim].sum() > 1
+            worth.is_replicated[ranks.phy2log[slot]] = True
+            worth.is_replicated[victim] = ranks.copies[victim].sum() > 1
             written += 1
     return written

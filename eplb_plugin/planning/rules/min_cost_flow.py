@@ -113,21 +113,22 @@ def _cheapest_paths(arcs: Arcs, origin: int, distance: Array, before: Array, que
 
 
 @kernel
-def _reroute(
-    load: Array, copies: Copies, share: Array, via: Array, before: Array, origin: int, target: int, wanted: float
-) -> float:
-    """Send up to `wanted` load along the path from `origin` to `target`; returns what was sent, 0 if there is none."""
+def _reroute(load: Array, copies: Copies, share: Array, via: Array, before: Array, target: int, wanted: float) -> float:
+    """Send up to `wanted` load along the path that `before` has to `target`; returns what was sent, 0 if there is none.
+
+    before: [bins] the bin before each on its path; -1 where paths begin.
+    """
     sources, amount, at = share.shape[1], wanted, target
     for _ in range(before.shape[0]):
-        if at == origin:
+        if before[at] < 0:
             break
         source, copy = via[before[at], at, 0], via[before[at], at, 1]
         amount = min(amount, share[copy, source] * load[copies.expert[copy]] / sources)
         at = before[at]
-    if at != origin or amount <= 0.0:
+    if before[at] >= 0 or amount <= 0.0:
         return 0.0
     at = target
-    while at != origin:
+    while before[at] >= 0:
         source, copy, other = via[before[at], at, 0], via[before[at], at, 1], via[before[at], at, 2]
         part = amount * sources / load[copies.expert[copy]]
         share[copy, source] -= part
@@ -189,7 +190,7 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
         sent = 0.0
         if target >= 0:
             wanted = min(bin_load[origin] - cap, cap - bin_load[target])
-            sent = _reroute(load, copies, share, arcs.via, before, origin, target, wanted)
+            sent = _reroute(load, copies, share, arcs.via, before, target, wanted)
         if sent <= 0.0:
             blocked[origin] = True
             continue

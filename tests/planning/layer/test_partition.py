@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import RoutingStatistics, Topology
-from eplb_plugin.planning.layer.partition import ANYWHERE, Limits, grow_groups, grow_nodes, refine_nodes
+from eplb_plugin.planning.layer.partition import ANYWHERE, Limits, Needs, grow_groups, grow_nodes, refine_nodes
 from eplb_plugin.planning.sample import layer_tokens
 from strategies import QUICK, token_rows
 
@@ -23,7 +23,8 @@ def home_nodes(load, pairs, rows, nodes: int, tolerance: float):
     """[E] nodes, grown and refined, while nothing is replicated and no visit is free."""
     node_of = grow_nodes(load, pairs, nodes, tolerance)
     pins, limits = np.zeros((len(rows), nodes), np.int16), Limits(tolerance, ANYWHERE, np.zeros(nodes))
-    refine_nodes(load, node_of, np.ones(len(load), np.bool_), rows, pins, np.zeros(nodes, np.int64), limits, 12)
+    needs = Needs(rows, pins, np.zeros(nodes, np.int64))
+    refine_nodes(load, node_of, np.ones(len(load), np.bool_), needs, limits, 12)
     return node_of
 
 
