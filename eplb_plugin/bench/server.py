@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,7 @@ class ServerError(RuntimeError):
     """The server did not start, or died; carries the end of its log."""
 
 
+@dataclass(eq=False)
 class Server:
     """Context manager around an engine's server; on leaving, no process of its group is left.
 
@@ -29,27 +31,25 @@ class Server:
     on GPUs.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        model: Path,
-        arguments: list[str],
-        log: Path,
-        *,
-        ranks: int | None,
-        environment: Mapping[str, str] | None = None,
-        start_seconds: float = 400,
-        progress: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        self.engine, self.model, self.arguments, self.log = engine, model, arguments, log
-        self.start_seconds = start_seconds
+    engine: Engine
+    model: Path
+    arguments: list[str]
+    log: Path
+    _: KW_ONLY
+    ranks: int | None
+    environment: Mapping[str, str] | None = None
+    start_seconds: float = 400
+    progress: Callable[[str], None] = lambda text: None
+
+    def __post_init__(self) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        cores = os.cpu_count() or 1
-        on_cpu = {} if ranks is None else engine.environment("|".join(str(rank % cores) for rank in range(ranks)))
-        self.environment = {**os.environ, **on_cpu, **(environment or {})}
-        self.progress = progress
         self.process: subprocess.Popen[bytes] | None = None
+        cores = os.cpu_count() or 1
+        on_cpu: dict[str, str] = {}
+        if self.ranks is not None:
+            on_cpu = self.engine.environment("|".join(str(rank % cores) for rank in range(self.ranks)))
+        self.environment = {**os.environ, **on_cpu, **(self.environment or {})}
 
     def __enter__(self) -> Server:
         self.start()

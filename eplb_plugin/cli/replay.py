@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +26,7 @@ from .placements import read_placement
 from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
 
 if TYPE_CHECKING:
+    from ..plan_types import Plan
     from ..planning.score import LayerScores
 
 PlacementFile = Annotated[Path | None, typer.Option("--placement", help="Placement file to judge on all tokens.")]
@@ -68,7 +71,8 @@ def replay(
     else:
         policy = policy or "affinity"
         what = f"policy {policy}"
-        runs, layer_ids = _judge_halves(trace, window, policy, topology, dispatch, num_groups, draws, seed)
+        planned = _planner(policy, topology, dispatch, num_groups)
+        runs, layer_ids = _judge_halves(trace, window, planned, draws, seed)
     scores = average([score for _, score in runs])
     answer: dict[str, Any] = {
         "trace": str(trace), "judged": what, "dispatch": dispatch, "held_out": placement is None, "draws": draws,
@@ -101,31 +105,28 @@ def _judge_file(
     return [("all tokens", judge_draws(_sample(trace, window, 1), made, draws, seed))], window.layer_ids
 
 
-def _judge_halves(
-    trace: Path,
-    window: RoutingStatistics,
-    policy: str,
-    topology: Topology,
-    dispatch: str,
-    num_groups: int,
-    draws: int,
-    seed: int,
-) -> tuple[list[Run], NDArray[Any]]:
+def _planner(policy: str, topology: Topology, dispatch: str, num_groups: int) -> Callable[[RoutingStatistics], Plan]:
     from ..dispatch.rules import checked_rule
-    from ..observe.judging import judge_draws
     from ..planning.checks import checked_policy
     from ..planning.plan import plan
+
+    return partial(
+        plan, topology=topology, policy=checked_policy(policy), dispatch=checked_rule(dispatch), num_groups=num_groups
+    )
+
+
+def _judge_halves(
+    trace: Path, window: RoutingStatistics, planned: Callable[[RoutingStatistics], Plan], draws: int, seed: int
+) -> tuple[list[Run], NDArray[Any]]:
+    """Each half judged under the plan made from the other."""
+    from ..observe.judging import judge_draws
 
     rows = _sample(trace, window, 2)
     middle = rows.shape[1] // 2
     halves, runs = {"first": rows[:, :middle], "second": rows[:, middle:]}, []
     for known, unseen in (("first", "second"), ("second", "first")):
-        statistics = RoutingStatistics.from_topk(halves[known], window.num_experts, window.layer_ids)
-        made = plan(
-            statistics, topology, policy=checked_policy(policy), dispatch=checked_rule(dispatch), num_groups=num_groups
-        )
-        score = judge_draws(halves[unseen], made, draws, seed)
-        runs.append((f"{known} half → {unseen}", score))
+        made = planned(RoutingStatistics.from_topk(halves[known], window.num_experts, window.layer_ids))
+        runs.append((f"{known} half → {unseen}", judge_draws(halves[unseen], made, draws, seed)))
     return runs, window.layer_ids
 
 

@@ -49,6 +49,7 @@ def report(
     """Write one self-contained HTML file: load of ranks before and after, co-activation by node, moves, serving."""
     from ..dispatch.rules import checked_rule
     from ..observe.gantt import read_simulated_layer
+    from ..observe.report import View
     from ..observe.report import report as make_report
 
     model_of([*(traces or []), *(placements or [])])
@@ -59,8 +60,7 @@ def report(
     readings = read_traces(traces or [], shape)
     windows = _named(dict(zip(traces or [], [reading.window for reading in readings], strict=True)))
     html = make_report(
-        title, windows, placed, read_arms(bench or []),
-        nodes=nodes, ranks_per_node=ranks_per_node, dispatch=checked_rule(dispatch), layer=layer,
+        title, windows, placed, read_arms(bench or []), View(nodes, ranks_per_node, checked_rule(dispatch), layer),
         simulated=[read_simulated_layer(path) for path in peo or []],
     ).encode(errors="replace")  # fmt: skip
     with writing(out):

@@ -89,7 +89,7 @@ class Survey:
 
 def survey(
     window: RoutingStatistics, nodes: int, ranks_per_node: int, candidates: Sequence[Candidate],
-    *, num_groups: int = 1, options: PlanOptions | None = None, expert_bytes: float | None = None, draws: int = 1,
+    *, num_groups: int = 1, options: PlanOptions | None = None, expert_bytes: float | None = None,
 ) -> Survey:  # fmt: skip
     """Try every candidate on `window`, served on `nodes` × `ranks_per_node` ranks.
 
@@ -99,7 +99,7 @@ def survey(
     halves = split(window)
     least = Topology(nodes, ranks_per_node, slots_of(window.num_experts, nodes * ranks_per_node))
     now = [_now(half, least) for half in halves]
-    judged = [_judge(made, half, draws) for made, half in zip(now, reversed(halves), strict=True)]
+    judged = [_judge(made, half) for made, half in zip(now, reversed(halves), strict=True)]
     outcomes = []
     for one in candidates:
         slots = slots_of(window.num_experts, least.num_ranks, one.redundant)
@@ -108,7 +108,7 @@ def survey(
         priced = [None] * 2 if options is None else [
             _break_even(now[way], *runs[way], halves[1 - way], options) for way in (0, 1)
         ]  # fmt: skip
-        after = [_judge(run[0], half, draws) for run, half in zip(runs, reversed(halves), strict=True)]
+        after = [_judge(run[0], half) for run, half in zip(runs, reversed(halves), strict=True)]
         outcomes.append(_outcome(one, runs, judged, after, priced, expert_bytes, window.num_experts))
     tokens = min(int(half.num_tokens.max(initial=0)) for half in halves)
     change = forecast_error(halves)
@@ -166,11 +166,11 @@ def _run(
     return first, following
 
 
-def _judge(made: Plan, unseen: RoutingStatistics, draws: int) -> _Judged:
+def _judge(made: Plan, unseen: RoutingStatistics) -> _Judged:
     if unseen.sample is None:
         balance = layer_balancedness(expected_rank_load(unseen.load, made))
         return _Judged(float(balance.mean()), float((1.0 / balance).sum()), None, None)
-    scores = judge_draws(unseen.sample, made, draws, 0)
+    scores = judge_draws(unseen.sample, made, 1, 0)
     mean = scores.mean()
     return _Judged(
         mean.balancedness, float((1.0 / scores.balancedness).sum()), mean.cross_node_copies, mean.busiest_ingress

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,19 +30,34 @@ HEADINGS = {"ttft_p50_ms": "P50 TTFT ms", "tpot_p90_ms": "P90 TPOT ms", "itl_p95
 assert HEADINGS.keys() == FIGURES.keys()
 
 
+class View(NamedTuple):
+    """What placements are shown on.
+
+    nodes, ranks_per_node: the deployment
+    dispatch: rule by which tokens choose replicas
+    layer: decoder-layer number whose co-activation is drawn; None: the one least balanced at the engine's start
+    """
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    dispatch: Dispatch = "weighted"
+    layer: int | None = None
+
+
+ONE_RANK = View()
+
+
 def report(
     title: str, windows: Mapping[str, RoutingStatistics], placements: Mapping[str, Placement],
-    arms: Mapping[str, Sequence[Run]], *, nodes: int = 1, ranks_per_node: int = 1, dispatch: Dispatch = "weighted",
-    layer: int | None = None, simulated: Sequence[SimulatedLayer] = (),
+    arms: Mapping[str, Sequence[Run]], view: View = ONE_RANK, simulated: Sequence[SimulatedLayer] = (),
 ) -> str:  # fmt: skip
     """HTML of whatever is given: windows and placements by name, oldest first; runs by arm; simulated layers.
 
-    layer: decoder-layer number whose co-activation is drawn; default: the one least balanced at the engine's start.
     Raises PluginError if there is nothing to show, or windows and placements are of different models.
     """
     sections: list[tuple[str, str]] = []
     if windows:
-        sections += _of_windows(windows, placements, nodes, ranks_per_node, dispatch, layer)
+        sections += _of_windows(windows, placements, view)
     elif placements:
         raise mismatch("report", found="placements alone", expected="a recorded window", fix="pass --trace too")
     if arms:
@@ -55,9 +71,9 @@ def report(
 
 
 def _of_windows(
-    windows: Mapping[str, RoutingStatistics], placements: Mapping[str, Placement], nodes: int, ranks_per_node: int,
-    dispatch: Dispatch, layer: int | None,
-) -> list[tuple[str, str]]:  # fmt: skip
+    windows: Mapping[str, RoutingStatistics], placements: Mapping[str, Placement], view: View
+) -> list[tuple[str, str]]:
+    nodes, ranks_per_node, dispatch, layer = view
     name, newest = list(windows.items())[-1]
     ranks = nodes * ranks_per_node
     slots = next(iter(placements.values())).num_slots if placements else -(-newest.num_experts // max(ranks, 1)) * ranks

@@ -13,7 +13,7 @@ import pytest
 from browser import CHROMIUM, visit
 from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology, plan
 from eplb_plugin.observe.bench_results import Run, read_runs
-from eplb_plugin.observe.report import report
+from eplb_plugin.observe.report import View, report
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import balancedness, expected_rank_load
@@ -22,7 +22,7 @@ from generators import vllm_result
 
 ROUTER = ClusteredRouter(3, 32, 4, num_topics=4, purity=0.8, strength=3.0, skew=0.8)
 TOPOLOGY = Topology(2, 2, 9)
-SHAPE = {"nodes": 2, "ranks_per_node": 2}
+SHAPE = View(nodes=2, ranks_per_node=2)
 Answer = tuple[int, str, str]
 
 
@@ -73,7 +73,7 @@ class Text(HTMLParser):
 
 def test_figures_are_those_of_the_planner(windows, placements, arms) -> None:
     """Balancedness of the start and the plan on the newest window; every section is there; names are escaped."""
-    text = Text(report("A <title>", windows, placements, arms, **SHAPE)).text
+    text = Text(report("A <title>", windows, placements, arms, SHAPE)).text
     newest = windows["window 1"]
     for placement in (linear_placement(3, 32, 36, [3, 5, 7]), placements["planned <i>"]):
         expected = balancedness(expected_rank_load(newest.load, plan_of(placement, TOPOLOGY, "weighted")))
@@ -84,12 +84,12 @@ def test_figures_are_those_of_the_planner(windows, placements, arms) -> None:
 
 
 def test_equal_input_gives_equal_bytes(windows, placements, arms) -> None:
-    made = {report("t", windows, placements, arms, **SHAPE) for _ in range(2)}
+    made = {report("t", windows, placements, arms, SHAPE) for _ in range(2)}
     assert len(made) == 1
 
 
 def test_every_heatmap_value_is_in_the_file(windows, placements) -> None:
-    html = report("t", windows, placements, {}, **SHAPE)
+    html = report("t", windows, placements, {}, SHAPE)
     shown = json.loads(re.search(r'id="load1">(.*?)</script>', html).group(1))
     load = expected_rank_load(windows["window 1"].load, plan_of(placements["planned <i>"], TOPOLOGY, "weighted"))
     np.testing.assert_allclose(shown["values"], load / load.mean(axis=1, keepdims=True), atol=6e-4)
@@ -100,7 +100,7 @@ def test_parts_stand_alone(windows, arms) -> None:
     """Benchmarks without traces, loads without tokens, one window without placements."""
     assert "Placements" not in report("t", {}, {}, arms)
     loads = {"l": RoutingStatistics(windows["window 0"].load)}
-    text = Text(report("t", loads, {}, {}, **SHAPE)).text
+    text = Text(report("t", loads, {}, {}, SHAPE)).text
     assert "Load of ranks" in text
     assert "Co-activation" not in text
     assert "Moves" not in text
@@ -109,16 +109,16 @@ def test_parts_stand_alone(windows, arms) -> None:
 def test_wrong_input_is_refused(windows, placements) -> None:
     other = RoutingStatistics(np.ones((3, 16)), layer_ids=[3, 5, 7])
     cases = [
-        (({}, {}, {}), {}, "nothing to show"),
-        (({}, placements, {}), {}, "placements alone"),
+        (({}, {}, {}), View(), "nothing to show"),
+        (({}, placements, {}), View(), "placements alone"),
         (({"o": other}, placements, {}), SHAPE, "planned <i>: found 32 experts"),
-        ((windows, placements, {}), {"nodes": 5, "ranks_per_node": 1}, "a divisor of 36 slots"),
-        ((windows, placements, {}), {**SHAPE, "layer": 4}, "--layer: found 4"),
+        ((windows, placements, {}), View(nodes=5), "a divisor of 36 slots"),
+        ((windows, placements, {}), SHAPE._replace(layer=4), "--layer: found 4"),
         ((windows, {**placements, "b": linear_placement(3, 32, 40, [3, 5, 7])}, {}), SHAPE, "b: found 40 slots"),
     ]
-    for (given, placed, runs), options, line in cases:
+    for (given, placed, runs), view, line in cases:
         with pytest.raises(PluginError) as caught:
-            report("t", given, placed, runs, **options)
+            report("t", given, placed, runs, view)
         assert line in str(caught.value)
 
 
@@ -135,7 +135,7 @@ POINT = """(() => {
 @needs_browser
 def test_in_a_browser(tmp_path: Path, windows, placements, arms) -> None:
     """Real Chromium: nothing logged, nothing requested but the file; pointing at a cell shows layer, rank and value."""
-    html = report("t", windows, placements, arms, **SHAPE)
+    html = report("t", windows, placements, arms, SHAPE)
     page = tmp_path / "report.html"
     page.write_text(html)
     seen = visit(page, POINT, tmp_path / "profile")
