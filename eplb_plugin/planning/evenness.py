@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from ..placement import Placement
 from ..plan_types import Plan
 from .planner import Planner, plan_of
+from .replicas.at_home import known_from_loads
+from .sample import knows_tokens
 from .score import expected_rank_load, layer_balancedness
 
 LEAST = 0.005  # of balancedness: what is worth a word
@@ -17,6 +19,12 @@ def less_even(planner: Planner, made: Plan, previous: NDArray[np.int32] | None) 
     """previous: [L, P] the placement that was repaired, if any."""
     if planner.shares_evenly and (previous is None or planner.policy == "deepseek"):
         return ()  # vanilla's own, or a full solve that starts from no less
+    if not (knows_tokens(planner.statistics) or known_from_loads(made)):
+        return (
+            "all layers may be less even than vanilla's placement under its hash: some experts are on several nodes "
+            f"({planner.statistics.num_experts} experts, {made.topology.num_nodes} nodes), and how dispatch cover uses "
+            "these cannot be known from loads alone",
+        )
     balance = layer_balancedness(expected_rank_load(planner.load, made))
     if planner.shares_evenly:  # vanilla's placement would take ten times as long as this plan
         vanilla = np.ones(len(balance))

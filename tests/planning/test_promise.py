@@ -141,6 +141,16 @@ def test_cover_from_loads_alone_is_as_even_as_it_claims():
     assert made.less_even == ()
 
 
+def test_cover_that_nobody_can_foresee_says_so():
+    """Fewer experts than nodes cannot all be at home: from loads alone the plan claims nothing."""
+    made = plan(zipf(4, 0.5), Topology(8, 9, 2), policy="balanced", dispatch="cover")
+    (line,) = made.less_even
+    assert "(4 experts, 8 nodes)" in line
+    rows = np.argsort(np.random.default_rng(0).random((500, 4)), axis=1)[:, :2]
+    known = RoutingStatistics.from_topk(rows[None], 4)
+    assert not any("cannot be known" in one for one in plan(known, Topology(8, 9, 2), dispatch="cover").less_even)
+
+
 @QUICK
 @given(st.data(), st.integers(1, 40))
 def test_at_home_every_expert_is_on_one_node_or_on_all(data: st.DataObject, experts: int):
