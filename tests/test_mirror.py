@@ -11,14 +11,8 @@ PACKAGE = Path(eplb_plugin.__file__).parent
 TESTS = Path(__file__).parent
 # Modules that have no test file of their own yet. This list only gets shorter.
 WITHOUT = [
-    "eplb_plugin.bench.accuracy",
     "eplb_plugin.bench.engine",
-    "eplb_plugin.bench.engines",
-    "eplb_plugin.bench.load_generator",
-    "eplb_plugin.bench.progress",
-    "eplb_plugin.bench.rounds",
     "eplb_plugin.bench.running",
-    "eplb_plugin.bench.server",
     "eplb_plugin.bench.sglang",
     "eplb_plugin.bench.vllm",
     "eplb_plugin.doctor.compiled",

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from eplb_plugin.bench import run
+from eplb_plugin.bench.engines import ENGINES
 from serve_bench_runs import Answer
+from stand_in import StandIn
 
 
 @pytest.fixture
@@ -27,3 +29,14 @@ def bench(
     yield call
     for sign, handler in handlers.items():
         signal.signal(sign, handler)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StandIn]:
+    def make(way: str, **qps: float) -> StandIn:
+        made = StandIn(tmp_path, way, qps)
+        monkeypatch.setitem(ENGINES, "vllm", made)
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
+        return made
+
+    return make

@@ -1,11 +1,9 @@
-"""The benchmark's rules that need no server: order of arms, rates, slots, abandoned namespaces."""
+"""The benchmark's rules that need no server: rates, slots, abandoned namespaces."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,26 +12,7 @@ from bench.serving.arms import ARMS, Layout
 from bench.serving.conditions import Condition, checked_rate, rate_of
 from bench.serving.rates import corrected, rate_by_rule, rounded
 from eplb_plugin.bench.engine import Eplb
-from eplb_plugin.bench.rounds import rotated
 from network.namespaces import abandoned
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_every_arm_takes_every_place_equally_often(count: int) -> None:
-    arms = list(range(count))
-    orders = [rotated(arms, turn) for turn in range(2 * count)]
-    assert all(sorted(order) == arms for order in orders)
-    for place in range(count):
-        assert set(Counter(order[place] for order in orders).values()) == {2}
-
-
-def test_no_arm_always_follows_the_same_one() -> None:
-    before = {0: set(), 1: set(), 2: set()}
-    for turn in range(6):
-        order = rotated([0, 1, 2], turn)
-        for first, second in pairwise(order):
-            before[second].add(first)
-    assert before == {0: {1, 2}, 1: {0, 2}, 2: {0, 1}}
 
 
 def test_a_step_at_the_rules_rate_takes_three_times_as_long() -> None:
