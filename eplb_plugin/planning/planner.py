@@ -34,6 +34,7 @@ from .rules.cover import CoverRule
 from .rules.fixed import FixedRule
 from .rules.weighted import WeightedRule
 from .sample import MAX_ROWS, knows_tokens, layer_tokens, no_tokens
+from .side_by_side import solve_each
 from .traffic.fixed_rules import Cluster
 
 logger = logging.getLogger("eplb_plugin")
@@ -211,36 +212,50 @@ class Planner:
         return is_at_home(layer.phy2log, self.cluster, self.statistics.num_experts)
 
     def _solve(self) -> list[Layer]:
-        made, by_layer = [], self._by_layer
-        for layer in range(len(self.load)):
+        by_layer = self._by_layer
+
+        def solve(layer: int) -> Layer:
             rule, pairs = self._rule(layer)
-            made.append(by_layer.even_out_parts(rule, by_layer.solve(rule, pairs), None))
-        return made
+            return by_layer.even_out_parts(rule, by_layer.solve(rule, pairs), None)
+
+        return solve_each(solve, range(len(self.load)))
 
     def _repair(self, previous: Plan | Placement) -> tuple[list[Layer], int]:
         """Few moves, as far as that is good enough -> the layers, and how many of them were solved afresh."""
-        options, by_layer, resolved = self.options, self._by_layer, 0
-        rules = [self._rule(layer, SEARCHES[options.effort].repair_rows)[0] for layer in range(len(self.load))]
-        made = [self._weigh(layer, rule, previous) for layer, rule in enumerate(rules)]
+        options, by_layer, count = self.options, self._by_layer, len(self.load)
+        rules = [self._rule(layer, SEARCHES[options.effort].repair_rows)[0] for layer in range(count)]
+        made = solve_each(lambda layer: self._weigh(layer, rules[layer], previous), range(count))
+        fresh = np.zeros(count, np.bool_)
         experts = self.statistics.num_experts
         allowed = Allowed(options.max_moved_slots, options.max_moved_slots_total, self.topology, experts)
-        for layer, budget in allowed.in_turn(np.array([old.peak - 1.0 for old in made])):
+
+        def mend(turn: tuple[int, int]) -> None:
+            layer, budget = turn
             old = made[layer].phy2log
             repaired = by_layer.repair(rules[layer], made[layer], budget)
             if not options.is_bounded and (self.keeps_locality or repaired.peak > by_layer.good_enough):
-                repaired, is_fresh = by_layer.or_afresh(*self._rule(layer), repaired, old)
-                resolved += is_fresh
+                repaired, fresh[layer] = by_layer.or_afresh(*self._rule(layer), repaired, old)
             made[layer] = by_layer.even_out_parts(rules[layer], repaired, old, budget)
             allowed.spend(made[layer].phy2log, old)
-        return made, resolved
+
+        turns = allowed.in_turn(np.array([old.peak - 1.0 for old in made]))
+        if options.max_moved_slots_total is None:
+            solve_each(mend, list(turns))
+        else:  # what a layer may move depends on what those before it have moved
+            for turn in turns:
+                mend(turn)
+        return made, int(fresh.sum())
 
     def _on_all_tokens(self, layers: list[Layer], rows: int) -> list[Layer]:
         """Weights of `cover` that were fitted to `rows` tokens, fitted to all: few flatter."""
         if self.dispatch != "cover" or self.topology.num_nodes == 1 or rows >= MAX_ROWS:
             return layers
-        rules = [self._rule(layer, MAX_ROWS)[0] for layer in range(len(layers))]
-        pairs = zip(rules, layers, strict=True)
-        return [as_used(rule, one.phy2log, rule.to_nodes(one.phy2log, one.use)) for rule, one in pairs]
+
+        def refit(layer: int) -> Layer:
+            rule, one = self._rule(layer, MAX_ROWS)[0], layers[layer]
+            return as_used(rule, one.phy2log, rule.to_nodes(one.phy2log, one.use))
+
+        return solve_each(refit, range(len(layers)))
 
     def _rule(self, layer: int, most_rows: int | None = None) -> tuple[Rule, Array]:
         """-> the rule's steps for a layer, on so many of its tokens, and co-activation [E, E]."""
@@ -255,7 +270,9 @@ class Planner:
 
     def _weigh_all(self, start: Plan | Placement) -> list[Layer]:
         """The placement as it is, its weights solved from those that it had, if any for this rule and topology."""
-        return [self._weigh(layer, self._rule(layer, MAX_ROWS)[0], start) for layer in range(len(self.load))]
+        return solve_each(
+            lambda layer: self._weigh(layer, self._rule(layer, MAX_ROWS)[0], start), range(len(self.load))
+        )
 
     def _weigh(self, layer: int, rule: Rule, start: Plan | Placement) -> Layer:
         phy2log = placement_of(start).phy2log[layer]
