@@ -11,8 +11,9 @@ from ..dispatch.tables import weighted_tables
 from ..migration.hops import hops, least_rows
 from ..migration.schedule import schedule
 from ..plan_types import WEIGHED, Dispatch, PlanOptions, Policy
+from ..planning.plan import plan
 from ..topology import Topology
-from .warm_up import Planned, made_up, plan_for, warm_up
+from .warm_up import Planned, made_up, warm_up
 
 
 def compile_for(policy: Policy, dispatch: Dispatch) -> float:
@@ -26,7 +27,8 @@ def compile_for(policy: Policy, dispatch: Dispatch) -> float:
         schedule(slots, np.roll(slots, 1), topology)
         hops(slots, np.roll(slots, 1), topology.slots_per_rank, [least_rows(topology.slots_per_rank)])
         what = Planned(topology, policy, dispatch, num_experts=32, num_groups=2, top_k=4)
-        made = plan_for(what, made_up(what), None, options)
+        # as a command plans: it also compares with vanilla's placement, which servers leave out
+        made = plan(made_up(what), topology, policy=policy, dispatch=dispatch, num_groups=2, options=options)
         if dispatch == "weighted":
             weighted_tables(made)
         if dispatch == "cover":

@@ -30,7 +30,7 @@ def test_a_layer_from_scratch_is_what_its_rule_says(rule: str):
 @pytest.mark.parametrize(("rule", "policy"), [("hash", "balanced"), ("hash", "affinity"), ("weighted", "affinity")])
 def test_new_labels_are_ready_before_a_layer_needs_them(rule: str, policy: str, monkeypatch: pytest.MonkeyPatch):
     """A server's first plan of even, made-up traffic calls, and so compiles, what a later one will need."""
-    names = {"balanced": ("even_layers", "relabel_layers"), "affinity": ("layer_plans", "relabel")}
+    names = {"balanced": ("balanced.layers", "relabel_layers"), "affinity": ("layer.plans", "relabel")}
     module, called = importlib.import_module(f"eplb_plugin.planning.{names[policy][0]}"), []
     real = getattr(module, names[policy][1])
     monkeypatch.setattr(module, names[policy][1], lambda *arguments: called.append(1) or real(*arguments))
