@@ -176,14 +176,21 @@ class Planner:
         """Every part of the traffic evened out, too, within the bounds on moves; copies serve the same still."""
         planner, options = replace(self, dispatch="hash"), self.options
         cap = NO_LIMIT if options.max_moved_slots is None else options.max_moved_slots
-        left = NO_LIMIT if options.max_moved_slots_total is None else options.max_moved_slots_total
-        made, spent = phy2log.copy(), self._moved(phy2log, old)
-        left -= int(spent.sum())
-        for layer in range(len(made)):
+        made = phy2log.copy()
+
+        def even_out(layer: int, budget: int) -> None:
             rule, _ = planner._rule(layer, 0)
-            start, budget = None if old is None else old[layer], min(cap, int(spent[layer]) + left)
+            start = None if old is None else old[layer]
             made[layer] = self._by_layer.even_out_parts(rule, as_used(rule, made[layer]), start, budget).phy2log
-            left -= int(self._moved(made, old)[layer] - spent[layer])
+
+        if options.max_moved_slots_total is None:
+            solve_each(lambda layer: even_out(layer, cap), range(len(made)))
+            return made
+        left = options.max_moved_slots_total - int(self._moved(made, old).sum())
+        for layer in range(len(made)):
+            spent = int(self._moved(made, old)[layer])
+            even_out(layer, min(cap, spent + left))
+            left -= int(self._moved(made, old)[layer]) - spent
         return made
 
     def _moved(self, phy2log: NDArray[np.int32], old: NDArray[np.int32] | None) -> Array:
