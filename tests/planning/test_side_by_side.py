@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from eplb_plugin import PlanOptions, RoutingStatistics, Topology, plan
-from eplb_plugin.planning import side_by_side
 from eplb_plugin.planning.side_by_side import num_threads, solve_each
 from eplb_plugin.workloads.routing import ClusteredRouter
+from generators import RULES
 
 TOPOLOGY = Topology(num_nodes=2, ranks_per_node=2, slots_per_rank=5)
 
@@ -37,21 +37,23 @@ def test_an_error_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         solve_each(lambda item: 1 // item, [1, 0, 2])
 
 
-@pytest.mark.parametrize("rule", ["hash", "nearest", "weighted", "cover"])
-@pytest.mark.parametrize(
-    "options", [PlanOptions(), PlanOptions(max_moved_slots=4), PlanOptions(max_moved_slots_total=9)]
-)
-def test_threads_change_no_plan(monkeypatch: pytest.MonkeyPatch, rule: str, options: PlanOptions) -> None:
-    """Cold and warm, bit for bit."""
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("policy", ["balanced", "affinity"])
+@pytest.mark.parametrize("bound", [{}, {"max_moved_slots": 4}, {"max_moved_slots_total": 9}])
+def test_threads_change_no_plan(monkeypatch: pytest.MonkeyPatch, policy: str, rule: str, bound: dict[str, int]) -> None:
+    """Cold and warm, bit for bit, with traffic of several kinds."""
     router = ClusteredRouter(num_layers=5, num_experts=16, top_k=3, num_topics=4)
-    first, second = (
-        RoutingStatistics.from_topk(router.drifted(drift).window(400, seed), 16) for drift, seed in ((0.0, 1), (0.7, 2))
+    first, second, third = (
+        RoutingStatistics.from_topk(router.drifted(drift).window(400, seed), 16)
+        for seed, drift in enumerate((0.0, 0.4, 0.9))
     )
     digests = []
     for count in (1, 32):
         cores(monkeypatch, count)
-        cold = plan(first, TOPOLOGY, dispatch=rule)
-        warm = plan(second, TOPOLOGY, dispatch=rule, previous=cold, options=options)
+        cold = plan(first, TOPOLOGY, policy=policy, dispatch=rule)
+        warm = plan(
+            second.merge(third), TOPOLOGY, policy=policy, dispatch=rule, previous=cold, options=PlanOptions(**bound)
+        )
         digests.append((cold.digest, warm.digest))
-    assert side_by_side.num_threads() == 8
+    assert num_threads() == 8
     assert digests[0] == digests[1]
