@@ -140,3 +140,8 @@ class Plan:
         for array in (self.placement.phy2log, self.placement.layer_ids, *shares):
             state.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return state.hexdigest()[:16]
+
+
+def placement_of(previous: Plan | Placement) -> Placement:
+    """Of what plans may start from."""
+    return previous.placement if isinstance(previous, Plan) else previous

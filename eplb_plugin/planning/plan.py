@@ -11,13 +11,13 @@ from dataclasses import replace
 
 from ..dispatch.rules import checked_rule
 from ..placement import Placement
-from ..plan_types import Dispatch, Plan, PlanOptions, Policy
+from ..plan_types import Dispatch, Plan, PlanOptions, Policy, placement_of
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .checks import check_input
 from .evenness import less_even
 from .peo_slot_order import check_rounds, even_rounds
-from .planner import Planner, placement_of
+from .planner import Planner
 
 logger = logging.getLogger("eplb_plugin")
 

@@ -14,17 +14,16 @@ from ..dispatch.rules import replica_weights
 from ..errors import mismatch
 from ..jit import Array
 from ..placement import Placement
-from ..plan_types import WEIGHED, Dispatch, Plan, PlanOptions, Policy
+from ..plan_types import WEIGHED, Dispatch, Plan, PlanOptions, Policy, placement_of
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from . import deepseek
-from .balanced.layers import repair_layers
+from .balanced.plans import plan_evenly
 from .effort import SEARCHES
 from .even_steps import even_steps
-from .layer.packing import solve_balanced
 from .layer.plans import LayerPlanner, join_layers
 from .layer.solve import as_used
-from .moves.budget import NO_LIMIT, Allowed, count_moved
+from .moves.budget import Allowed
 from .moves.phases import above_zero, parts_above_zero
 from .moves.relabel import keep_slots
 from .price import skip_unpaid
@@ -50,10 +49,6 @@ def plan_of(placement: Placement, topology: Topology, dispatch: Dispatch, layers
         expected = f"{topology.num_slots} on {topology.num_ranks} ranks"
         raise mismatch("placement slots", found=found, expected=expected, fix="pass the topology it was made for")
     return Plan(placement, topology, dispatch, replica_weights(placement, topology, dispatch, layers), 0.0)
-
-
-def placement_of(previous: Plan | Placement) -> Placement:
-    return previous.placement if isinstance(previous, Plan) else previous
 
 
 @dataclass(frozen=True)
@@ -87,11 +82,11 @@ class Planner:
         return not self.keeps_locality and self.dispatch == "hash"
 
     @property
-    def _is_weighed(self) -> bool:
+    def is_weighed(self) -> bool:
         return self.dispatch in WEIGHED
 
     @property
-    def _by_layer(self) -> LayerPlanner:
+    def by_layer(self) -> LayerPlanner:
         return LayerPlanner(self.options, self.keeps_locality, self.dispatch in ("nearest", "cover"), self.num_groups)
 
     def plan_from(self, previous: Plan | Placement | None) -> Plan:
@@ -100,13 +95,13 @@ class Planner:
             phy2log = self.solve_as_vanilla(None if previous is None else placement_of(previous).phy2log)
             return replace(self.use(phy2log), resolved_layers=len(phy2log))
         if not self.keeps_locality and self.dispatch != "nearest":
-            return self._plan_evenly(previous)
+            return plan_evenly(self, previous)
         if previous is None:
             made, resolved = self._on_all_tokens(self._solve(), SEARCHES[self.options.effort].rows), len(self.load)
         else:
             repaired, resolved = self._repair(previous)
             made = self._on_all_tokens(repaired, SEARCHES[self.options.effort].repair_rows)
-        return replace(self._plan_of_layers(made), resolved_layers=resolved)
+        return replace(self.plan_of_layers(made), resolved_layers=resolved)
 
     def plan_if_it_pays(self, previous: Plan | Placement) -> Plan:
         """Where the usual move does not pay, a repair alone may, if it was not one already."""
@@ -114,8 +109,8 @@ class Planner:
         if self.policy != "deepseek" and not self.options.is_bounded:
             repair_only = replace(self.options, max_moved_slots=self.topology.num_slots)
             candidates.append(partial(replace(self, options=repair_only).plan_from, previous))
-        if self._is_weighed:
-            kept = self._plan_of_layers(self._weigh_all(previous))
+        if self.is_weighed:
+            kept = self.plan_of_layers(self.weigh_all(previous))
         else:
             kept = self.use(placement_of(previous).phy2log)
         return skip_unpaid(kept, candidates, self.statistics, self.options)
@@ -140,8 +135,8 @@ class Planner:
     def use(self, phy2log: NDArray[np.int32]) -> Plan:
         """phy2log: [L, P] as it is, with the best use that the rule can make of it."""
         placement = Placement(phy2log, self.statistics.layer_ids)
-        if self._is_weighed:
-            return self._plan_of_layers(self._weigh_all(placement))
+        if self.is_weighed:
+            return self.plan_of_layers(self.weigh_all(placement))
         return plan_of(placement, self.topology, self.dispatch)
 
     def solve_as_vanilla(self, previous: NDArray[np.int32] | None) -> NDArray[np.int32]:
@@ -153,64 +148,7 @@ class Planner:
         pairs = zip(phy2log, previous, strict=True)
         return np.stack([keep_slots(new, old, topology.slots_per_rank) for new, old in pairs])
 
-    def _plan_evenly(self, previous: Plan | Placement | None) -> Plan:
-        """All layers at once, with every copy of an expert serving the same; then whatever weights can do."""
-        if previous is None:
-            old, resolved = None, len(self.load)
-            phy2log = solve_balanced(self.load, self.topology.num_slots, self.topology.num_ranks)
-        else:
-            old = placement_of(previous).phy2log
-            phy2log, resolved = repair_layers(self.load, old, self.topology, self.options)
-        if self.statistics.parts is not None:
-            phy2log = self._even_out_parts(phy2log, old)
-        if not self._is_weighed:
-            return replace(self.use(phy2log), resolved_layers=resolved)
-        layers = self._weigh_all(Placement(phy2log, self.statistics.layer_ids))
-        if self.dispatch == "cover" and not (previous is not None and self.options.is_bounded):
-            layers = [self._or_at_home(number, layer, old) for number, layer in enumerate(layers)]
-        if previous is not None:
-            layers = self._or_as_it_is(previous, layers)
-        return replace(self._plan_of_layers(layers), resolved_layers=resolved)
-
-    def _even_out_parts(self, phy2log: NDArray[np.int32], old: NDArray[np.int32] | None) -> NDArray[np.int32]:
-        """Every part of the traffic evened out, too, within the bounds on moves; copies serve the same still."""
-        planner, options = replace(self, dispatch="hash"), self.options
-        cap = NO_LIMIT if options.max_moved_slots is None else options.max_moved_slots
-        made = phy2log.copy()
-
-        def even_out(layer: int, budget: int) -> None:
-            rule, _ = planner._rule(layer, 0)
-            start = None if old is None else old[layer]
-            made[layer] = self._by_layer.even_out_parts(rule, as_used(rule, made[layer]), start, budget).phy2log
-
-        if options.max_moved_slots_total is None:
-            solve_each(lambda layer: even_out(layer, cap), range(len(made)))
-            return made
-        left = options.max_moved_slots_total - int(self._moved(made, old).sum())
-        for layer in range(len(made)):
-            spent = int(self._moved(made, old)[layer])
-            even_out(layer, min(cap, spent + left))
-            left -= int(self._moved(made, old)[layer]) - spent
-        return made
-
-    def _moved(self, phy2log: NDArray[np.int32], old: NDArray[np.int32] | None) -> Array:
-        """[L] moved slots."""
-        if old is None:
-            return np.zeros(len(phy2log), np.int64)
-        moved: Array = count_moved(phy2log, old, self.topology.num_ranks, self.statistics.num_experts)
-        return moved
-
-    def _or_at_home(self, number: int, layer: Layer, old: NDArray[np.int32] | None) -> Layer:
-        is_foreseen, before = self._is_foreseen(layer), None if old is None else old[number]
-        return self._by_layer.or_at_home(self._rule(number, MAX_ROWS)[0], layer, before, is_foreseen)
-
-    def _or_as_it_is(self, previous: Plan | Placement, layers: list[Layer]) -> list[Layer]:
-        """The previous placement instead, where new weights alone make it even enough, or no worse."""
-        enough = 1.0 + self.options.balance_tolerance
-        pairs = zip(self._weigh_all(previous), layers, strict=True)
-        return [old if self._is_foreseen(old) and old.peak <= max(enough, new.peak) else new for old, new in pairs]
-
-    def _is_foreseen(self, layer: Layer) -> bool:
+    def is_foreseen(self, layer: Layer) -> bool:
         """Whether its planned load is what ranks will get: where `cover` sends tokens depends on what they select
         together, unless experts are at home.
         """
@@ -219,18 +157,18 @@ class Planner:
         return is_at_home(layer.phy2log, self.cluster, self.statistics.num_experts)
 
     def _solve(self) -> list[Layer]:
-        by_layer = self._by_layer
+        by_layer = self.by_layer
 
         def solve(layer: int) -> Layer:
-            rule, pairs = self._rule(layer)
+            rule, pairs = self.rule(layer)
             return by_layer.even_out_parts(rule, by_layer.solve(rule, pairs), None)
 
         return solve_each(solve, range(len(self.load)))
 
     def _repair(self, previous: Plan | Placement) -> tuple[list[Layer], int]:
         """Few moves, as far as that is good enough -> the layers, and how many of them were solved afresh."""
-        options, by_layer, count = self.options, self._by_layer, len(self.load)
-        rules = [self._rule(layer, SEARCHES[options.effort].repair_rows)[0] for layer in range(count)]
+        options, by_layer, count = self.options, self.by_layer, len(self.load)
+        rules = [self.rule(layer, SEARCHES[options.effort].repair_rows)[0] for layer in range(count)]
         made = solve_each(lambda layer: self._weigh(layer, rules[layer], previous), range(count))
         fresh = np.zeros(count, np.bool_)
         experts = self.statistics.num_experts
@@ -241,7 +179,7 @@ class Planner:
             old = made[layer].phy2log
             repaired = by_layer.repair(rules[layer], made[layer], budget)
             if not options.is_bounded and (self.keeps_locality or repaired.peak > by_layer.good_enough):
-                repaired, fresh[layer] = by_layer.or_afresh(*self._rule(layer), repaired, old)
+                repaired, fresh[layer] = by_layer.or_afresh(*self.rule(layer), repaired, old)
             made[layer] = by_layer.even_out_parts(rules[layer], repaired, old, budget)
             allowed.spend(made[layer].phy2log, old)
 
@@ -259,27 +197,25 @@ class Planner:
             return layers
 
         def refit(layer: int) -> Layer:
-            rule, one = self._rule(layer, MAX_ROWS)[0], layers[layer]
+            rule, one = self.rule(layer, MAX_ROWS)[0], layers[layer]
             return as_used(rule, one.phy2log, rule.to_nodes(one.phy2log, one.use))
 
         return solve_each(refit, range(len(layers)))
 
-    def _rule(self, layer: int, most_rows: int | None = None) -> tuple[Rule, Array]:
+    def rule(self, layer: int, most_rows: int | None = None) -> tuple[Rule, Array]:
         """-> the rule's steps for a layer, on so many of its tokens, and co-activation [E, E]."""
         statistics, search = self.statistics, SEARCHES[self.options.effort]
         tokens, pairs = no_tokens(), np.zeros((1, 1))
-        if self.topology.num_nodes > 1 and knows_tokens(statistics) and (self.keeps_locality or self._is_weighed):
+        if self.topology.num_nodes > 1 and knows_tokens(statistics) and (self.keeps_locality or self.is_weighed):
             rows = most_rows or search.rows
             tokens, pairs = layer_tokens(statistics, layer, self.topology, self.dispatch, rows)
         load, parts, topology = above_zero(statistics.load[layer]), parts_above_zero(statistics, layer), self.topology
         ingress = self.options.ingress_tolerance
         return RULES[self.dispatch](load, parts, self.cluster, tokens, topology.node_of_slot, ingress, search), pairs
 
-    def _weigh_all(self, start: Plan | Placement) -> list[Layer]:
+    def weigh_all(self, start: Plan | Placement) -> list[Layer]:
         """The placement as it is, its weights solved from those that it had, if any for this rule and topology."""
-        return solve_each(
-            lambda layer: self._weigh(layer, self._rule(layer, MAX_ROWS)[0], start), range(len(self.load))
-        )
+        return solve_each(lambda layer: self._weigh(layer, self.rule(layer, MAX_ROWS)[0], start), range(len(self.load)))
 
     def _weigh(self, layer: int, rule: Rule, start: Plan | Placement) -> Layer:
         phy2log = placement_of(start).phy2log[layer]
@@ -292,5 +228,5 @@ class Planner:
         weights = known[layer] if self.dispatch == "cover" else np.empty(0, np.int32)
         return as_used(rule, phy2log, rule.to_nodes(phy2log, Use(start.replica_weights[layer], by_source, weights)))
 
-    def _plan_of_layers(self, layers: list[Layer]) -> Plan:
+    def plan_of_layers(self, layers: list[Layer]) -> Plan:
         return join_layers(layers, self.statistics.layer_ids, self.topology, self.dispatch)

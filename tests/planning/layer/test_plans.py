@@ -18,8 +18,8 @@ def test_a_layer_from_scratch_is_what_its_rule_says(rule: str):
     """Whichever way it was solved: shares are those of its placement, and no rank exceeds the peak that it tells."""
     window, topology = RoutingStatistics.from_topk(ClusteredRouter(1, 32, 4).window(1024), 32), Topology(2, 4, 5)
     planner = Planner(window, topology, "affinity", rule, 1, PlanOptions(effort="fast"))
-    steps, pairs = planner._rule(0)
-    layer = planner._by_layer.solve(steps, pairs)
+    steps, pairs = planner.rule(0)
+    layer = planner.by_layer.solve(steps, pairs)
     summed = np.bincount(layer.phy2log, weights=layer.use.shares, minlength=32)
     np.testing.assert_allclose(summed, 1.0)
     rank_load = (steps.load[layer.phy2log] * layer.use.shares).reshape(8, -1).sum(axis=1)
