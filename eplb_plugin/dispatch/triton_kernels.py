@@ -94,6 +94,7 @@ def pass_kernel(
     """Shapes as in `buffers.LayerTables` and `buffers.Counters`. table: rows [E, entries] of LOOK_UP, or the experts of
     `entries` slots.
     """
+    # the program's tokens: which ids are experts
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     column = tl.arange(0, WIDTH)
     there = (token[:, None] < num_rows) & (column[None, :] < K)
@@ -106,6 +107,7 @@ def pass_kernel(
     expert = tl.where(known, found, 0)
 
     own = tl.load(real) - chunk * num_rows  # tokens of this rank that are no padding
+    # map, and count the slots of tokens that are no padding
     if TASK == LOOK_UP or TASK == COVER:  # noqa: SIM109  # Triton knows no `in`
         if TASK == LOOK_UP:
             entry = ((token.to(tl.uint32) * HASH) % entries.to(tl.uint32)).to(tl.int32)

@@ -100,6 +100,7 @@ def choose_sources(
     need = np.empty((slots, 2), np.int32)
     total = 0
     for layer in range(layers):
+        # who holds what
         needed = 0
         for slot in range(slots):
             rank, expert = slot // slots_per_rank, old[layer, slot]
@@ -107,6 +108,7 @@ def choose_sources(
                 slot_of[rank, expert] = slot - rank * slots_per_rank
                 holders[expert, held[expert]] = rank
                 held[expert] += 1
+        # what every slot needs: once for a rank, from the rank itself where it holds the expert already
         for slot in range(slots):
             rank, expert = slot // slots_per_rank, new[layer, slot]
             if old[layer, slot] == expert:
@@ -120,6 +122,7 @@ def choose_sources(
                     needed += 1
                 total += 1
             move_of_slot[layer, slot] = filled_by[rank, expert]
+        # the rest from other ranks, across nodes once and then from a gateway
         if needed:
             source = np.full(needed, -1, np.int32)
             relay_of = np.full(needed, NONE, np.int32)
@@ -134,6 +137,7 @@ def choose_sources(
                 else:
                     moves[move, 4] = slot_of[source[index], expert]
                 gateway[expert, node_of_rank[rank]] = NONE
+        # tables as they were, without clearing all of them
         for slot in range(slots):
             rank = slot // slots_per_rank
             slot_of[rank, old[layer, slot]] = -1
@@ -183,6 +187,7 @@ def choose_rounds(moves: Array, num_layers: int, ranks: int) -> Array:
             end += 1
         first = 0
         for relays in (False, True):
+            # pairs of ranks, by the more rows that go one way
             found = 0
             for index in range(begin, end):
                 source, target = moves[index, 2], moves[index, 3]
@@ -197,6 +202,7 @@ def choose_rounds(moves: Array, num_layers: int, ranks: int) -> Array:
             if found == 0:
                 continue
             first = _colour(pairs[:found], weight, round_of, busy, first, ranks)
+            # a round for each, and the tables cleared
             for index in range(begin, end):
                 source, target = moves[index, 2], moves[index, 3]
                 if source != target and (moves[index, 5] >= 0) == relays:

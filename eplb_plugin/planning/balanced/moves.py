@@ -39,6 +39,7 @@ def _best_swap(
     first, wanted = busiest * slots, top - bound
     if slots == 1 or least >= 0.5 * NEAR * wanted:
         return 0.0, -1, -1
+    # what every slot's rank could take, and which slots may change with the busiest rank at all
     room, gap, open_, best = np.empty(size), np.empty(size), even.worth.copy(), np.zeros(size)
     for slot in range(size):
         load = even.rank_load[even.rank_of[slot]]
@@ -50,6 +51,7 @@ def _best_swap(
         while twin >= 0 and not even.twins_allowed:
             open_[twin] = 0.0
             twin = even.following[twin]
+    # every slot's best value over the slots of the busiest rank
     for own in range(first, first + slots):
         mine, weight, worth = even.expert[own], even.weight[own], even.worth[own]
         fits = open_
@@ -59,6 +61,7 @@ def _best_swap(
             shift = weight - even.weight[slot]
             value = _swap_value(shift, wanted, room[slot], gap[slot]) * fits[slot] * worth
             best[slot] = value if value > best[slot] else best[slot]
+    # the best slot, and then which of the busiest rank's it was
     most, other = RELIEF * LEAST * bound, -1
     for slot in range(size):
         if best[slot] > 0.0:
@@ -114,6 +117,7 @@ def _best_overwrite(
     slots, top, home = even.slots, even.rank_load[busiest], node_of_rank[busiest]
     wanted, least = top - bound, LEAST * bound
     best, best_expert, best_slot = 0.0, -1, -1
+    # what a further copy of each of the busiest rank's experts takes off it
     mine = even.expert[busiest * slots : (busiest + 1) * slots]
     reach, less, most = np.empty(slots), np.empty(slots), 0.0
     for place in range(slots):
@@ -136,6 +140,7 @@ def _best_overwrite(
             slot = even.following[slot]
         slot = even.head[victim]
         while slot >= 0:
+            # the victim's slot on this rank goes to another expert
             rank = even.rank_of[slot]
             load = even.rank_load[rank]
             freed, over = load - even.part[victim], max(load - bound, 0.0)

@@ -48,6 +48,7 @@ def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float, start: i
     clearest = -1
     for step in range(items):
         item = heaviest[(step + start * nodes) % items] if step < nodes else clearest
+        # the node with room that it belongs to: the first ones go round, then bonds decide, weakened by the load
         best, best_value = -1, -np.inf
         for node in range(nodes):
             if filled[node] >= capacity + (larger > 0):
@@ -63,6 +64,7 @@ def grow_nodes(load: Array, pairs: Array, nodes: int, tolerance: float, start: i
         larger -= filled[best] == capacity
         filled[best] += 1
         node_load[best] += load[item]
+        # bonds of those that wait, and who of them prefers one node most clearly
         waiting, clearest, most = 0, -1, -np.inf
         for place in range(items - step):
             other = left[place]

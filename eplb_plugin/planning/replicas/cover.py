@@ -51,6 +51,7 @@ def _value_token(rows: Array, token: int, own: int, masks: Array, shared: Array,
             if reached & (reached - 1) == 0:
                 twice |= once & reached
                 once |= reached
+    # experts of one replica that alone open their node: another on a needed node would spare the visit
     for k in range(rows.shape[1]):
         expert = rows[token, k]
         if expert >= 0:
@@ -60,6 +61,7 @@ def _value_token(rows: Array, token: int, own: int, masks: Array, shared: Array,
                 for node in range(nodes):
                     if (spared >> node) & 1:
                         saved[expert, node] += sign
+    # replicated experts: what each replica that is reached is worth, and what one on another needed node would be
     held = np.int64(1) << own | fixed
     for place in range(count):
         expert = shared[place]

@@ -145,12 +145,14 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
 
     Sources send equally much. No bin exceeds the mean as far as the copies allow it.
     """
+    # every token takes its cheapest copy
     cost = np.ascontiguousarray(cost.T)
     share, bin_load = np.zeros(cost.shape), np.zeros(bins)  # [C, sources], as cost is now
     _start_cheapest(load, cost, copies, share, bin_load)
     replicated = np.flatnonzero((copies.start[1:] - copies.start[:-1])[copies.expert] > 1)
     if replicated.shape[0] == 0:
         return np.ascontiguousarray(share.T)
+    # what rerouting from bin to bin costs
     mean = bin_load.sum() / bins
     on_bins = list_by_expert(copies.bin[replicated], replicated, bins)
     arcs = Arcs(
@@ -164,6 +166,7 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
         _price_arcs(origin, on_bin, cost, copies, share, arcs)
     distance, before, blocked = np.empty(bins), np.empty(bins, np.int64), np.zeros(bins, np.bool_)
     queue, queued = np.empty(bins, np.int64), np.empty(bins, np.bool_)
+    # the fullest bin sends along the cheapest path to a bin with room, under a cap that comes down in steps
     over = max(FIRST_CAP, bin_load.max() / mean - 1.0)  # as far as bins go at all: heavy copies level out as well
     cap = mean * (1.0 + over)
     for _ in range(MAX_PATHS):
@@ -194,6 +197,7 @@ def split_flow(load: Array, cost: Array, copies: Copies, bins: int) -> Array:
         if sent <= 0.0:
             blocked[origin] = True
             continue
+        # loads and arcs of the bins on the path, renewed
         bin_load[origin] -= sent
         bin_load[target] += sent
         at = target

@@ -66,6 +66,7 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
     listed, of_expert = np.empty(most, np.int64), np.empty(most, np.int64)
     filled, selected = 0, np.zeros(experts)
     rows, shared = tokens.rows, np.empty(tokens.rows.shape[1], np.int64)
+    # choices of every token, from each of its source nodes
     for token in range(rows.shape[0]):
         count, fixed = list_shared(rows, token, masks, shared)
         for turn in range(sources if count > 0 else 0):
@@ -79,6 +80,7 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
                 else:
                     listed[filled], of_expert[filled] = allowed_nodes(masks[expert], needed), expert
                     filled += 1
+    # experts that nobody has selected
     for expert in range(experts):
         if selected[expert] == 0.0:
             selected[expert] = 1.0
@@ -93,6 +95,7 @@ def count_choices(tokens: Tokens, masks: Array, node_of_rank: Array, nodes: int,
         for choice in range(expert.shape[0]):
             share[choice] = counts[expert[choice], allowed[choice]] / selected[expert[choice]]
         return Choices(expert, allowed, share)
+    # equal sets of an expert are one choice
     order = np.argsort(of_expert[:filled], kind="mergesort")
     sets, expert = listed[order], of_expert[order]
     bounds = np.searchsorted(expert, np.arange(experts + 1))
