@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ HEADINGS = {
     "busiest_ingress": "busiest ingress",
 }
 
+PER_STEP = "step_balancedness"  # where steps are judged, too
+
 
 def figures(scores: LayerScores) -> Figures:
     return asdict(scores.mean())
@@ -30,6 +33,6 @@ def layer_figures(scores: LayerScores, layer_ids: NDArray[Any]) -> list[dict[str
     ]
 
 
-def cells(row: Figures) -> list[str]:
-    """In the order of HEADINGS; a figure that is not known is a dash."""
-    return [f"{row[name]:.3f}" if name in row else "–" for name in HEADINGS]
+def cells(row: Figures, headings: Iterable[str] = HEADINGS) -> list[str]:
+    """In the order of the headings; a figure that is not known is a dash."""
+    return [f"{row[name]:.3f}" if name in row else "–" for name in headings]

@@ -112,8 +112,13 @@ def count_routed(
     rows: ArrayLike, sources: NDArray[Any], plan: Plan, layer: int, rule: Dispatch | None = None
 ) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
     """rows: [T, k] from sources: [T] -> selections per rank, visits of nodes, copies that arrive from other nodes."""
-    topology = plan.topology
-    slots = route(rows, sources, plan, layer, rule)
+    return count_slots(route(rows, sources, plan, layer, rule), sources, plan.topology)
+
+
+def count_slots(
+    slots: NDArray[Any], sources: NDArray[Any], topology: Topology
+) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
+    """The same of tokens that have been routed: slots [T, k], -1 = none."""
     rank_load, visited = np.zeros(topology.num_ranks, np.int64), np.zeros(1, np.int64)
     arriving = np.zeros(topology.num_nodes, np.int64)
     _count(slots, sources, topology.node_of_rank, topology.slots_per_rank, rank_load, visited, arriving)
