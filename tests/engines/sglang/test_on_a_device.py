@@ -16,8 +16,8 @@ from processes import run_ranks
 
 from .lives import INTERVAL, planned_routes, routed
 from .schedulers import EXPERTS, MOE_LAYERS, Scheduler, Start, model_folder
-from .test_runtime import DEEPEP
 from .test_warm_start import KEPT, keep
+from .test_worker_hooks import DEEPEP
 
 RANKS, REBALANCES, WINDOW = 2, 3, 2
 PATIENT = {"transfer_seconds": 300}  # one rank may have to compile what the other has
