@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -32,42 +34,49 @@ class Layer(NamedTuple):
     peak: float
 
 
-class Rule(Protocol):
-    """load: [E] > 0; parts: [W, E] whose sum it is. copies: [E, nodes]. A node use is the rule's own form of how nodes
-    share an expert's tokens.
+@dataclass(frozen=True)
+class Rule(ABC):
+    """A dispatch rule's own steps of the joint method, for one layer.
 
-    has_shares: whether copies have shares of their own; own_is_free: whether a token's visit to its own node is one
-    that no plan saves; is_nodeless: whether it does not matter at all on which nodes copies lie.
+    load: [E] > 0; parts: [W, E] whose sum it is. copies: [E, nodes]. A node use is the rule's own form of how nodes
+    share an expert's tokens. has_shares: whether copies have shares of their own.
     """
 
-    @property
-    def has_shares(self) -> bool: ...
-    @property
-    def own_is_free(self) -> bool: ...
-    @property
-    def is_nodeless(self) -> bool: ...
-    @property
-    def load(self) -> Array: ...
-    @property
-    def parts(self) -> Array: ...
-    @property
-    def cluster(self) -> Cluster: ...
-    @property
-    def tokens(self) -> Tokens: ...
-    @property
-    def node_of_slot(self) -> Array: ...
-    @property
-    def ingress_tolerance(self) -> float: ...
-    @property
-    def search(self) -> Search: ...
+    load: Array
+    parts: Array
+    cluster: Cluster
+    tokens: Tokens
+    node_of_slot: Array
+    ingress_tolerance: float
+    search: Search
+    has_shares: ClassVar[bool] = True
 
-    def with_tokens(self, tokens: Tokens) -> Rule: ...
+    @property
+    def own_is_free(self) -> bool:
+        """Whether a token's visit to its own node is one that no plan saves."""
+        return True
+
+    @property
+    def is_nodeless(self) -> bool:
+        """Whether it does not matter at all on which nodes copies lie."""
+        return False
+
+    def with_tokens(self, tokens: Tokens) -> Self:
+        return replace(self, tokens=tokens)
+
+    @abstractmethod
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array: ...
+    @abstractmethod
     def settle(self, copies: Array, use: Array) -> Array: ...
+    @abstractmethod
     def shares(self, use: Array) -> Array: ...
+    @abstractmethod
     def pins(self, use: Array, movable: Array) -> tuple[Array, Array]: ...
+    @abstractmethod
     def use_of(self, phy2log: Array, before: Array | None = None) -> Use: ...
+    @abstractmethod
     def to_nodes(self, phy2log: Array, use: Use) -> Array: ...
+    @abstractmethod
     def arrivals(self, use: Array) -> Array: ...
 
 

@@ -6,21 +6,18 @@ proportional fitting, Deming and Stephan 1940), on counted choices; the flattest
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 
 from ...dispatch.cover import integer_weights, node_masks
 from ...jit import Array, kernel
-from ..effort import Search
 from ..replicas.counts import copy_limit
 from ..replicas.cover import exchange_cover, grow_cover
 from ..sample import Tokens, thinned
 from ..traffic.cover import Choices, count_choices, count_cover_arrivals, cover_pins
-from ..traffic.fixed_rules import Cluster
-from .base import Use, node_shares
+from .base import Rule, Use, node_shares
 from .min_cost_flow import Copies, list_by_expert
 
 STEPS = 60
@@ -32,24 +29,8 @@ SOURCES = 8  # source nodes that every token is tried from
 
 
 @dataclass(frozen=True)
-class CoverRule:
-    """load: [E] > 0; parts: [W, E] whose sum it is. A node use is [2, E, nodes]: weights, and the shares of an expert's
-    tokens that they lead to.
-    """
-
-    load: Array
-    parts: Array
-    cluster: Cluster
-    tokens: Tokens
-    node_of_slot: Array
-    ingress_tolerance: float
-    search: Search
-    has_shares: ClassVar[bool] = True
-    own_is_free: ClassVar[bool] = True
-    is_nodeless: ClassVar[bool] = False
-
-    def with_tokens(self, tokens: Tokens) -> CoverRule:
-        return replace(self, tokens=tokens)
+class CoverRule(Rule):
+    """A node use is [2, E, nodes]: weights, and the shares of an expert's tokens that they lead to."""
 
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array:
         nodes, slots = len(free), len(self.node_of_slot)

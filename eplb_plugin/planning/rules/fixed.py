@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from ...dispatch.rules import fill_nearest
 from ...jit import Array, kernel
-from ..effort import Search
 from ..replicas.counts import best_copy, copy_limit
 from ..sample import Tokens
 from ..traffic.fixed_rules import Cluster, copy_shares, copy_values, count_fixed_arrivals, fixed_pins
-from .base import Use, node_shares
+from .base import Rule, Use, node_shares
 from .min_cost_flow import list_by_expert
 
 
 @dataclass(frozen=True)
-class FixedRule:
-    """load: [E] > 0; parts: [W, E] whose sum it is; `cluster` says which of both rules. A node use is [E, nodes]: the
-    copies themselves.
-    """
+class FixedRule(Rule):
+    """`cluster` says which of both rules. A node use is [E, nodes]: the copies themselves."""
 
-    load: Array
-    parts: Array
-    cluster: Cluster
-    tokens: Tokens
-    node_of_slot: Array
-    ingress_tolerance: float
-    search: Search
     has_shares: ClassVar[bool] = False
 
     @property
@@ -40,9 +30,6 @@ class FixedRule:
     @property
     def is_nodeless(self) -> bool:
         return not self.cluster.nearest and len(self.tokens.rows) == 0
-
-    def with_tokens(self, tokens: Tokens) -> FixedRule:
-        return replace(self, tokens=tokens)
 
     def add_replicas(self, copies: Array, free: Array, mean_rank: float) -> Array:
         place_copies(self.load, copies, free, self.cluster, self.tokens, self.search.rounds)

@@ -6,43 +6,26 @@ to nodes around what the replicas serve, replicas where they save most under the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 
 from ...dispatch.tables import TABLE_WIDTH, share_entries
 from ...jit import Array, kernel
-from ..effort import Search
 from ..replicas.counts import best_copy, copy_limit
 from ..replicas.exchange import best_exchange
 from ..sample import Tokens, thinned
-from ..traffic.fixed_rules import Cluster
 from ..traffic.weighted import arrival_cost, arrival_prices, count_arrivals, node_rows, source_pins, visit_cost
-from .base import Use, node_shares
+from .base import Rule, Use, node_shares
 from .min_cost_flow import list_by_expert, split_flow
 
 EXCHANGES = 8  # tried together at first
 
 
 @dataclass(frozen=True)
-class WeightedRule:
-    """The rule's own steps of the joint method, for one layer. load: [E] > 0; parts: [W, E] whose sum it is."""
-
-    load: Array
-    parts: Array
-    cluster: Cluster
-    tokens: Tokens
-    node_of_slot: Array
-    ingress_tolerance: float
-    search: Search
-    has_shares: ClassVar[bool] = True
-    own_is_free: ClassVar[bool] = True
-    is_nodeless: ClassVar[bool] = False
-
-    def with_tokens(self, tokens: Tokens) -> WeightedRule:
-        return replace(self, tokens=tokens)
+class WeightedRule(Rule):
+    """A node use is [sources, E, nodes]: the share of an expert's tokens that every source sends to a node."""
 
     def settle(self, copies: Array, use: Array) -> Array:
         """copies: [E, nodes] -> [sources, E, nodes] shares by the flow, nodes costing what `use` implies."""
