@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...jit import Array
 from ...placement import Placement
 from ...plan_types import Plan, placement_of
 from ..layer.packing import solve_balanced
@@ -51,26 +50,22 @@ def _even_out_parts(planner: Planner, phy2log: NDArray[np.int32], old: NDArray[n
 
     def even_out(layer: int, budget: int) -> None:
         rule, _ = as_hash.rule(layer, 0)
+        if len(rule.parts) < 2:
+            return
         start = None if old is None else old[layer]
         made[layer] = planner.by_layer.even_out_parts(rule, as_used(rule, made[layer]), start, budget).phy2log
 
     if options.max_moved_slots_total is None:
         solve_each(lambda layer: even_out(layer, cap), range(len(made)))
         return made
-    left = options.max_moved_slots_total - int(_moved(planner, made, old).sum())
+    ranks, experts = planner.topology.num_ranks, planner.statistics.num_experts
+    spent = np.zeros(len(made), np.int64) if old is None else count_moved(made, old, ranks, experts)
+    left = options.max_moved_slots_total - int(spent.sum())
     for layer in range(len(made)):
-        spent = int(_moved(planner, made, old)[layer])
-        even_out(layer, min(cap, spent + left))
-        left -= int(_moved(planner, made, old)[layer]) - spent
+        even_out(layer, min(cap, int(spent[layer]) + left))
+        if old is not None:
+            left += int(spent[layer] - count_moved(made[layer][None], old[layer][None], ranks, experts)[0])
     return made
-
-
-def _moved(planner: Planner, phy2log: NDArray[np.int32], old: NDArray[np.int32] | None) -> Array:
-    """[L] moved slots."""
-    if old is None:
-        return np.zeros(len(phy2log), np.int64)
-    moved: Array = count_moved(phy2log, old, planner.topology.num_ranks, planner.statistics.num_experts)
-    return moved
 
 
 def _or_at_home(planner: Planner, number: int, layer: Layer, old: NDArray[np.int32] | None) -> Layer:
