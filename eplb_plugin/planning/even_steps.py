@@ -21,8 +21,7 @@ from ..placement import Placement
 from ..plan_types import PlanOptions
 from ..topology import Topology
 from .moves.budget import NO_LIMIT, count_moved
-from .moves.ranks import count_held, received
-from .moves.swap_state import swap_held, swap_receipt
+from .moves.ranks import count_held, received, swap_held, swap_receipt
 from .rules.min_cost_flow import Copies, list_by_expert
 from .traffic.fixed_rules import Cluster
 

@@ -77,10 +77,25 @@ def received(held: Array, before: Array) -> int:
 
 
 @kernel
-def receipts(ranks: Ranks, rank: int, incoming: int, outgoing: int) -> int:
+def receipt(held: Array, before: Array, rank: int, incoming: int, outgoing: int) -> int:
     """Change of the moved slots if `rank` takes `incoming` in place of `outgoing`."""
-    cost = 1 if ranks.held[rank, incoming] >= ranks.before[rank, incoming] else 0
-    return cost - (1 if ranks.held[rank, outgoing] > ranks.before[rank, outgoing] else 0)
+    cost = 1 if held[rank, incoming] >= before[rank, incoming] else 0
+    return cost - (1 if held[rank, outgoing] > before[rank, outgoing] else 0)
+
+
+@kernel
+def swap_receipt(held: Array, before: Array, rank: int, mine: int, other: int, theirs: int) -> int:
+    """The same if two ranks exchange `mine` and `theirs`."""
+    return receipt(held, before, rank, theirs, mine) + receipt(held, before, other, mine, theirs)
+
+
+@kernel
+def swap_held(held: Array, rank: int, mine: int, other: int, theirs: int) -> None:
+    """held: [ranks, E], in place, after that exchange."""
+    held[rank, mine] -= 1
+    held[rank, theirs] += 1
+    held[other, theirs] -= 1
+    held[other, mine] += 1
 
 
 @kernel
@@ -126,4 +141,4 @@ def swap_receipts(ranks: Ranks, cluster: Cluster, first: int, second: int) -> in
     """Change of the moved slots if two ranks exchange the experts of two slots."""
     a, b = first // cluster.slots_per_rank, second // cluster.slots_per_rank
     mine, theirs = ranks.phy2log[first], ranks.phy2log[second]
-    return receipts(ranks, a, theirs, mine) + receipts(ranks, b, mine, theirs)
+    return swap_receipt(ranks.held, ranks.before, a, mine, b, theirs)

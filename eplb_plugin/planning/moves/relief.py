@@ -14,10 +14,9 @@ from ...jit import Array, kernel
 from ..sample import Tokens
 from ..traffic.fixed_rules import Cluster, copy_values, count_sources, expert_shares, fixed_pins
 from ..traffic.node_visits import Visits, open_visits, swap_changes, swap_experts
-from .ranks import Ranks, may_take, mean_load, open_ranks, receipts, received, swap_receipts, swap_slots, write_slot
+from .balance import LEAST_RELIEF, RELIEF_PRICE
+from .ranks import Ranks, may_take, mean_load, open_ranks, receipt, received, swap_receipts, swap_slots, write_slot
 
-RELIEF_PRICE = 0.3  # crossings per token that a relief of one mean rank load is worth
-LEAST_RELIEF = 1e-4  # of a mean rank load
 LEAST_COST = 0.5  # of a move that needs no weight, because it undoes another
 
 
@@ -129,7 +128,7 @@ def _best_overwrite(
                 after = rank_load[rank] + ranks.load[expert] * grown[node]
                 after -= ranks.load[victim] * ranks.shares[victim, node]
                 relief, bonus = min(at_best, top - after), worth.saved[expert, node] - worth.lost[victim, node]
-                cost = receipts(ranks, rank, expert, victim)
+                cost = receipt(ranks.held, ranks.before, rank, expert, victim)
                 if relief < least or cost > budget or price * relief + bonus <= best * max(cost, LEAST_COST):
                     continue
                 relief = top - _peak_after(ranks, cluster, expert, victim, slot, grown)
@@ -185,7 +184,8 @@ def relieve(
             if aware or cluster.nearest:
                 movable[ranks.phy2log[source]] = False  # it has two copies now
             victim = ranks.phy2log[slot]
-            left -= receipts(ranks, slot // cluster.slots_per_rank, ranks.phy2log[source], victim)
+            rank, expert = slot // cluster.slots_per_rank, ranks.phy2log[source]
+            left -= receipt(ranks.held, ranks.before, rank, expert, victim)
             write_slot(ranks, cluster, slot, ranks.phy2log[source])
             worth.is_replicated[ranks.phy2log[slot]] = True
             worth.is_replicated[victim] = ranks.copies[victim].sum() > 1

@@ -12,7 +12,7 @@ import numpy as np
 from ...jit import Array, kernel
 from ..traffic.fixed_rules import Cluster
 from ..traffic.node_visits import Visits, swap_experts
-from .ranks import count_held, received
+from .ranks import count_held, received, swap_held, swap_receipt
 
 
 class SwapState(NamedTuple):
@@ -77,28 +77,6 @@ def _add_up(slot_load: Array, slots_per_rank: int) -> Array:
         for phase in range(slot_load.shape[0]):
             rank_load[phase, slot // slots_per_rank] += slot_load[phase, slot]
     return rank_load
-
-
-@kernel
-def receipt(held: Array, before: Array, rank: int, incoming: int, outgoing: int) -> int:
-    """Change of the moved slots if `rank` takes `incoming` in place of `outgoing`."""
-    cost = 1 if held[rank, incoming] >= before[rank, incoming] else 0
-    return cost - (1 if held[rank, outgoing] > before[rank, outgoing] else 0)
-
-
-@kernel
-def swap_receipt(held: Array, before: Array, rank: int, mine: int, other: int, theirs: int) -> int:
-    """The same if two ranks exchange `mine` and `theirs`."""
-    return receipt(held, before, rank, theirs, mine) + receipt(held, before, other, mine, theirs)
-
-
-@kernel
-def swap_held(held: Array, rank: int, mine: int, other: int, theirs: int) -> None:
-    """held: [ranks, E], in place, after that exchange."""
-    held[rank, mine] -= 1
-    held[rank, theirs] += 1
-    held[other, theirs] -= 1
-    held[other, mine] += 1
 
 
 @kernel
