@@ -13,7 +13,7 @@ from ..dispatch.exact.step import route_step
 from ..dispatch.rules import route
 from ..errors import mismatch
 from ..plan_types import Plan
-from ..planning.score import LayerScores, count_slots, judge_layers, layer_balancedness
+from ..planning.score import LayerScores, count_slots, judge_layers, layer_balancedness, layer_scores
 
 
 def judge_draws(topk_ids: NDArray[Any], plan: Plan, draws: int, seed: int) -> LayerScores:
@@ -36,23 +36,18 @@ def judge_steps(
         found = f"{topk_ids.shape[1]} token rows to judge"
         raise mismatch("step tokens", found=found, expected=f"at least {step_tokens}", fix="lower them, or record more")
     choose: Callable[..., NDArray[Any]] = route_step if exact else route
+    nodes, ranks, judged = plan.topology.num_nodes, plan.topology.num_ranks, topk_ids[:, : steps * step_tokens]
     drawn, per_step = [], np.zeros(layers)
     for draw in range(draws):
         sources = _sources(plan, topk_ids.shape[1], seed, draw)
-        rank_load = np.zeros((steps, layers, plan.topology.num_ranks))
-        fan_out, copies, ingress = np.zeros(layers), np.zeros(layers), np.ones(layers)
-        for layer, rows in enumerate(topk_ids):
-            visited, arriving = 0, np.zeros(plan.topology.num_nodes, np.int64)
-            for step in range(steps):
-                part = slice(step * step_tokens, (step + 1) * step_tokens)
-                slots = choose(rows[part], sources[part], plan, layer)
-                rank_load[step, layer], seen, arrived = count_slots(slots, sources[part], plan.topology)
-                visited, arriving = visited + seen, arriving + arrived
-            tokens = max(int((rows[: steps * step_tokens] >= 0).any(axis=1).sum()), 1)
-            fan_out[layer], copies[layer] = visited / tokens, arriving.sum() / tokens
-            if arriving.any():
-                ingress[layer] = arriving.max() / arriving.mean()
-        drawn.append(LayerScores(layer_balancedness(rank_load.sum(axis=0)), fan_out, copies, ingress))
+        rank_load, visited = np.zeros((steps, layers, ranks)), np.zeros((steps, layers))
+        arriving = np.zeros((steps, layers, nodes))
+        for step, layer in np.ndindex(steps, layers):
+            part = slice(step * step_tokens, (step + 1) * step_tokens)
+            slots = choose(judged[layer, part], sources[part], plan, layer)
+            counted = count_slots(slots, sources[part], plan.topology)
+            rank_load[step, layer], visited[step, layer], arriving[step, layer] = counted
+        drawn.append(layer_scores(judged, rank_load.sum(axis=0), visited.sum(axis=0), arriving.sum(axis=0)))
         per_step += np.mean([layer_balancedness(one) for one in rank_load], axis=0) / draws
     return average(drawn), per_step
 

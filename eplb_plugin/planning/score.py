@@ -97,15 +97,22 @@ def judge_layers(topk_ids: ArrayLike, source_rank: ArrayLike, plan: Plan, rule: 
         expected = f"[{plan.placement.num_layers}, tokens, k]"
         raise mismatch("topk_ids", found=f"shape {ids.shape}", expected=expected, fix="one block of rows per layer")
     sources = np.ascontiguousarray(np.broadcast_to(np.asarray(source_rank), ids.shape[1]))
-    rank_load = np.zeros((len(ids), plan.topology.num_ranks), np.int64)
-    fan_out, copies, ingress = np.zeros(len(ids)), np.zeros(len(ids)), np.ones(len(ids))
-    for layer, rows in enumerate(ids):
-        rank_load[layer], visited, arriving = count_routed(rows, sources, plan, layer, rule)
-        tokens = max(int((rows >= 0).any(axis=1).sum()), 1)
-        fan_out[layer], copies[layer] = visited / tokens, arriving.sum() / tokens
-        if arriving.any():
-            ingress[layer] = arriving.max() / arriving.mean()
-    return LayerScores(layer_balancedness(rank_load), fan_out, copies, ingress)
+    counted = [count_routed(rows, sources, plan, layer, rule) for layer, rows in enumerate(ids)]
+    rank_load, visited, arriving = (np.array(figure) for figure in zip(*counted, strict=True))
+    return layer_scores(ids, rank_load, visited, arriving)
+
+
+def layer_scores(
+    topk_ids: NDArray[Any], rank_load: NDArray[Any], visited: NDArray[Any], arriving: NDArray[Any]
+) -> LayerScores:
+    """From what `count_slots` has counted of topk_ids: [L, T, k].
+
+    rank_load: [L, ranks]; visited: [L]; arriving: [L, nodes]
+    """
+    tokens = np.maximum((topk_ids >= 0).any(axis=2).sum(axis=1), 1)
+    mean = arriving.mean(axis=1)
+    ingress = np.where(mean > 0, arriving.max(axis=1) / np.where(mean > 0, mean, 1.0), 1.0)
+    return LayerScores(layer_balancedness(rank_load), visited / tokens, arriving.sum(axis=1) / tokens, ingress)
 
 
 def count_routed(
