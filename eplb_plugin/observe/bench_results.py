@@ -22,6 +22,9 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
     "itl_p95_ms": ("p95_itl_ms",),
     "qps": ("request_throughput",),
 }
+# in tables
+HEADINGS = {"ttft_p50_ms": "P50 TTFT ms", "tpot_p90_ms": "P90 TPOT ms", "itl_p95_ms": "P95 ITL ms", "qps": "QPS"}
+assert HEADINGS.keys() == FIGURES.keys()
 REQUIRED = ("qps",)  # the percentiles depend on the generator's flags
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "vllm": (

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from .bench_results import HEADINGS
 from .comparison import Cell, Comparison
-
-HEADINGS = {"ttft_p50_ms": "P50 TTFT ms", "tpot_p90_ms": "P90 TPOT ms", "itl_p95_ms": "P95 ITL ms", "qps": "QPS"}
 
 
 def show(made: Comparison, column: tuple[str, Mapping[str, str]] | None = None) -> None:

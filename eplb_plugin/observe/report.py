@@ -18,7 +18,7 @@ from ..planning.replicas.at_home import known_from_loads
 from ..planning.score import balancedness, expected_rank_load, moved_slots
 from ..statistics import RoutingStatistics
 from ..topology import Topology
-from .bench_results import FIGURES, Run
+from .bench_results import HEADINGS, Run
 from .comparison import Cell, compare
 from .drawings import Floats, diverging, lines, matrix, sequential
 from .gantt import SimulatedLayer, gantt
@@ -26,8 +26,6 @@ from .judging import judge_draws
 from .page import cell_values, figure, page, table
 
 BEFORE = "engine's start"
-HEADINGS = {"ttft_p50_ms": "P50 TTFT ms", "tpot_p90_ms": "P90 TPOT ms", "itl_p95_ms": "P95 ITL ms", "qps": "QPS"}
-assert HEADINGS.keys() == FIGURES.keys()
 
 
 class View(NamedTuple):

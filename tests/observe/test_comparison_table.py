@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from eplb_plugin.observe.bench_results import Run, read_runs
+from eplb_plugin.observe.bench_results import HEADINGS, Run, read_runs
 from eplb_plugin.observe.comparison import compare
-from eplb_plugin.observe.comparison_table import HEADINGS, show
+from eplb_plugin.observe.comparison_table import show
 from generators import vllm_result
 
 
