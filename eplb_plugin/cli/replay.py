@@ -64,16 +64,17 @@ def replay(
     existing = None if placement is None else read_placement(placement, topology)
     readings = read_traces([trace], shape_of(num_experts, layout, model_config, existing))
     window = readings[0].window
+    ways = [False, True] if exact else [False]  # by tables, and by quotas
     judging = Judging(trace, window, topology, dispatch, step_tokens, draws, seed)
     if placement is not None and existing is not None:
         model_of([trace, placement])
         placed = existing.for_layers_of(window)
         what = f"file {placement}"
-        runs = [judging.of_file(placed, one) for one in ([False, True] if exact else [False])]
+        runs = [judging.of_file(placed, one) for one in ways]
     else:
         policy = policy or "affinity"
         what = f"policy {policy}"
-        runs = [judging.of_halves(policy, num_groups, one) for one in ([False, True] if exact else [False])]
+        runs = [judging.of_halves(policy, num_groups, one) for one in ways]
     answer: dict[str, Any] = {
         "trace": str(trace), "judged": what, "dispatch": dispatch, "held_out": placement is None, "draws": draws,
         "topology": {"nodes": nodes, "ranks_per_node": ranks_per_node, "slots_per_rank": slots_per_rank},
