@@ -40,4 +40,4 @@ def launch(
         experts = torch.empty_like(seen)
         kernels._expert_rows(seen.numpy(), host_view(phy2log).numpy(), experts.numpy())
         seen = experts
-    kernels._count(seen, counted, mapped)
+    kernels.count_batch(seen, counted, mapped)

@@ -26,6 +26,7 @@ FLOORS = {
     "migration.routes": 4, "migration.schedule": 4, "migration.limits": 4, "migration.hops": 4, "migration.errands": 4,
     "recording": 5, "migration": 5, "devices": 5, "peo.cuda": 5, "peo.streams": 5,
     "dispatch.buffers": 5, "dispatch.kernels": 5, "dispatch.torch_ops": 5, "dispatch.triton_kernels": 5,
+    "dispatch.exact.tables": 5, "dispatch.exact.kernels": 5,
     "runtime": 6,
     "engines": 7, "observe": 7, "doctor": 7,
     "bench": 8, "cli": 9, "doctor.__main__": 9, "__main__": 9, "": 10,

@@ -71,7 +71,7 @@ def cover(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.T
         nodes, counts, copies = (part.numpy() for part in tables[:3])
         maps = (nodes, counts, copies)
         _cover_rows(ids.numpy(), tables.held, tables.source, tables.num_nodes, maps, slots.numpy())
-        _count(ids, counters, slots)
+        count_batch(ids, counters, slots)
     return slots
 
 
@@ -84,7 +84,7 @@ def look_up(ids: torch.Tensor, rows: torch.Tensor, counters: Counters) -> torch.
         launch(ids, slots, counters, rows=rows)
     else:
         _look_up_rows(ids.numpy(), rows.numpy(), slots.numpy())
-        _count(ids, counters, slots)
+        count_batch(ids, counters, slots)
     return slots
 
 
@@ -98,10 +98,11 @@ def record(ids: torch.Tensor, counters: Counters, phy2log: torch.Tensor | None =
         if phy2log is not None:
             slots, ids = ids, torch.empty_like(ids)
             _expert_rows(slots.numpy(), phy2log.numpy(), ids.numpy())
-        _count(ids, counters, None)
+        count_batch(ids, counters, None)
 
 
-def _count(ids: torch.Tensor, counters: Counters, slots: torch.Tensor | None) -> None:
+def count_batch(ids: torch.Tensor, counters: Counters, slots: torch.Tensor | None) -> None:
+    """What is recorded of a batch on a CPU; slots: [T, k], if they are mapped here."""
     rows, load, pairs, slot_load, enabled, pairs_enabled, slots_enabled, real = (part.numpy() for part in counters[:8])
     if enabled:
         _count_rows(ids.numpy(), rows, load, pairs, pairs_enabled, real, counters.chunk)

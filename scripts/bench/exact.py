@@ -134,10 +134,10 @@ def timed(repeats: int) -> dict[str, float]:
     ids, sources = np.ascontiguousarray(rows[0], np.int32), np.arange(rows.shape[1], dtype=np.int32) % LARGE.num_ranks
     replicas = replicas_of(made.placement.phy2log[0], LARGE)
     counts, base = count_step(ids, sources, wished_nodes(ids, sources, replicas, False), replicas)
-    quota = solve_counts(replicas, counts, base)
+    quota, alone = solve_counts(replicas, counts, base), np.arange(LARGE.num_ranks, dtype=np.int32)
     return {
         "solve_us": _median_us(lambda: solve_counts(replicas, counts, base), repeats),
-        "row_us": _median_us(lambda: row_of_source(replicas, counts, quota, 5), repeats),
+        "row_us": _median_us(lambda: row_of_source(replicas, counts, quota, 5, alone), repeats),
     }
 
 

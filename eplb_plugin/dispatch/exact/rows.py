@@ -1,9 +1,10 @@
 """Which of the quotas are one source's: every rank computes its own row from the counts of all, and only that.
 
-An expert's selections are dealt to its replicas in three rounds: (1) a source's own rank, (2) wishes for a node to that
-node's replicas, (3) what is left. In rounds 2 and 3 sources stand in line, in their order: a source's selections are an
-interval of the line, a replica's quota is an interval of it too, and what both share goes from one to the other. So a
-row needs sums over earlier sources, and rows of different sources fit together without a word between them.
+A source is a rank, or the ranks that route the same tokens, which are all its own. An expert's selections are dealt to
+its replicas in three rounds: (1) a source's own ranks, (2) wishes for a node to that node's replicas, (3) what is left.
+In rounds 2 and 3 sources stand in line, in their order: a source's selections are an interval of the line, a replica's
+quota is an interval of it too, and what both share goes from one to the other. So a row needs sums over earlier
+sources, and rows of different sources fit together without a word between them.
 """
 
 from __future__ import annotations
@@ -13,29 +14,36 @@ from typing import NamedTuple
 import numpy as np
 
 from ...jit import Array, kernel
-from .replicas import Replicas
+from .replicas import MOST_REPLICAS, Replicas
 
 
 class Line(NamedTuple):
     """Selections of one expert that no replica has taken yet, by wish: [nodes + 1] int64 each.
 
-    earlier: of the sources before the one whose row it is; mine: of that one; whole: of all sources.
+    earlier: of the sources before the one whose row it is; mine: of that one; whole: of all sources. served: [C] what
+    every replica took in round 1.
     """
 
     earlier: Array
     mine: Array
     whole: Array
+    served: Array
 
 
 @kernel
-def row_of_source(replicas: Replicas, counts: Array, quota: Array, source: int) -> Array:
+def row_of_source(replicas: Replicas, counts: Array, quota: Array, source: int, source_of_rank: Array) -> Array:
     """[S, nodes + 1] int32: how many of the source's selections with each wish (last: none) a replica serves.
 
-    counts: [sources, M, nodes + 1] selections by source, expert and wish; quota: [S]; sources are ranks.
+    counts: [sources, M, nodes + 1] selections by source, expert and wish; quota: [S]; source_of_rank: [ranks].
     """
     sources, experts, wishes = counts.shape
     row, left = np.zeros((quota.shape[0], wishes), np.int32), quota.copy()
-    line = Line(np.empty(wishes, np.int64), np.empty(wishes, np.int64), np.empty(wishes, np.int64))
+    line = Line(
+        np.empty(wishes, np.int64),
+        np.empty(wishes, np.int64),
+        np.empty(wishes, np.int64),
+        np.empty(MOST_REPLICAS, np.int64),
+    )
     for expert in range(experts):
         line.whole[:] = 0
         for other in range(sources):
@@ -45,32 +53,33 @@ def row_of_source(replicas: Replicas, counts: Array, quota: Array, source: int) 
                 line.whole[wish] += counts[other, expert, wish]
         line.mine[:] = counts[source, expert]
         first, last = replicas.start[expert], replicas.start[expert + 1]
-        rank, node, room, taken = (
-            replicas.rank[first:last],
-            replicas.node[first:last],
-            left[first:last],
-            row[first:last],
-        )
-        _own_rank(rank, node, counts[:, expert], source, room, taken, line)
+        owner, node = source_of_rank[replicas.rank[first:last]], replicas.node[first:last]
+        room, taken = left[first:last], row[first:last]
+        _own_ranks(owner, node, counts[:, expert], source, room, taken, line)
         waiting = _wished_nodes(node, room, taken, line)
         _what_is_left(room, taken, waiting, line.mine)
     return row
 
 
 @kernel
-def _own_rank(rank: Array, node: Array, counts: Array, source: int, room: Array, taken: Array, line: Line) -> None:
-    """Round 1, of every rank that holds a replica: what wishes for its node.
+def _own_ranks(owner: Array, node: Array, counts: Array, source: int, room: Array, taken: Array, line: Line) -> None:
+    """Round 1, of every source that has replicas on ranks of its own: what wishes for their node, the first one first.
 
-    rank, node, room: [C] of the expert's replicas, the last one what is left of their quotas; counts: [sources,
-    nodes + 1]; taken: [C, nodes + 1] of the source's row.
+    owner, node, room: [C] of the expert's replicas: source of the rank, its node, what is left of the quota;
+    counts: [sources, nodes + 1]; taken: [C, nodes + 1] of the source's row.
     """
-    for place in range(rank.shape[0]):
-        number = min(room[place], counts[rank[place], node[place]])
+    for place in range(owner.shape[0]):
+        number = np.int64(counts[owner[place], node[place]])
+        for earlier in range(place):
+            if owner[earlier] == owner[place] and node[earlier] == node[place]:
+                number -= line.served[earlier]
+        number = min(np.int64(room[place]), number)
+        line.served[place] = number
         room[place] -= number
         line.whole[node[place]] -= number
-        if rank[place] < source:
+        if owner[place] < source:
             line.earlier[node[place]] -= number
-        if rank[place] == source:
+        if owner[place] == source:
             taken[place, node[place]] += number
             line.mine[node[place]] -= number
 

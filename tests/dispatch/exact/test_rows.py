@@ -12,7 +12,7 @@ from eplb_plugin.dispatch.exact.rows import row_of_source
 from strategies import QUICK, placements, topologies
 
 
-def dealt(replicas: Replicas, counts, quota) -> np.ndarray:
+def dealt(replicas: Replicas, counts, quota, source_of_rank) -> np.ndarray:
     """[sources, S, nodes + 1]: selection by selection, as the rounds are described."""
     rows, left = np.zeros((len(counts), len(quota), counts.shape[2]), int), quota.astype(int).copy()
     need = counts.astype(int).copy()
@@ -27,7 +27,7 @@ def dealt(replicas: Replicas, counts, quota) -> np.ndarray:
     for expert in range(counts.shape[1]):
         places = range(replicas.start[expert], replicas.start[expert + 1])
         for place in places:
-            give(replicas.rank[place], expert, replicas.node[place], [place])
+            give(source_of_rank[replicas.rank[place]], expert, replicas.node[place], [place])
         for wish in range(counts.shape[2] - 1):
             for source in range(len(counts)):
                 give(source, expert, wish, [place for place in places if replicas.node[place] == wish])
@@ -41,20 +41,24 @@ def dealt(replicas: Replicas, counts, quota) -> np.ndarray:
 @QUICK
 @given(st.data())
 def test_a_row_alone_is_its_part_of_the_whole(data: st.DataObject):
+    """Whether sources are ranks or groups of ranks that route the same tokens, on one node or several."""
     experts = data.draw(st.integers(1, 10))
     topology = data.draw(topologies(experts))
     replicas = replicas_of(data.draw(placements(1, experts, topology.num_slots)).phy2log[0], topology)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    shape = (topology.num_ranks, len(replicas.expert), topology.num_nodes + 1)
+    together = data.draw(st.sampled_from([n for n in range(1, topology.num_ranks + 1) if topology.num_ranks % n == 0]))
+    source_of_rank = np.arange(topology.num_ranks, dtype=np.int32) // together
+    shape = (topology.num_ranks // together, len(replicas.expert), topology.num_nodes + 1)
     counts = rng.integers(0, data.draw(st.sampled_from([2, 9])), shape, dtype=np.int32)
     for row in range(shape[1]):
         on = replicas.node[replicas.start[row] : replicas.start[row + 1]]
         counts[:, row, :-1] *= np.isin(np.arange(topology.num_nodes), on)
     counts[rng.random(shape[0]) < 0.3] = 0  # idle ranks
     total = counts.sum((0, 2), dtype=np.int32)
-    wished, base = np.ascontiguousarray(counts.sum(0, dtype=np.int32)[:, :-1]), np.zeros(shape[0], np.int32)
+    wished, base = np.ascontiguousarray(counts.sum(0, dtype=np.int32)[:, :-1]), np.zeros(topology.num_ranks, np.int32)
     quota = solve(replicas, wished, total, base, 0, bounds_above(replicas.colours))
-    expected = dealt(replicas, counts, quota)
+    expected = dealt(replicas, counts, quota, source_of_rank)
     assert (expected.sum((0, 2)) == quota).all()
     for source in range(shape[0]):
-        assert np.array_equal(row_of_source(replicas, counts, quota, source), expected[source])
+        row = row_of_source(replicas, counts, quota, source, source_of_rank)
+        assert np.array_equal(row, expected[source])
