@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 
+from .kept_steps import KeptSteps
+
 
 class Pass(NamedTuple):
     """Where the kernel puts what one layer routes in one pass: rows [max_tokens, K], load [E + 2], pairs [(E + 1)²]."""
@@ -36,6 +38,7 @@ class Recorder:
     totals: [L, E + 2] int32: load, then rows counted, which name any expert, and rows left out, which name one twice.
     pairs: [L, E + 1, E + 1] int32 (diagonal = load); sample: [L, S, K] int16 ring of the whole rows of tokens of which
     any layer counted one; num_tokens: scalar int64, these tokens since the last reset, also the ring's cursor.
+    steps: loads of single steps, of those that count pairs.
     counting, counting_pairs: scalar bool, see `count`. unbounded: where nobody says how many tokens are real.
     Tokens of a pass above max_tokens are lost. Every layer's part of a buffer begins at a multiple of ALIGNED.
     """
@@ -57,6 +60,7 @@ class Recorder:
         self.pairs, pairs = (_aligned((num_layers,), (side, side), torch.int32, device) for _ in range(2))
         self._sample = torch.full((num_layers, sample_rows + 1, top_k), -1, dtype=torch.int16, device=device)
         self.num_tokens = torch.zeros((), dtype=torch.int64, device=device)
+        self.steps = KeptSteps(num_layers, num_experts, device)
         self._passed = load, pairs
         flat = pairs.flatten(1)
         self._passing = [[Pass(*parts) for parts in zip(rows, load, flat, strict=True)] for rows in self.stage]
@@ -85,7 +89,7 @@ class Recorder:
 
     def nbytes(self) -> int:
         """Bytes of device memory held."""
-        buffers = self.stage, self.totals, self.pairs, self._sample, *self._passed
+        buffers = self.stage, self.totals, self.pairs, self._sample, self.steps.loads, *self._passed
         return sum(buffer.untyped_storage().nbytes() for buffer in buffers)
 
     def passing(self, layer: int, ubatch: int = 0) -> Pass:
@@ -122,12 +126,20 @@ class Recorder:
                 self._keep(rows)
                 rows.fill_(-1)
             self._staged[ubatch] = 0
+        if self._counts_pairs:
+            self.steps.add(self._passed[0][:, :-2])
         for total, passed in zip((self.totals, self.pairs), self._counted(), strict=False):
             total += passed
             passed.zero_()
 
+    def skip(self) -> None:
+        """A dummy step is over, which other ranks may have had tokens in."""
+        self.drop()
+        if self._counts_pairs:
+            self.steps.add(None)
+
     def drop(self) -> None:
-        """Forget a dummy step: all rows, because engines announce no token count for those."""
+        """Forget a dummy pass: all rows, because engines announce no token count for those."""
         self._staged = [0] * len(self._staged)
         if self._counts_pairs:
             self.stage.fill_(-1)
@@ -140,6 +152,7 @@ class Recorder:
         self.pairs.zero_()
         self._sample.fill_(-1)
         self.num_tokens.zero_()
+        self.steps.reset()
 
     def _counted(self) -> tuple[torch.Tensor, ...]:
         """The buffers that a pass counts into at present."""

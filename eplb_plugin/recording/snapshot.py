@@ -6,6 +6,7 @@ and every rank learns whether every rank got it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,11 +15,13 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from ..counts import MOST_STEPS
 from ..errors import mismatch
 from ..statistics import RoutingStatistics
 from .owners import COMPARED, differing_tokens, refuse_unequal_owners, token_marks
 from .recorder import Recorder
 
+logger = logging.getLogger("eplb_plugin")
 CHUNK = 1 << 20  # numbers of 8 bytes that are reduced at once; there are two buffers of this size
 _MEMORY = "more memory left by --gpu-memory-utilization or --mem-fraction-static, or fewer sample_rows"
 Fill = Callable[[torch.Tensor, int], None]
@@ -28,7 +31,7 @@ class _Memory(NamedTuple):
     """All that a snapshot takes on the device.
 
     chunk: [CHUNK] int64, what is reduced; rows: [2 · CHUNK] int16, of the sample; slots: where this rank's part of the
-    sample lies in its ring; marks: [ranks, 1 + COMPARED] int64 tokens, and `token_marks`, of this rank.
+    sample lies in its ring; marks: [ranks, 2 + COMPARED] int64 tokens, steps, and `token_marks`, of this rank.
     """
 
     chunk: torch.Tensor
@@ -87,16 +90,22 @@ class _Snapshot:
             torch.index_select(recorder.sample[first : first + len(part)], 1, memory.slots, out=newest)
             ids[:, self._first : self._first + self._share].copy_(newest.add_(1))
 
+        def steps_of(part: torch.Tensor, first: int) -> None:
+            loads, kept = part.view(len(part), MOST_STEPS, side - 1), len(recorder.steps.numbers)
+            loads[:, :kept].copy_(recorder.steps.loads[:kept, first : first + len(part)].transpose(0, 1))
+            loads[:, kept:].zero_()
+
         chunk = memory.chunk
         dist.reduce(memory.marks, dst=dist.get_global_rank(self._group, 0), group=self._group)
         totals = self._sum(chunk, (layers, side + 1), totals_of if contributes else _nothing)
         pairs = self._sum(chunk, (layers, side**2), pairs_of if contributes else _nothing)
         sample = self._sum(chunk, (layers, -(-rows * top_k // 4)), sample_of if contributes else _nothing)
+        steps = self._sum(chunk, (layers, MOST_STEPS * (side - 1)), steps_of if contributes else _nothing)
         if self._rank != 0:
             return None
         marks = memory.marks.cpu().numpy()
         tokens = marks[:, 0]
-        differing = differing_tokens(marks[:, 1:], self._owners)
+        differing = differing_tokens(marks[:, 2:], self._owners)
         refuse_unequal_owners(tokens, differing, np.minimum(tokens, COMPARED), self._owners)
         once = pairs.reshape(layers, side, side)[:, :-1, :-1]
         return RoutingStatistics(
@@ -106,7 +115,22 @@ class _Snapshot:
             num_tokens=totals[:, -2],
             layer_ids=np.array(layer_ids, np.int32),
             left_out=totals[:, -1],
+            steps=self._in_order(steps.reshape(layers, MOST_STEPS, side - 1), marks[:, 1]),
         )
+
+    def _in_order(self, steps: NDArray[np.int64], over: NDArray[np.int64]) -> NDArray[np.int32] | None:
+        """steps: [L, places, E]; over: [ranks] steps of the window -> [S, L, E] in order of time, without idle ones.
+
+        None if there is none, or ranks did not count the same steps: then places hold sums over different ones.
+        """
+        if (over != over[0]).any():
+            line = "single steps of this window are not used: ranks counted %d to %d of them"
+            logger.warning(line, over.min(), over.max())
+            return None
+        places = np.argsort(self._recorder.steps.numbers).astype(np.int64)
+        loads = steps[:, places].transpose(1, 0, 2).astype(np.int32)
+        loads = loads[loads.any(axis=(1, 2))]
+        return loads if len(loads) else None
 
     def _allotted(self) -> _Memory:
         """Collective. Raises PluginError on every rank if one could not get it: none is left waiting for the others."""
@@ -125,14 +149,17 @@ class _Snapshot:
     def _allot(self) -> _Memory:
         recorder, device = self._recorder, self._recorder.load.device
         rows, top_k = recorder.sample.shape[1:]
-        largest = max((recorder.num_experts + 1) ** 2, -(-rows * top_k // 4))  # a layer is reduced at once
+        side = recorder.num_experts + 1
+        # a layer is reduced at once
+        largest = max(side**2, MOST_STEPS * (side - 1), -(-rows * top_k // 4))
         chunk = torch.empty(max(CHUNK, largest), dtype=torch.int64, device=device)
         newest = torch.empty(4 * len(chunk), dtype=torch.int16, device=device)
         compared = COMPARED if self._owners > 1 else 0
-        marks = torch.zeros(self._size, 1 + compared, dtype=torch.int64, device=device)
+        marks = torch.zeros(self._size, 2 + compared, dtype=torch.int64, device=device)
         marks[self._rank, 0] = recorder.num_tokens
+        marks[self._rank, 1].fill_(recorder.steps.over)
         if compared:
-            marks[self._rank, 1:] = token_marks(recorder)
+            marks[self._rank, 2:] = token_marks(recorder)
         return _Memory(chunk, newest, recorder.newest_slots(self._share), marks)
 
     def _sum(self, chunk: torch.Tensor, shape: tuple[int, int], fill: Fill) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -213,13 +214,39 @@ def test_expect_takes_the_larger_of_two_passes() -> None:
     assert recorder.load.tolist() == [[0, 4, 3, 0]]
 
 
+def test_single_steps_of_a_plans_window_are_kept() -> None:
+    """Real ones with what they counted, dummy ones empty; not a trial pass that no step follows, nor what passes
+    outside a plan's window.
+    """
+    shape = Shape(1, 4, 1, 4, 8)
+    recorder = shape.recorder()
+
+    def step(expert: int, over: Callable[[], None], pairs: bool = True) -> None:
+        recorder.count(True, pairs)
+        recorder.expect([2])
+        stage(recorder, shape, np.full((2, 1, 1), expert), real=2)
+        over()
+
+    step(0, recorder.fold)
+    step(1, recorder.drop)
+    step(2, recorder.skip)
+    step(3, recorder.fold, pairs=False)
+    step(3, recorder.skip, pairs=False)
+    step(3, recorder.fold)
+    assert recorder.steps.numbers == [0, 1, 2]
+    assert recorder.steps.loads[:3, 0].tolist() == [[2, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 2]]
+    assert recorder.load.tolist() == [[2, 0, 0, 4]]
+    recorder.reset()
+    assert recorder.steps.numbers == []
+
+
 def test_nothing_depends_on_data_but_values() -> None:
     """Counting must not wait for the device: no shape or branch reads data. Fake tensors have none: reading raises."""
     with FakeTensorMode():
         recorder = Recorder(2, 8, 2, 16, 32, CPU, num_ubatches=2)
         recorder.expect([10, 4])
         recorder.fold()
-        recorder.drop()
+        recorder.skip()
         recorder.reset()
         assert recorder.newest(5).shape == (2, 5, 2)
 
@@ -228,6 +255,7 @@ def test_nbytes_is_what_is_held() -> None:
     """The size that the log reports is that of all tensors held."""
     recorder = Recorder(2, 8, 2, 16, 32, CPU)
     values = [one for value in vars(recorder).values() for one in (value if isinstance(value, tuple) else (value,))]
+    values.append(recorder.steps.loads)
     tensors = [value for value in values if isinstance(value, torch.Tensor) and value.dim()]
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
     assert recorder.nbytes() == sum(storages.values())

@@ -14,6 +14,7 @@ import simulated_device as sim
 import simulated_launch
 from eplb_plugin.errors import PluginError
 from eplb_plugin.recording import snapshot as snapshots
+from eplb_plugin.recording.kept_steps import KeptSteps
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.recording.snapshot import snapshot
 from eplb_plugin.statistics import RoutingStatistics
@@ -101,7 +102,15 @@ def test_sums_over_token_owners(ranks: int, owner_group_size: int, on_a_device: 
         np.testing.assert_array_equal(found["num_tokens"], expected.num_tokens)
         np.testing.assert_array_equal(found["left_out"], expected.left_out)
         np.testing.assert_array_equal(found["layer_ids"], LAYER_IDS)
+        np.testing.assert_array_equal(found["steps"], step_loads(routed))
         sample_is_fair(found["sample"], routed)
+
+
+def step_loads(routed: list[np.ndarray]) -> np.ndarray:
+    """[S, L, E] of the steps in which any owner had a token."""
+    steps = zip(*(np.array_split(rows, 3) for rows in routed), strict=True)
+    loads = np.stack([counted(list(step)).load for step in steps])
+    return loads[loads.any(axis=(1, 2))]
 
 
 def sample_is_fair(sample: np.ndarray, routed: list[np.ndarray]) -> None:
@@ -154,6 +163,46 @@ def test_a_token_that_owners_route_differently_is_tolerated() -> None:
     np.testing.assert_array_equal(found["load"], found["own"])
     assert len(lines) == 1
     assert lines[0].startswith("token-owner group 0: its ranks route a few tokens")
+
+
+def long_window(lost: int) -> tuple[RoutingStatistics | None, list[str]]:
+    """200 steps, of which one rank is idle in every second one; and one that the last rank does not take part in."""
+    recorder, rank = new_recorder(), dist.get_rank()
+    for step in range(200 - lost * rank):
+        if rank and step % 2:
+            recorder.skip()
+            continue
+        recorder.expect([1])
+        for layer in range(LAYERS):
+            route_layer(recorder, layer, np.array([[step % EXPERTS]]))
+        recorder.fold()
+    with Log() as log:
+        return snapshot(recorder, dist.group.WORLD, 1, LAYER_IDS), log.lines
+
+
+def test_ranks_keep_the_same_steps_of_a_long_window() -> None:
+    """Idle in some of them or not; they come in order of time."""
+    (found, lines), (nothing, _) = run_ranks(2, long_window, 0)
+    assert nothing is None
+    assert lines == []
+    assert found is not None
+    kept = KeptSteps(1, 1, torch.device("cpu"))
+    for _ in range(200):
+        kept.add(None)
+    assert found.steps is not None
+    for number, load in zip(sorted(kept.numbers), found.steps, strict=True):
+        expected = np.zeros(EXPERTS)
+        expected[number % EXPERTS] = 1 if number % 2 else 2
+        np.testing.assert_array_equal(load, np.tile(expected, (LAYERS, 1)))
+
+
+def test_steps_that_ranks_number_differently_are_not_used() -> None:
+    """The sums would be of different ones; a line says so, and the window is used without them."""
+    (found, lines), _ = run_ranks(2, long_window, 1)
+    assert found is not None
+    assert found.load.sum() > 0
+    assert found.steps is None
+    assert lines == ["single steps of this window are not used: ranks counted 199 to 200 of them"]
 
 
 def out_of_memory(rank: int, message: str | None) -> list[Any]:

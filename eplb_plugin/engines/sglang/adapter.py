@@ -172,7 +172,7 @@ class Adapter:
         if self._recording is None:
             return
         recorder = self._recording.recorder
-        recorder.fold() if recording else recorder.drop()
+        recorder.fold() if recording else recorder.skip()
         self._passes += not self._rebalancing
         if self._resplitting is not None and not self._rebalancing:
             assert self._mover is not None

@@ -132,7 +132,7 @@ class Adapter:
     def end_forward(self, real: bool) -> None:
         """A forward pass is over: count what it routed, or forget it (a dummy's)."""
         for recorder in self._recorders():
-            recorder.fold() if real else recorder.drop()
+            recorder.fold() if real else recorder.skip()
 
     def count(self, in_window: bool, steps_left: int) -> None:
         """What the coming pass counts. in_window: a plan will be made from it; steps_left: see ResplitLoop.records."""

@@ -97,7 +97,8 @@ def test_the_gatherer_is_the_one_meant(case: Case, seen: list[Seen]) -> None:
 
 
 def test_statistics_are_what_was_routed(case: Case, seen: list[Seen]) -> None:
-    """Logical ids, every token once, on the planning rank only; no padding, draft or warm-up, all micro-batches.
+    """Logical ids, every token once, on the planning rank only; no padding, draft or warm-up, all micro-batches; single
+    steps too, of ranks that are idle in some of them.
 
     A window is the last passes of an interval, which begins when the rebalance before is over.
     """
@@ -107,12 +108,15 @@ def test_statistics_are_what_was_routed(case: Case, seen: list[Seen]) -> None:
     for begun, found in zip(seen[0].begun, seen[0].statistics, strict=True):
         owners = [0] if case.shared else range(RANKS)
         steps = range(begun + 1 - case.window, begun + 1)
-        rows = np.concatenate([routed(rank, step, case.shared) for step in steps for rank in owners], axis=1)
-        expected = RoutingStatistics.from_topk(rows, EXPERTS, MOE_LAYERS)
+        passed = [(step, routed(rank, step, case.shared)) for step in steps for rank in owners]
+        rows = np.concatenate([ids for _, ids in passed], axis=1)
+        of_step = np.concatenate([np.full(ids.shape[1], step) for step, ids in passed])
+        expected = RoutingStatistics.from_topk(rows, EXPERTS, MOE_LAYERS, steps=of_step)
         np.testing.assert_array_equal(found["load"], expected.load)
         np.testing.assert_array_equal(found["coactivation"], expected.coactivation)
         np.testing.assert_array_equal(found["num_tokens"], expected.num_tokens)
         np.testing.assert_array_equal(found["layer_ids"], MOE_LAYERS)
+        np.testing.assert_array_equal(found["steps"], expected.steps)
 
 
 def test_ranks_hold_what_the_map_says(seen: list[Seen]) -> None:

@@ -46,6 +46,29 @@ def test_weights_and_maps_agree_on_every_step(use_async: bool, drafts: int) -> N
     assert found[0] == found[1]
 
 
+def with_idle_steps() -> list[int]:
+    """The loads of single steps of one layer that the window of a plan has, added up over experts."""
+    from engines.vllm.eplb_models import TOKENS, Engine
+
+    engine = Engine(use_async=False)
+    idle = dist.get_rank() == dist.get_world_size() - 1
+    for step in range(5):  # vLLM's first interval is over after one; of the second, the last two are the window
+        engine.step(0 if idle and step == 3 else TOKENS)
+    return [
+        load
+        for window in engine.adapter.rebalancer.entries["target"].history._windows
+        if window.steps is not None
+        for load in window.steps[:, 0].sum(axis=1).tolist()
+    ]
+
+
+def test_single_steps_are_added_up_over_ranks_also_where_one_is_idle() -> None:
+    """A step of an idle rank is a step: ranks keep the same ones, and only those of the window."""
+    from engines.vllm.eplb_models import TOKENS, TOP_K
+
+    assert run_ranks(2, with_idle_steps, timeout=SECONDS) == [[TOKENS * TOP_K, 2 * TOKENS * TOP_K], []]
+
+
 def hold_back_plans() -> threading.Event:
     """No plan is made before the event is set."""
     solve, go = proposal.plan_for, threading.Event()
