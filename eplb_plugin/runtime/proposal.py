@@ -71,6 +71,8 @@ def options_for(entry: ModelEntry, config: PluginConfig) -> PlanOptions:
     """With the price of a move, where the settings name one and the entry's gain can be told."""
     price, rounds = config.price, config.peo_rounds(entry.topology.slots_per_rank)
     options = replace(config.plan_options, peo_rounds=rounds)
+    if entry.recorder is None:  # its loads are of windows, and its tokens take the tables in every step
+        options = replace(options, exact=False)
     if price is None or (entry.recorder is None and not price.seconds_per_selection):
         return options
     return replace(

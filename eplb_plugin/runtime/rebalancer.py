@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from ..dispatch.exact.replicas import refuse_crowds
 from ..errors import PluginError, mismatch
 from ..placement import Placement
 from ..plan_types import WEIGHED, Plan
@@ -126,7 +128,9 @@ class Rebalancer:
             with entry.stages("plan"):
                 outcome, message = propose(entry, in_force, self.config)
         entry.rebalances += 1
-        accepted, problem = agree(message, in_force, group, lambda made: made, entry.stages("agree"))
+        accepted, problem = agree(
+            message, in_force, group, partial(self._usable, entry, in_force), entry.stages("agree")
+        )
         if outcome is not None:
             outcome = replace(outcome, seconds=entry.stages.taken(), expert_bytes=entry.expert_bytes)
         self.tell(outcome, refused=accepted is None)
@@ -136,6 +140,12 @@ class Rebalancer:
             return in_force
         entry.plan = accepted
         return accepted
+
+    def _usable(self, entry: ModelEntry, in_force: Plan, made: Plan) -> Plan:
+        """Raises PluginError for what `exact` could not serve by."""
+        if self.config.exact is not None and entry.recorder is not None:
+            refuse_crowds(in_force.placement.phy2log, made.placement.phy2log)
+        return made
 
     def resplit(self, key: str, load: Arrived, group: dist.ProcessGroup, stage: Staging) -> SwitchWeights | None:
         """Collective over `group`, a CPU group that no other thread uses: new weights where every expert stays.

@@ -19,7 +19,7 @@ from ..topology import Topology
 from .outcome import assess
 from .plan_codec import accept, encode
 
-TOKENS = 64
+TOKENS, STEPS = 64, 4
 
 
 class Planned(NamedTuple):
@@ -75,4 +75,5 @@ def _window(what: Planned, wanted: NDArray[np.float64]) -> RoutingStatistics:
     if not what.top_k:
         return RoutingStatistics(np.rint(TOKENS * wanted)[None])
     drawn = np.random.default_rng(0).exponential(size=(1, TOKENS, what.num_experts)) / wanted
-    return RoutingStatistics.from_topk(np.argsort(drawn, axis=2)[:, :, : what.top_k], what.num_experts)
+    steps = np.arange(TOKENS) * STEPS // TOKENS
+    return RoutingStatistics.from_topk(np.argsort(drawn, axis=2)[:, :, : what.top_k], what.num_experts, steps=steps)

@@ -14,12 +14,14 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from ..errors import PluginError, mismatch
 from ..files import expanded, unexpanded
+from ..limits import MOST_NODES
 from ..plan_types import Dispatch, Effort, PlanOptions, Policy
 from ..topology import Topology
 from .messages import conflict, explain
 from .sections import (
     SECTIONS,
     BudgetConfig,
+    ExactConfig,
     LoggingConfig,
     MetricsConfig,
     MigrationConfig,
@@ -83,6 +85,9 @@ class PluginConfig(Section):
     price: PriceConfig | None = Field(None, description="Move a layer only if that pays; left out: every move is made.")
     migration: MigrationConfig = Field(MigrationConfig(), description="How experts are moved while the engine serves.")
     peo: PeoConfig | None = Field(None, description="Overlap communication and computation; left out: do not.")
+    exact: ExactConfig | None = Field(
+        None, description="Even the ranks out in every large step (vLLM only); left out: on average alone."
+    )
     state_directory: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="Folder of the planning rank's host in which the newest window and the placement that has served "
@@ -130,7 +135,12 @@ class PluginConfig(Section):
     @property
     def plan_options(self) -> PlanOptions:
         """Without prices: those need to know the engine's steps and weights."""
-        return PlanOptions(effort=self.effort, balance_tolerance=self.balance_tolerance, **self.budget.model_dump())
+        return PlanOptions(
+            effort=self.effort,
+            balance_tolerance=self.balance_tolerance,
+            exact=self.exact is not None,
+            **self.budget.model_dump(),
+        )
 
     def peo_rounds(self, slots_per_rank: int) -> int | None:
         """Rounds that a rank's slots are split into; None: no overlap, or they cannot be."""
@@ -148,12 +158,17 @@ class PluginConfig(Section):
     def topology_for(self, ep_size: int, slots_per_rank: int, hosts: list[str] | None = None) -> Topology:
         """Topology of an EP group of `ep_size` ranks; `hosts` names the host of every rank, for `auto`.
 
-        Raises PluginError where the declared nodes and the EP size do not fit.
+        Raises PluginError where the declared nodes and the EP size do not fit, and where `exact` knows fewer nodes.
         """
-        if not isinstance(self.topology, str):
-            return self.topology.of_ranks(ep_size, slots_per_rank)
-        names = hosts or ["one host"] * ep_size
-        return Topology.from_nodes([names.index(name) for name in names], slots_per_rank)
+        if isinstance(self.topology, str):
+            names = hosts or ["one host"] * ep_size
+            topology = Topology.from_nodes([names.index(name) for name in names], slots_per_rank)
+        else:
+            topology = self.topology.of_ranks(ep_size, slots_per_rank)
+        if self.exact is not None and topology.num_nodes > MOST_NODES:
+            expected = f"at most {MOST_NODES} for exact"
+            raise mismatch("nodes", found=topology.num_nodes, expected=expected, fix="exact: null")
+        return topology
 
     def digest(self) -> str:
         """Equal on two processes only if their settings are equal."""

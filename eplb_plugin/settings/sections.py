@@ -164,6 +164,17 @@ class PeoConfig(Section):
         return rounds if slots_per_rank % rounds == 0 else None
 
 
+class ExactConfig(Section):
+    """Even ranks in every large step, from that step's own counts; see docs/dispatch.md."""
+
+    min_tokens: Annotated[int, Field(ge=1, le=1 << 30)] = Field(
+        1024, description="Tokens of the largest rank's batch, padding too, from which a step is large."
+    )
+    tolerance: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.0, description="Share by which ranks may exceed the lightest busiest rank, where that keeps tokens on nodes."
+    )
+
+
 class LoggingConfig(Section):
     """What the plugin writes into the engine's log."""
 
@@ -179,5 +190,5 @@ class MetricsConfig(Section):
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "migration": MigrationConfig,
-    "peo": PeoConfig, "logging": LoggingConfig, "metrics": MetricsConfig,
+    "peo": PeoConfig, "exact": ExactConfig, "logging": LoggingConfig, "metrics": MetricsConfig,
 }  # fmt: skip

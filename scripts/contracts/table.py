@@ -20,8 +20,8 @@ VLLM = {
     "vllm.config.model:ModelConfig": "compute_hash enable_sleep_mode get_num_experts model",
     "vllm.config.scheduler:SchedulerConfig": "max_num_batched_tokens",
     "vllm.config.kv_transfer:KVTransferConfig": "kv_role",
-    "vllm.engine.arg_utils:EngineArgs": "additional_config data_parallel_size enable_elastic_ep enable_eplb "
-    "prefill_context_parallel_size tensor_parallel_size",
+    "vllm.engine.arg_utils:EngineArgs": "additional_config data_parallel_size enable_dbo enable_elastic_ep enable_eplb "
+    "prefill_context_parallel_size tensor_parallel_size ubatch_size",
     "vllm.v1.engine.async_llm:AsyncLLM": "vllm_config",
     "vllm.v1.engine.llm_engine:LLMEngine": "vllm_config",
     "vllm.v1.executor.abstract:Executor": "collective_rpc vllm_config",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
+from eplb_plugin.dispatch.exact import replicas
 from eplb_plugin.placement import Placement
 from eplb_plugin.plan_types import Plan, PlanOptions, Policy
 from eplb_plugin.planning.score import balancedness
@@ -199,6 +200,20 @@ def test_windows_follow_one_another() -> None:
     moved = [(now != before).sum() for before, now in pairwise(first)]
     assert moved[0] > 0
     assert moved[-1] <= moved[0] // 2
+
+
+def rebalance_crowded() -> Result:
+    replicas.MOST_REPLICAS = 1
+    return rebalance(config=parse_config({"exact": {}}, ""))
+
+
+def test_a_plan_that_exact_cannot_serve_is_refused() -> None:
+    """On every rank, with what is too much; the old placement stays."""
+    for placed, lines in run_ranks(2, rebalance_crowded, timeout=300):
+        np.testing.assert_array_equal(placed, OLD)
+        (line,) = [text for level, text in lines if level == "ERROR"]
+        assert line.startswith("rebalance 1 of model refused, the old placement stays: replicas: found ")
+        assert "expected at most 1 slots of one expert" in line
 
 
 def rounds_planned() -> set[int]:

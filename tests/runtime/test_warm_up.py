@@ -43,7 +43,7 @@ for number in range(4):
     rows[1] = np.arange(4)  # all tokens want the same
     rows[2] = np.arange(512 * 4).reshape(512, 4) % experts  # an even layer
     rows[3] = -1 if number == 2 else rows[3]  # one that was idle for a while
-    window = RoutingStatistics.from_topk(rows, experts)
+    window = RoutingStatistics.from_topk(rows, experts, steps=np.arange(512) // 100)
     entry.history.add(window if recorder else RoutingStatistics(window.load))
     in_force = entry.in_force(placed)
     entry.plan = accept(propose(entry, in_force, rebalancer.config)[1], in_force)
@@ -62,7 +62,7 @@ PRICE = "{'price': {'link_gbps': 100, 'seconds_per_selection': 1e-6}}"
         ("balanced", "weighted", "{}"),
         ("affinity", "hash", "{'effort': 'fast'}"),
         ("affinity", "nearest", "{'budget': {'max_moved_slots': 6}}"),
-        ("affinity", "weighted", PRICE),
+        ("affinity", "weighted", PRICE[:-1] + ", 'exact': {}}"),
         ("affinity", "cover", "{'budget': {'max_moved_slots_total': 9}}"),
         ("affinity", "cover", "{'effort': 'fast', 'peo': {'num_rounds': 5}}"),
     ],

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from eplb_plugin.errors import PluginError
 from eplb_plugin.settings.config import (
     BudgetConfig,
+    ExactConfig,
     LoggingConfig,
     MetricsConfig,
     MigrationConfig,
@@ -70,6 +71,8 @@ peos = st.builds(
     stock_api=st.booleans(),
 )
 
+exacts = st.builds(ExactConfig, min_tokens=st.integers(1, 1 << 30), tolerance=st.floats(0, 1))
+
 
 @st.composite
 def configs(draw: st.DrawFn) -> PluginConfig:
@@ -92,6 +95,7 @@ def configs(draw: st.DrawFn) -> PluginConfig:
         budget=BudgetConfig(max_moved_slots=draw(bounds), max_moved_slots_total=draw(bounds)),
         price=draw(st.none() | prices),
         peo=draw(st.none() | peos),
+        exact=draw(st.none() | exacts),
         logging=LoggingConfig(
             level=draw(st.sampled_from(["debug", "info", "warning", "error"])), rebalances=draw(st.booleans())
         ),
@@ -120,6 +124,23 @@ def test_digest_tells_settings_apart(one: PluginConfig, other: PluginConfig) -> 
     assert (one == other) == (one.digest() == other.digest())
 
 
+def test_exact_is_planned_for() -> None:
+    """Where it is on, plans arrange replicas for it; by default neither."""
+    assert not PluginConfig().plan_options.exact
+    assert PluginConfig(exact=ExactConfig()).plan_options.exact
+
+
+@pytest.mark.parametrize("topology", ["auto", TopologyConfig(nodes=63)])
+def test_exact_knows_so_many_nodes(topology: Any) -> None:
+    """Declared or found: one more is refused, and without it they are none of its business."""
+    hosts = [f"host {rank}" for rank in range(63)]
+    config = PluginConfig(exact=ExactConfig(), topology=topology)
+    with pytest.raises(PluginError, match="nodes: found 63, expected at most 62 for exact; fix: exact: null"):
+        config.topology_for(63, 2, hosts)
+    assert config.model_copy(update={"exact": None}).topology_for(63, 2, hosts).num_nodes == 63
+    assert PluginConfig(exact=ExactConfig()).topology_for(62, 2, hosts[:62]).num_nodes == 62
+
+
 def test_dispatch_among() -> None:
     """auto is the first rule that the engine can do; another than those is refused with them."""
     assert PluginConfig().dispatch_among(("weighted", "hash")) == "weighted"
@@ -143,8 +164,8 @@ def test_schema_says_what_the_model_says() -> None:
     schema = json.loads(config_schema())
     assert set(schema["properties"]) == set(KEYS)
     models = (
-        PluginConfig, TopologyConfig, BudgetConfig, PriceConfig, MigrationConfig, PeoConfig, LoggingConfig,
-        MetricsConfig,
+        PluginConfig, TopologyConfig, BudgetConfig, PriceConfig, MigrationConfig, PeoConfig, ExactConfig,
+        LoggingConfig, MetricsConfig,
     )  # fmt: skip
     assert set(schema["$defs"]) == {model.__name__ for model in models[1:]}
     for model in models:

@@ -28,6 +28,8 @@ RULES = {
     "balance_tolerance": "a number in 0.0..1.0",
     "budget.max_moved_slots": "an integer in 0..1000000",
     "forecast_windows": "an integer in 1..64",
+    "exact.min_tokens": "an integer in 1..1073741824",
+    "exact.tolerance": "a number in 0.0..1.0",
     "price.link_gbps": "a number in 0.001..1000000.0",
     "price.seconds_per_selection": "a number in 0.0..1.0",
     "topology.nodes": "an integer in 1..4096",
@@ -79,6 +81,8 @@ OUT_OF_RANGE = [
         "1000000",
     ),
     ({"forecast_windows": 0}, "forecast_windows", "0", RULES["forecast_windows"], "1"),
+    ({"exact": {"min_tokens": 0}}, "exact.min_tokens", "0", RULES["exact.min_tokens"], "1"),
+    ({"exact": {"tolerance": 1.5}}, "exact.tolerance", "1.5", RULES["exact.tolerance"], "1.0"),
     (
         {"price": {"link_gbps": 0, "token_bytes": 1}},
         "price.link_gbps",

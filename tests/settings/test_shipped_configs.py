@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from eplb_plugin.errors import PluginError
 from eplb_plugin.settings.config import (
     BudgetConfig,
+    ExactConfig,
     LoggingConfig,
     MetricsConfig,
     MigrationConfig,
@@ -100,7 +101,7 @@ plain = st.recursive(
 )
 sections = {
     "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "peo": PeoConfig,
-    "logging": LoggingConfig, "metrics": MetricsConfig, "migration": MigrationConfig,
+    "exact": ExactConfig, "logging": LoggingConfig, "metrics": MetricsConfig, "migration": MigrationConfig,
 }  # fmt: skip
 
 

@@ -75,6 +75,18 @@ def replicas_of(phy2log: ArrayLike, topology: Topology) -> Replicas:
     )
 
 
+def refuse_crowds(before: NDArray[np.int32], after: NDArray[np.int32]) -> None:
+    """before, after: [L, P] placements. Raises PluginError unless `replicas_of` takes every one on the way from one to
+    the other, where a slot has either's expert, or for a while that of another slot that has lost it.
+    """
+    experts = int(max(before.max(), after.max())) + 1
+    row = np.arange(len(before))[:, None] * experts
+    most = int(np.bincount(np.concatenate([(row + before).ravel(), (row + after)[after != before]])).max())
+    if most > MOST_REPLICAS:
+        expected = f"at most {MOST_REPLICAS} slots of one expert, old and new ones, for exact"
+        raise mismatch("replicas", found=most, expected=expected, fix="exact: null, or fewer redundant experts")
+
+
 def _held(experts: NDArray[np.int64], topology: Topology) -> list[list[int]]:
     """Of every expert its slots, one on each rank, by node."""
     slots = np.lexsort((np.arange(len(experts)), topology.node_of_slot))

@@ -134,6 +134,8 @@ def refuse_unsuited(config: PluginConfig | None, layout: Layout) -> None:
             raise mismatch(what, found=found, expected=expected, fix=fix)
     if config is None:
         return
+    if config.exact is not None:
+        raise mismatch("exact", found="a section", expected="none: vLLM only", fix="exact: null")
     if layout.dispatch:  # else SGLang has not chosen yet
         config.dispatch_among(layout.rules)
     if layout.ep_size is not None:

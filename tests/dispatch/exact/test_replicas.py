@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb_plugin import PluginError, Topology
-from eplb_plugin.dispatch.exact.replicas import MOST_REPLICAS, replicas_of
+from eplb_plugin.dispatch.exact.replicas import MOST_REPLICAS, refuse_crowds, replicas_of
 from strategies import QUICK, placements, topologies
 
 
@@ -50,3 +50,18 @@ def test_what_is_beyond_its_limits_is_refused():
     with pytest.raises(PluginError, match=f"replicas: found {MOST_REPLICAS + 1}"):
         replicas_of(np.zeros(MOST_REPLICAS + 1, int), Topology(1, MOST_REPLICAS + 1, 1))
     replicas_of(np.zeros(MOST_REPLICAS, int), Topology(1, MOST_REPLICAS, 1))
+
+
+def test_no_placement_on_the_way_has_more_replicas_than_it_takes():
+    """Old and new slots of an expert count together, those that stay once; each layer for itself."""
+    before = np.tile(np.arange(3, dtype=np.int32), (2, 10))
+    after = before.copy()
+    after[0, 1:20:3] = 0  # seven slots of another expert beside the ten that stay
+    with pytest.raises(PluginError, match="replicas: found 17, expected at most 16 slots of one expert, old and new"):
+        refuse_crowds(before, after)
+    after[0, 1] = 1
+    refuse_crowds(before, after)
+    refuse_crowds(after, before)
+    after[0], after[1] = 1, 1
+    with pytest.raises(PluginError, match="replicas: found 30"):
+        refuse_crowds(before, after)

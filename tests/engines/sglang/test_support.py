@@ -67,6 +67,7 @@ def test_refused(changes: dict[str, Any], line: str) -> None:
     ("settings", "line"),
     [
         ({"dispatch": "nearest"}, "dispatch: found nearest, expected auto or one of weighted, cover, hash, which"),
+        ({"exact": {}}, "exact: found a section, expected none: vLLM only; fix: exact: null"),
         ({"topology": {"nodes": 3}}, "topology: found nodes=3"),
         ({"topology": {"node_of_rank": [0, 1]}}, "topology.node_of_rank: found 2 ranks, expected 8"),
     ],

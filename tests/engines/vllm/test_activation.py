@@ -87,6 +87,8 @@ def test_engine_settings_stay_where_ours_are_left_out(engine: Callable[..., Vllm
             {},
             "num_redundant_experts: found 4 in the engine, expected 8; fix: start the server",
         ),
+        ({"exact": {}}, {"enable_dbo": True}, "micro-batches: found on, expected whole batches for exact"),
+        ({"exact": {}}, {"ubatch_size": 2}, "micro-batches: found on, expected whole batches for exact"),
         ({"topology": {"nodes": 3}}, {}, "topology: found nodes=3"),
         ({"topology": {"node_of_rank": [0, 1]}}, {}, "topology.node_of_rank: found 2 ranks, expected 4"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from eplb_plugin import PluginError
 from eplb_plugin.engines.vllm.support import DISPATCH, refuse_unsuited
 from eplb_plugin.settings.config import PluginConfig
+from eplb_plugin.settings.sections import ExactConfig
 
 
 @pytest.mark.parametrize(
@@ -21,11 +22,21 @@ def test_what_does_not_fit_is_named(dispatch: str, enable_eplb: bool, elastic: b
     """In one line, with the flag to change."""
     config = PluginConfig(dispatch=dispatch)
     with pytest.raises(PluginError, match=line):
-        refuse_unsuited(config, enable_eplb=enable_eplb, elastic=elastic)
+        refuse_unsuited(config, enable_eplb=enable_eplb, elastic=elastic, micro_batches=False)
+
+
+def test_exact_needs_whole_batches() -> None:
+    """Micro-batches run on streams of their own, and ranks would exchange counts in different orders."""
+    with pytest.raises(PluginError, match=r"micro-batches: found on, expected whole batches .*; fix: remove --enable-"):
+        refuse_unsuited(PluginConfig(exact=ExactConfig()), enable_eplb=True, elastic=False, micro_batches=True)
 
 
 def test_what_fits() -> None:
     """Every dispatch that vLLM can be made to follow; by default the one with weights."""
     for dispatch in ("auto", *DISPATCH):
-        refuse_unsuited(PluginConfig(dispatch=dispatch), enable_eplb=True, elastic=False)
+        config = PluginConfig(dispatch=dispatch)
+        refuse_unsuited(config, enable_eplb=True, elastic=False, micro_batches=True)
+        refuse_unsuited(
+            config.model_copy(update={"exact": ExactConfig()}), enable_eplb=True, elastic=False, micro_batches=False
+        )
     assert PluginConfig().dispatch_among(DISPATCH) == "weighted"
