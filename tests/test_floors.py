@@ -27,6 +27,7 @@ FLOORS = {
     "recording": 5, "migration": 5, "devices": 5, "peo.cuda": 5, "peo.streams": 5,
     "dispatch.buffers": 5, "dispatch.kernels": 5, "dispatch.torch_ops": 5, "dispatch.triton_kernels": 5,
     "dispatch.exact.tables": 5, "dispatch.exact.kernels": 5,
+    "dispatch.exact.triton_kernels": 5, "dispatch.exact.triton_solve": 5,
     "runtime": 6,
     "engines": 7, "observe": 7, "doctor": 7,
     "bench": 8, "cli": 9, "doctor.__main__": 9, "__main__": 9, "": 10,

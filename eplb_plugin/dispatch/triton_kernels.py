@@ -23,7 +23,7 @@ RECORD, TRANSLATE, LOOK_UP, COVER = (tl.constexpr(number) for number in range(4)
 
 
 @triton.jit
-def _mixed(first, second):
+def mixed(first, second):
     """`cover.mixed` in uint32, which drops the upper half by itself."""
     state = first * 2654435769 + second * 2246822519
     state = (state ^ (state >> 16)) * 0x7FEB352D
@@ -32,7 +32,7 @@ def _mixed(first, second):
 
 
 @triton.jit
-def _needed(known, nodes, held, key, NODES: tl.constexpr):
+def needed_nodes(known, nodes, held, key, NODES: tl.constexpr):
     """[TOKENS] int64 `cover.opened_nodes`. known, nodes: [TOKENS, WIDTH]; key: [TOKENS]."""
     single = known & ((nodes & (nodes - 1)) == 0)
     needed = key.to(tl.int64) * 0 + held
@@ -45,7 +45,7 @@ def _needed(known, nodes, held, key, NODES: tl.constexpr):
         best = needed * 0
         for node in range(NODES):
             served = tl.sum(tl.where(left, (nodes >> node) & 1, 0), axis=1)
-            drawn = _mixed(key, (key * 0 + node).to(tl.uint32))
+            drawn = mixed(key, (key * 0 + node).to(tl.uint32))
             rank = (served << 38) | (drawn.to(tl.int64) << 6) | (63 - node)  # most served, then drawn, then first
             best = tl.where(served > 1, tl.maximum(best, rank), best)
         opened = (best * 0 + 1) << (63 - (best & 63))
@@ -66,7 +66,7 @@ def _chosen(known, expert, nodes, needed, key, counts, copies, copies_width, NOD
         packed = tl.load(copies + expert * copies_width + copy, mask=copy < count, other=0)
         reach = (allowed >> ((packed >> TO_NODE) & 63).to(tl.int64)) & 1
         total += (packed & WEIGHT) * reach.to(tl.int32)
-    drawn = _mixed(key[:, None], (expert + NODES).to(tl.uint32))
+    drawn = mixed(key[:, None], (expert + NODES).to(tl.uint32))
     left = ((drawn.to(tl.uint64) * total.to(tl.uint64)) >> 32).to(tl.int32)
     slot = expert * 0 - 1
     for copy in range(most):
@@ -76,6 +76,42 @@ def _chosen(known, expert, nodes, needed, key, counts, copies, copies_width, NOD
         slot = tl.where((left >= 0) & (left < weight), packed >> TO_SLOT, slot)
         left -= weight
     return slot
+
+
+@triton.jit
+def count_slots(token, slot, own, slot_load, slots_enabled):
+    """token: [TOKENS]; slot: [TOKENS, WIDTH], -1 = none; own: tokens of this rank that are no padding."""
+    taken = (slot >= 0) & (token[:, None] < own * tl.load(slots_enabled).to(tl.int32))
+    tl.atomic_add(slot_load + slot, 1, mask=taken, sem="relaxed")
+
+
+@triton.jit
+def record_tile(
+    token, there, found, known, own, rows, load, pairs, enabled, pairs_enabled, max_rows, num_experts,
+    K: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """found: [TOKENS, WIDTH] ids; there, known: which are of tokens, and experts'; own: tokens of this rank that are no
+    padding. The rest as in `buffers.Counters`.
+    """
+    column = tl.arange(0, WIDTH)
+    expert = tl.where(known, found, 0)
+    if tl.load(enabled):  # the same for all programs: outside windows nothing is compared
+        kept = there & (token[:, None] < tl.minimum(own, max_rows))
+        one, other = expert[:, :, None], expert[:, None, :]
+        both = (known & kept)[:, :, None] & (known & kept)[:, None, :]
+        first, second = column[None, :, None], column[None, None, :]
+        twice = tl.max(tl.max((both & (one == other) & (first < second)).to(tl.int32), axis=2), axis=1)
+        counted = known & kept & (twice == 0)[:, None]
+        tl.atomic_add(load + expert, 1, mask=counted, sem="relaxed")
+        num_counted = tl.sum(tl.max(counted.to(tl.int32), axis=1), axis=0)
+        num_left_out = tl.sum(twice, axis=0)
+        tl.atomic_add(load + num_experts, num_counted, mask=num_counted > 0, sem="relaxed")
+        tl.atomic_add(load + num_experts + 1, num_left_out, mask=num_left_out > 0, sem="relaxed")
+        if tl.load(pairs_enabled):
+            tl.store(rows + token[:, None] * K + column[None, :], tl.where(counted, found, -1).to(tl.int16), mask=kept)
+            pair = tl.minimum(one, other) * (num_experts + 1) + tl.maximum(one, other)
+            both = both & (twice == 0)[:, None, None] & (first <= second)
+            tl.atomic_add(pairs + pair, 1, mask=both, sem="relaxed")
 
 
 _VARYING = [
@@ -113,31 +149,16 @@ def pass_kernel(
             entry = ((token.to(tl.uint32) * HASH) % entries.to(tl.uint32)).to(tl.int32)
             slot = tl.load(table + expert * entries + entry[:, None], mask=known, other=-1)
         else:
-            key = _mixed(token.to(tl.uint32), (token * 0 + source).to(tl.uint32))
+            key = mixed(token.to(tl.uint32), (token * 0 + source).to(tl.uint32))
             lies = tl.load(nodes + expert, mask=known, other=0)
-            needed = _needed(known, lies, held, key, NODES)
+            needed = needed_nodes(known, lies, held, key, NODES)
             slot = _chosen(known, expert, lies, needed, key, counts, copies, copies_width, NODES)
         tl.store(slots + token[:, None] * K + column[None, :], slot.to(slots.dtype.element_ty), mask=there)
-        taken = (slot >= 0) & (token[:, None] < own * tl.load(slots_enabled).to(tl.int32))
-        tl.atomic_add(slot_load + slot, 1, mask=taken, sem="relaxed")
+        count_slots(token, slot, own, slot_load, slots_enabled)
 
-    if tl.load(enabled):  # the same for all programs: outside windows nothing is compared
-        kept = there & (token[:, None] < tl.minimum(own, max_rows))
-        one, other = expert[:, :, None], expert[:, None, :]
-        both = (known & kept)[:, :, None] & (known & kept)[:, None, :]
-        first, second = column[None, :, None], column[None, None, :]
-        twice = tl.max(tl.max((both & (one == other) & (first < second)).to(tl.int32), axis=2), axis=1)
-        counted = known & kept & (twice == 0)[:, None]
-        tl.atomic_add(load + expert, 1, mask=counted, sem="relaxed")
-        num_counted = tl.sum(tl.max(counted.to(tl.int32), axis=1), axis=0)
-        num_left_out = tl.sum(twice, axis=0)
-        tl.atomic_add(load + num_experts, num_counted, mask=num_counted > 0, sem="relaxed")
-        tl.atomic_add(load + num_experts + 1, num_left_out, mask=num_left_out > 0, sem="relaxed")
-        if tl.load(pairs_enabled):
-            tl.store(rows + token[:, None] * K + column[None, :], tl.where(counted, found, -1).to(tl.int16), mask=kept)
-            pair = tl.minimum(one, other) * (num_experts + 1) + tl.maximum(one, other)
-            both = both & (twice == 0)[:, None, None] & (first <= second)
-            tl.atomic_add(pairs + pair, 1, mask=both, sem="relaxed")
+    record_tile(
+        token, there, found, known, own, rows, load, pairs, enabled, pairs_enabled, max_rows, num_experts, K, WIDTH,
+    )  # fmt: skip
 
 
 def launch(

@@ -1,7 +1,8 @@
 """One rank's part of a MoE layer's step under `exact`, where the forward pass runs: `count`, then, with what all ranks
 counted, `choose`.
 
-By compiled loops on a CPU; no kernel for GPUs yet. All ranks together equal `route_step` bit for bit.
+On a GPU by Triton (`triton_kernels.py`), on a CPU by compiled loops; all ranks together equal `route_step` bit for bit.
+Nothing waits for the device, and nothing is allocated but the slots.
 """
 
 from __future__ import annotations
@@ -24,20 +25,30 @@ def count(ids: torch.Tensor, layer: ExactLayer) -> torch.Tensor:
 
     -> [payload] int32, `ExactTables.payload`, in a buffer that all layers have in common: what the others must know.
     """
-    mine = layer.work.mine.numpy()
-    mine[:] = 0
-    counts, base = _parted(mine[None], layer)
-    _count_rows(ids.numpy(), _wisher(layer), replicas_in(layer), counts[0], base[0])
+    if kernels.launches(ids):
+        from .triton_kernels import launch_count
+
+        launch_count(ids, layer)
+    else:
+        mine = layer.work.mine.numpy()
+        mine[:] = 0
+        counts, base = _parted(mine[None], layer)
+        _count_rows(ids.numpy(), _wisher(layer), replicas_in(layer), counts[0], base[0])
     return layer.work.mine
 
 
 def choose(ids: torch.Tensor, layer: ExactLayer, gathered: torch.Tensor, counters: Counters) -> torch.Tensor:
     """Map and record. ids: what was counted; gathered: [sources, payload] int32 of all -> [T, k] slots, same dtype."""
     slots = torch.empty(ids.shape, dtype=ids.dtype, device=ids.device)
-    replicas = replicas_in(layer)
-    row = own_row(gathered.numpy(), layer, replicas)
-    _map_rows(ids.numpy(), _wisher(layer), replicas, row, slots.numpy())
-    kernels.count_batch(ids, counters, slots)
+    if kernels.launches(ids):
+        from .triton_kernels import launch_choose
+
+        launch_choose(ids, layer, gathered, slots, counters)
+    else:
+        replicas = replicas_in(layer)
+        row = own_row(gathered.numpy(), layer, replicas)
+        _map_rows(ids.numpy(), _wisher(layer), replicas, row, slots.numpy())
+        kernels.count_batch(ids, counters, slots)
     return slots
 
 

@@ -46,13 +46,15 @@ class Work(NamedTuple):
     """Where kernels leave numbers for each other, int32; layers use it in turn.
 
     mine: [payload]; parts: [PARTS, payload], the same by parts of a batch; sums, earlier: [payload], of all sources and
-    of those before this one; load: [ranks]; quota: [S]; row: [S, nodes + 1].
+    of those before this one; total: [most experts] of all sources, whatever the wish; load: [ranks]; quota: [S]; row:
+    [S, nodes + 1].
     """
 
     mine: torch.Tensor
     parts: torch.Tensor
     sums: torch.Tensor
     earlier: torch.Tensor
+    total: torch.Tensor
     load: torch.Tensor
     quota: torch.Tensor
     row: torch.Tensor
@@ -106,7 +108,7 @@ class ExactTables:
         self._maps = ExactMaps(*(torch.from_numpy(part).to(device, copy=True) for part in made))
         self._work = Work(
             zeros(self.payload), zeros(PARTS, self.payload), zeros(self.payload), zeros(self.payload),
-            zeros(ranks), zeros(replicas), zeros(replicas, wishes),
+            zeros(experts), zeros(ranks), zeros(replicas), zeros(replicas, wishes),
         )  # fmt: skip
         self._layer = ExactLayer(
             self._maps,
