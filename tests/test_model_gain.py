@@ -190,9 +190,31 @@ def test_tokens_are_planned_and_judged(
     assert decode["times"]["vanilla"]["dispatch"] > once["times"]["vanilla"]["dispatch"]
 
 
+def test_exact_is_an_arm_where_steps_are_known(
+    call: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Timed step by step: more even than tables in the same steps, its exchange and solving counted beside."""
+    monkeypatch.setattr(run, "TOKENS", 4096)
+    code, _, _ = call("--ranks", 8, "--ranks-per-node", 4, "--layers", 1, "--model", "qwen3-235b", "--step-tokens", 512)
+    assert code == 0
+    *_, prefill = json.loads((tmp_path / "gain.json").read_text())["rows"]
+    inputs, times = prefill["inputs"], prefill["times"]
+    assert inputs["exact, cover"]["balancedness"] > inputs["affinity, cover"]["balancedness"] + 0.02
+    assert times["exact, cover"]["gemm"] < times["affinity, cover"]["gemm"]
+    assert times["exact, cover"]["quotas"] == pytest.approx(8 * 1.35 + 16)
+    assert times["affinity, cover"]["quotas"] == 0.0
+
+
+def test_quotas_delay_the_dispatch() -> None:
+    """They are on the side of the exchange, where batches overlap."""
+    one = LayerTime(10.0, 25.0, 10.0, "RDMA", 8.0)
+    assert (one.in_turn, one.overlapped) == (53.0, 28.0)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (["--step-tokens", "70000", "--ranks", "32"], "--step-tokens: found 70000"),
         (["--ranks", "32,x"], "--ranks: found 32,x"),
         (["--ranks", "30", "--arm", "a=1:1"], "--ranks: found 30, expected a multiple of 8"),
         (["--arm", "a=1"], "--arm: found a=1"),

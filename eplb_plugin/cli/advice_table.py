@@ -21,16 +21,23 @@ def show_advice(
     """priced: whether the time of computing is among what a rebalance saves, and not copies alone."""
     counted = "" if priced else ", in copies saved alone"
     copies = "" if made.cross_node_copies is None else f", {_pair(made.cross_node_copies)} cross-node copies per token"
-    typer.echo(f"now, without EPLB: balancedness {_pair(made.balancedness)}{copies}")
-    heads = ("balanced", "work", "copies", "ingress", "moves", "repaid")
+    steps = made.step_balancedness
+    of_steps = "" if steps is None else f" (of single steps {_pair(steps)})"
+    typer.echo(f"now, without EPLB: balancedness {_pair(made.balancedness)}{of_steps}{copies}")
+    heads = ("balanced", *(() if steps is None else ("steps",)), "work", "copies", "ingress", "moves", "repaid")
     title = "planned on one half of the recording, judged on the other, both ways"
     candidate = Column("policy, dispatch", no_wrap=True)
     table = Table("+n", candidate, *heads, title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for outcome in made.outcomes:
         one, style = outcome.candidate, "bold" if outcome is chosen.best else None
-        table.add_row(f"+{one.redundant}", f"{one.policy} {one.dispatch}", *_cells(outcome), style=style)
+        even, *others = _cells(outcome)
+        in_steps = () if steps is None else (_mean(outcome.step_balancedness),)
+        name = f"{one.policy} {one.dispatch}{' exact' if one.exact else ''}"
+        table.add_row(f"+{one.redundant}", name, even, *in_steps, *others, style=style)
     Console().print(table)
     typer.echo("+n: redundant experts; work: selections of the busiest ranks; copies: to other nodes;")
+    if steps is not None:
+        typer.echo("steps: balance of single ones, each of which waits for its own busiest rank (mean of both ways);")
     typer.echo("ingress: of the busiest node / mean; moves: share of slots at a later rebalance;")
     typer.echo(f"repaid: tokens until a later rebalance has paid for its transfer{counted}")
     half = f"{made.tokens_per_half} tokens" if made.has_tokens else "drawn selections (only counting noise)"
@@ -65,10 +72,14 @@ def _cells(outcome: Outcome) -> list[str]:
     return [
         _pair(outcome.balancedness), _percent(outcome.work_saved),
         "–" if outcome.copies_saved is None else _percent(outcome.copies_saved),
-        "–" if outcome.busiest_ingress is None else f"{outcome.busiest_ingress.mean:.2f}",
+        _mean(outcome.busiest_ingress),
         f"{moves:.0%}",
         "–" if tokens is None else "never" if max(tokens) == math.inf else f"{max(tokens):.2g}",
     ]  # fmt: skip
+
+
+def _mean(figure: Both | None) -> str:
+    return "–" if figure is None else f"{figure.mean:.2f}"
 
 
 def _pair(figure: Both) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from ..engines.sglang.support import DISPATCH as SGLANG
 from ..engines.vllm.support import DISPATCH as VLLM
 from ..errors import PluginError, mismatch
 from ..files import write_atomic
+from ..limits import MOST_NODES
 from ..plan_types import PlanOptions
 from .advice_table import show_advice
 from .options import (
@@ -32,7 +33,7 @@ from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understoo
 from .writing import writing
 
 if TYPE_CHECKING:
-    from ..observe.advice import Candidate
+    from ..observe.advice import Candidate, Cluster
     from ..statistics import RoutingStatistics
 
 ENGINE_DISPATCH = {"vllm": VLLM, "sglang": SGLANG}  # first what `dispatch: auto` takes
@@ -81,7 +82,8 @@ def advise(
     Without --expert-bytes and --token-bytes they follow from the model's sizes: 3 × hidden × intermediate × weight
     bytes, and 3 × hidden.
     """
-    from ..observe.advice import survey
+    from ..observe.advice import Cluster, survey
+    from ..observe.halves import whole_steps
     from ..observe.recommendation import recommend, settings_yaml
 
     if engine not in ENGINE_DISPATCH:
@@ -96,11 +98,10 @@ def advise(
     readings = read_traces([recording], shape_of(num_experts, layout, model_config))
     window = readings[0].window
     prices = _prices(expert_bytes, token_bytes, link_gbps, seconds_per_selection)
+    cluster = Cluster(nodes, ranks_per_node, num_groups, whole_steps(window, tokens_per_step))
     try:
-        tried = _candidates(window, nodes, ranks_per_node, policies, dispatches, redundant, ENGINE_DISPATCH[engine])
-        made = survey(
-            window, nodes, ranks_per_node, tried, num_groups=num_groups, options=prices, expert_bytes=expert_bytes
-        )
+        tried = _candidates(window, cluster, policies, dispatches, redundant, ENGINE_DISPATCH[engine])
+        made = survey(window, cluster, tried, options=prices, expert_bytes=expert_bytes)
     except PluginError as error:
         raise PluginError(f"{recording}: {error}") from None
     chosen = recommend(made, ENGINE_DISPATCH[engine], prices, tokens_per_step, nodes * ranks_per_node)
@@ -127,16 +128,17 @@ def advise(
 
 
 def _candidates(
-    window: RoutingStatistics, nodes: int, ranks_per_node: int, policies: list[str] | None,
-    dispatches: list[str] | None, redundant: list[int] | None, engine_dispatch: tuple[str, ...],
+    window: RoutingStatistics, cluster: Cluster, policies: list[str] | None, dispatches: list[str] | None,
+    redundant: list[int] | None, engine_dispatch: tuple[str, ...],
 ) -> list[Candidate]:  # fmt: skip
-    """By default all that can be; a dispatch that cannot run on so many nodes is refused only if it was named."""
+    """By default all that can be; a dispatch that cannot run on so many nodes is refused only if it was named. Where
+    steps are known, `exact` too, for the policy and the wishes that suit it best."""
     from ..dispatch.rules import RULES, checked_rule
     from ..observe.advice import Candidate, slots_of
     from ..planning.checks import POLICIES, checked_policy, runs_on
     from ..planning.sample import knows_tokens
 
-    ranks = nodes * ranks_per_node
+    nodes, ranks = cluster.nodes, cluster.nodes * cluster.ranks_per_node
     if ranks < 1:
         fix = "pass --nodes and --ranks-per-node from 1 up"
         raise mismatch("topology", found=f"{ranks} ranks", expected="at least 1", fix=fix)
@@ -150,11 +152,17 @@ def _candidates(
         [one for one in known if runs_on(one, nodes) and (knows or one != "cover")]
         for known in (RULES, engine_dispatch)
     )
-    return [
+    tried = [
         Candidate(checked_policy(policy), checked_rule(dispatch), count)
         for count in redundant for policy in policies
         for dispatch in dispatches or (able if count else of_engine[:1])  # without replicas there is nothing to choose
     ]  # fmt: skip
+    if (cluster.step_tokens is None and window.steps is None) or nodes > MOST_NODES:
+        return tried
+    suiting = [one for one in tried if one.redundant and one.policy != "deepseek"]
+    suiting.sort(key=lambda one: (one.policy == "affinity", one.dispatch == "cover"))
+    best = {one.redundant: replace(one, exact=True) for one in suiting}  # the last one of each
+    return [*tried, *best.values()]
 
 
 def _prices(

@@ -19,11 +19,18 @@ HEADINGS = {
     "busiest_ingress": "busiest ingress",
 }
 
-PER_STEP = "step_balancedness"  # where steps are judged, too
+PER_STEP = {"step_balancedness": "balance of single steps"}  # where tokens, or loads, are known by step
 
 
 def figures(scores: LayerScores) -> Figures:
-    return asdict(scores.mean())
+    return {name: figure for name, figure in asdict(scores.mean()).items() if figure is not None}
+
+
+def headings(rows: Iterable[Figures]) -> dict[str, str]:
+    """Those of a table with these rows: that of steps stands beside the window's if any row knows of them."""
+    first, *others = HEADINGS.items()
+    known = any(name in row for row in rows for name in PER_STEP)
+    return dict([first, *(PER_STEP.items() if known else ()), *others])
 
 
 def layer_figures(scores: LayerScores, layer_ids: NDArray[Any]) -> list[dict[str, float]]:

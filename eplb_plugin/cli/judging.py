@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..dispatch.rules import checked_rule
 from ..errors import mismatch
-from ..observe.judging import judge_draws, judge_steps
+from ..observe.judging import judge_draws, judge_steps, recorded_steps
 from ..placement import Placement
 from ..plan_types import Plan, PlanOptions
 from ..planning.checks import checked_policy
@@ -25,16 +25,12 @@ from . import judged
 
 @dataclass(frozen=True)
 class Run:
-    """per_step: [L] balancedness of single steps, mean over them; None: steps were not asked for."""
-
     name: str
     scores: LayerScores
-    per_step: NDArray[np.float64] | None
 
     @property
-    def figures(self) -> dict[str, float]:
-        found = judged.figures(self.scores)
-        return found if self.per_step is None else {**found, judged.PER_STEP: float(self.per_step.mean())}
+    def figures(self) -> judged.Figures:
+        return judged.figures(self.scores)
 
 
 @dataclass(frozen=True)
@@ -50,13 +46,16 @@ class Judging:
     seed: int
 
     def of_file(self, placement: Placement, exact: bool) -> list[Run]:
-        """On all tokens."""
+        """On all tokens; of recorded single steps their loads, where tokens are not cut into steps."""
         found = f"layers {self.window.layer_ids.tolist()} × {self.window.num_experts} experts"
         expected = f"layers {placement.layer_ids.tolist()} × {placement.num_experts} experts"
         if found != expected:
             raise mismatch(str(self.trace), found=found, expected=expected, fix="pass trace and placement of one model")
         made = plan_of(placement, self.topology, checked_rule(self.dispatch))
-        return [self._run("all tokens", _sample(self.trace, self.window, 1), made, exact)]
+        run = self._run("all tokens", _sample(self.trace, self.window, 1), made, exact)
+        if self.step_tokens is None:
+            run = replace(run, scores=replace(run.scores, step_balancedness=recorded_steps(self.window, made)))
+        return [run]
 
     def of_halves(self, policy: str, num_groups: int, exact: bool) -> list[Run]:
         """Each half under the plan made from the other; exact: planned for it, from the loads of the half's steps."""
@@ -75,9 +74,9 @@ class Judging:
 
     def _run(self, name: str, rows: NDArray[Any], made: Plan, exact: bool) -> Run:
         if self.step_tokens is None:
-            return Run(name, judge_draws(rows, made, self.draws, self.seed), None)
-        scores, per_step = judge_steps(rows, made, self.step_tokens, self.draws, self.seed, exact=exact)
-        return Run(f"{name}, exact" if exact else name, scores, per_step)
+            return Run(name, judge_draws(rows, made, self.draws, self.seed))
+        scores = judge_steps(rows, made, self.step_tokens, self.draws, self.seed, exact=exact)
+        return Run(f"{name}, exact" if exact else name, scores)
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:

@@ -136,22 +136,25 @@ def _save(placement: Placement, out: Path, header: dict[str, Any]) -> None:
 
 def _figures(made: Plan, window: RoutingStatistics, draws: int, seed: int) -> judged.Figures:
     """Of the window planned for; from its load alone if it has no tokens."""
-    from ..observe.judging import judge_draws
+    from ..observe.judging import judge_draws, recorded_steps
     from ..planning.replicas.at_home import known_from_loads
     from ..planning.score import balancedness, expected_rank_load
 
+    per_step = recorded_steps(window, made)
+    of_steps = {} if per_step is None else dict.fromkeys(judged.PER_STEP, per_step)
     if window.sample is None or not (window.sample >= 0).any():
         if window.coactivation is None and not known_from_loads(made):
             return {}
-        return {"balancedness": balancedness(expected_rank_load(window.load, made))}
-    return judged.figures(judge_draws(window.sample, made, draws, seed))
+        return {"balancedness": balancedness(expected_rank_load(window.load, made)), **of_steps}
+    return {**judged.figures(judge_draws(window.sample, made, draws, seed)), **of_steps}
 
 
 def _print(answer: dict[str, Any]) -> None:
     title = f"policy {answer['policy']} under {answer['dispatch']}, on the tokens it was made of (held out: replay)"
-    table = Table("", *judged.HEADINGS.values(), title=title)
+    headings = judged.headings([answer["before"], answer["after"]])
+    table = Table("", *headings.values(), title=title)
     for name in ("before", "after"):
-        table.add_row(name, *judged.cells(answer[name]))
+        table.add_row(name, *judged.cells(answer[name], headings))
     Console().print(table)
     line = f"{answer['placement']}: {answer['moved_slots']} of {answer['slots']} slots moved"
     if answer["skipped_layers"]:

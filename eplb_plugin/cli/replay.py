@@ -95,10 +95,9 @@ def replay(
 
 def _print(answer: dict[str, Any]) -> None:
     title = f"{answer['judged']} under {answer['dispatch']}, mean of {answer['draws']} source draws"
-    headings = dict(judged.HEADINGS)
+    headings = judged.headings(answer["runs"])
     if "step_tokens" in answer:
         title += f", steps of {answer['step_tokens']} tokens"
-        headings[judged.PER_STEP] = "balance per step"
     table = Table("", *headings.values(), title=escape(title))
     for name, summary in (("mean", answer), ("mean, exact", answer.get("exact"))):
         for row in summary["runs"] if summary else []:

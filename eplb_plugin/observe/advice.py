@@ -8,12 +8,13 @@ in order of ids without redundant ones.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..errors import mismatch
+from ..errors import PluginError, mismatch
 from ..placement import linear_placement
 from ..plan_types import Dispatch, Plan, PlanOptions, Policy
 from ..planning.forecast import forecast_error
@@ -22,9 +23,11 @@ from ..planning.planner import plan_of
 from ..planning.price import move_seconds, step_seconds
 from ..planning.sample import knows_tokens
 from ..planning.score import expected_rank_load, layer_balancedness, moved_slots
+from ..planning.step_balance import loads_by_quotas
 from ..statistics import RoutingStatistics
 from ..topology import Topology
-from .judging import judge_draws
+from .halves import split
+from .judging import evened_steps, judge_draws, judge_steps, recorded_steps
 
 
 class Both(NamedTuple):
@@ -38,20 +41,33 @@ class Both(NamedTuple):
         return (self.forth + self.back) / 2.0
 
 
+class Cluster(NamedTuple):
+    """Where the recorded tokens would be served. num_groups: of group-limited routing; step_tokens: of a step of all
+    ranks, of which halves have one at the least (`whole_steps`); None: it is not known which tokens are one step's."""
+
+    nodes: int
+    ranks_per_node: int
+    num_groups: int = 1
+    step_tokens: int | None = None
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """redundant: experts per layer above one slot for each."""
+    """redundant: experts per layer above one slot for each; exact: every step's ranks are evened out by its own counts,
+    keeping the wishes of `dispatch`."""
 
     policy: Policy
     dispatch: Dispatch
     redundant: int
+    exact: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One candidate. Shares are of what is there without EPLB; None: not to be known from this recording.
 
-    balancedness, cross_node_copies (per token), busiest_ingress: as in planning/score.py, on the unseen half.
+    balancedness, cross_node_copies (per token), busiest_ingress, step_balancedness: as in planning/score.py, on the
+    unseen half.
     work_saved: share of the busiest ranks' selections, over all layers. copies_saved: share of the cross-node copies.
     first_moves: slots that the first rebalance fills; next_moves: those of the one after it, planned from the other
     half.
@@ -71,13 +87,14 @@ class Outcome:
     gigabytes_moved: float | None
     memory_gib: float | None
     break_even_tokens: Both | None
+    step_balancedness: Both | None = None
 
 
 @dataclass(frozen=True)
 class Survey:
-    """balancedness, cross_node_copies: without EPLB, on the halves. load_change: relative, of an expert's load between
-    the halves. has_tokens: whether it is known which experts a token uses together; without, the halves are made by
-    drawing selections, which shows the noise of counting and no change of traffic."""
+    """balancedness, cross_node_copies, step_balancedness: without EPLB, on the halves. load_change: relative, of an
+    expert's load between the halves. has_tokens: whether it is known which experts a token uses together; without, the
+    halves are made by drawing selections, which shows the noise of counting and no change of traffic."""
 
     outcomes: list[Outcome]
     balancedness: Both
@@ -85,36 +102,44 @@ class Survey:
     has_tokens: bool
     tokens_per_half: int
     load_change: float
+    step_balancedness: Both | None = None
 
 
 def survey(
-    window: RoutingStatistics, nodes: int, ranks_per_node: int, candidates: Sequence[Candidate],
-    *, num_groups: int = 1, options: PlanOptions | None = None, expert_bytes: float | None = None,
+    window: RoutingStatistics, cluster: Cluster, candidates: Sequence[Candidate],
+    *, options: PlanOptions | None = None, expert_bytes: float | None = None,
 ) -> Survey:  # fmt: skip
-    """Try every candidate on `window`, served on `nodes` × `ranks_per_node` ranks.
+    """Try every candidate on `window`; one for `exact` is left out where its placement has too many replicas for it.
 
     options: prices, for the break-even; expert_bytes: of one expert in one layer, for memory and bytes moved.
     Raises PluginError if slots do not divide onto ranks, or the recording is empty.
     """
-    halves = split(window)
+    halves = split(window, cluster.step_tokens)
+    nodes, ranks_per_node = cluster.nodes, cluster.ranks_per_node
     least = Topology(nodes, ranks_per_node, slots_of(window.num_experts, nodes * ranks_per_node))
     now = [_now(half, least) for half in halves]
-    judged = [_judge(made, half) for made, half in zip(now, reversed(halves), strict=True)]
+    judged = [_judge(made, half, cluster) for made, half in zip(now, reversed(halves), strict=True)]
     outcomes = []
     for one in candidates:
         slots = slots_of(window.num_experts, least.num_ranks, one.redundant)
         topology = Topology(nodes, ranks_per_node, slots)
-        runs = [_run(one, topology, halves[way], halves[1 - way], num_groups) for way in (0, 1)]
-        priced = [None] * 2 if options is None else [
+        runs = [_run(one, topology, halves[way], halves[1 - way], cluster.num_groups) for way in (0, 1)]
+        priced = [None] * 2 if options is None or one.exact else [
             _break_even(now[way], *runs[way], halves[1 - way], options) for way in (0, 1)
         ]  # fmt: skip
-        after = [_judge(run[0], half) for run, half in zip(runs, reversed(halves), strict=True)]
+        try:
+            after = [_judge(run[0], half, cluster, one.exact) for run, half in zip(runs, reversed(halves), strict=True)]
+        except PluginError:
+            if not one.exact:
+                raise
+            continue
         outcomes.append(_outcome(one, runs, judged, after, priced, expert_bytes, window.num_experts))
     tokens = min(int(half.num_tokens.max(initial=0)) for half in halves)
     change = forecast_error(halves)
     return Survey(
         outcomes, Both(*(one.balancedness for one in judged)), _both(one.copies for one in judged),
         knows_tokens(window), tokens, float(np.nanmean(change)) if np.isfinite(change).any() else float("nan"),
+        _both(one.steps for one in judged),
     )  # fmt: skip
 
 
@@ -129,26 +154,12 @@ def slots_of(experts: int, ranks: int, redundant: int | None = None) -> int:
     return (experts + redundant) // ranks
 
 
-def split(window: RoutingStatistics) -> list[RoutingStatistics]:
-    """Two halves: of the token rows in their order; of the selections, drawn, where there are no rows."""
-    rows = None if window.sample is None else window.sample[:, (window.sample >= 0).any(axis=(0, 2))]
-    if rows is not None and rows.shape[1] >= 2:
-        middle = rows.shape[1] // 2
-        halves = (rows[:, :middle], rows[:, middle:])
-        return [RoutingStatistics.from_topk(half, window.num_experts, window.layer_ids) for half in halves]
-    if not window.load.any():
-        raise mismatch("recording", found="no selection", expected="some traffic", fix="record while serving")
-    counts = np.rint(window.load).astype(np.int64)
-    first = np.random.default_rng(0).binomial(counts, 0.5)
-    tokens = window.num_tokens // 2
-    return [RoutingStatistics(half, num_tokens=tokens, layer_ids=window.layer_ids) for half in (first, counts - first)]
-
-
 class _Judged(NamedTuple):
     balancedness: float
     busiest: float  # selections of the busiest rank / those of the mean rank, summed over layers
     copies: float | None
     ingress: float | None
+    steps: float | None
 
 
 def _now(window: RoutingStatistics, topology: Topology) -> Plan:
@@ -159,22 +170,37 @@ def _now(window: RoutingStatistics, topology: Topology) -> Plan:
 def _run(
     one: Candidate, topology: Topology, known: RoutingStatistics, unseen: RoutingStatistics, num_groups: int
 ) -> tuple[Plan, Plan]:
-    first = plan(known, topology, policy=one.policy, dispatch=one.dispatch, num_groups=num_groups)
+    options = PlanOptions(exact=one.exact)
+    first = plan(known, topology, policy=one.policy, dispatch=one.dispatch, num_groups=num_groups, options=options)
     following = plan(
-        unseen, topology, policy=one.policy, previous=first.placement, dispatch=one.dispatch, num_groups=num_groups
-    )
+        unseen, topology, policy=one.policy, previous=first.placement, dispatch=one.dispatch, num_groups=num_groups,
+        options=options,
+    )  # fmt: skip
     return first, following
 
 
-def _judge(made: Plan, unseen: RoutingStatistics) -> _Judged:
-    if unseen.sample is None:
+def _judge(made: Plan, unseen: RoutingStatistics, cluster: Cluster, exact: bool = False) -> _Judged:
+    """By tokens in steps if they are known; else by the loads of recorded steps, and by tokens or loads otherwise."""
+    tokens, by_step = unseen.sample, cluster.step_tokens
+    if tokens is not None and by_step is not None:
+        scores = judge_steps(tokens, made, by_step, 1, 0, exact=exact)
+    elif exact and unseen.steps is not None:
+        balance = layer_balancedness(loads_by_quotas(unseen.steps, made).sum(axis=0))
+        return _of_loads(balance, evened_steps(unseen, made))
+    elif tokens is None:
         balance = layer_balancedness(expected_rank_load(unseen.load, made))
-        return _Judged(float(balance.mean()), float((1.0 / balance).sum()), None, None)
-    scores = judge_draws(unseen.sample, made, 1, 0)
+        return _of_loads(balance, recorded_steps(unseen, made))
+    else:
+        scores = replace(judge_draws(tokens, made, 1, 0), step_balancedness=recorded_steps(unseen, made))
     mean = scores.mean()
     return _Judged(
-        mean.balancedness, float((1.0 / scores.balancedness).sum()), mean.cross_node_copies, mean.busiest_ingress
-    )
+        mean.balancedness, float((1.0 / scores.balancedness).sum()), mean.cross_node_copies, mean.busiest_ingress,
+        mean.step_balancedness,
+    )  # fmt: skip
+
+
+def _of_loads(balance: NDArray[np.float64], steps: float | None) -> _Judged:
+    return _Judged(float(balance.mean()), float((1.0 / balance).sum()), None, None, steps)
 
 
 def _break_even(now: Plan, first: Plan, following: Plan, unseen: RoutingStatistics, options: PlanOptions) -> float:
@@ -207,6 +233,7 @@ def _outcome(
         Both(*first_moves), Both(*next_moves), topology.num_slots * layers,
         None if expert_bytes is None else Both(*next_moves).mean * expert_bytes / 1e9,
         None if expert_bytes is None else per_rank * expert_bytes / 2**30, _both(priced),
+        _both(a.steps for a in after),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from ..dispatch.exact.step import route_step
 from ..dispatch.rules import route
-from ..errors import mismatch
+from ..errors import PluginError, mismatch
 from ..plan_types import Plan
-from ..planning.score import LayerScores, count_slots, judge_layers, layer_balancedness, layer_scores
+from ..planning.replicas.at_home import known_from_loads
+from ..planning.score import LayerScores, count_slots, judge_layers, layer_scores
+from ..planning.step_balance import loads_by_quotas, loads_by_shares, step_balancedness
+from ..statistics import RoutingStatistics
 
 
 def judge_draws(topk_ids: NDArray[Any], plan: Plan, draws: int, seed: int) -> LayerScores:
@@ -24,9 +27,8 @@ def judge_draws(topk_ids: NDArray[Any], plan: Plan, draws: int, seed: int) -> La
 
 def judge_steps(
     topk_ids: NDArray[Any], plan: Plan, step_tokens: int, draws: int, seed: int, *, exact: bool = False
-) -> tuple[LayerScores, NDArray[np.float64]]:
-    """The same where tokens come in steps of `step_tokens`, in their order; and [L] the balancedness of single steps,
-    mean over them: a step waits for its own busiest rank, however even a window is.
+) -> LayerScores:
+    """The same where tokens come in steps of `step_tokens`, in their order; with the balancedness of these steps.
 
     exact: every step's ranks are evened out by quotas (`route_step`) instead of the plan's tables.
     Tokens behind the last whole step are left out. Raises PluginError if there is no whole step.
@@ -37,7 +39,7 @@ def judge_steps(
         raise mismatch("step tokens", found=found, expected=f"at least {step_tokens}", fix="lower them, or record more")
     choose: Callable[..., NDArray[Any]] = route_step if exact else route
     nodes, ranks, judged = plan.topology.num_nodes, plan.topology.num_ranks, topk_ids[:, : steps * step_tokens]
-    drawn, per_step = [], np.zeros(layers)
+    drawn: list[LayerScores] = []
     for draw in range(draws):
         sources = _sources(plan, topk_ids.shape[1], seed, draw)
         rank_load, visited = np.zeros((steps, layers, ranks)), np.zeros((steps, layers))
@@ -47,13 +49,34 @@ def judge_steps(
             slots = choose(judged[layer, part], sources[part], plan, layer)
             counted = count_slots(slots, sources[part], plan.topology)
             rank_load[step, layer], visited[step, layer], arriving[step, layer] = counted
-        drawn.append(layer_scores(judged, rank_load.sum(axis=0), visited.sum(axis=0), arriving.sum(axis=0)))
-        per_step += np.mean([layer_balancedness(one) for one in rank_load], axis=0) / draws
-    return average(drawn), per_step
+        whole = layer_scores(judged, rank_load.sum(axis=0), visited.sum(axis=0), arriving.sum(axis=0))
+        drawn.append(replace(whole, step_balancedness=step_balancedness(rank_load)))
+    return average(drawn)
+
+
+def recorded_steps(window: RoutingStatistics, plan: Plan) -> float | None:
+    """Balancedness of the single steps that a server has recorded, replicas used by the plan's shares; None without
+    them, and where it takes tokens to know what ranks get."""
+    if window.steps is None or not (plan.has_weights or known_from_loads(plan)):
+        return None
+    return step_balancedness(loads_by_shares(window.steps, plan))
+
+
+def evened_steps(window: RoutingStatistics, plan: Plan) -> float | None:
+    """The same where `exact` evens every step out; None, too, where it cannot serve the plan's placement."""
+    if window.steps is None:
+        return None
+    try:
+        return step_balancedness(loads_by_quotas(window.steps, plan))
+    except PluginError:  # too many nodes, or replicas of an expert
+        return None
 
 
 def average(scores: Sequence[LayerScores]) -> LayerScores:
-    return LayerScores(*(np.mean([getattr(s, field.name) for s in scores], axis=0) for field in fields(LayerScores)))
+    names = ("balancedness", "node_fan_out", "cross_node_copies", "busiest_ingress")
+    steps = [one.step_balancedness for one in scores if one.step_balancedness is not None]
+    figures = (np.mean([getattr(one, name) for one in scores], axis=0) for name in names)
+    return replace(LayerScores(*figures), step_balancedness=float(np.mean(steps)) if steps else None)
 
 
 def _sources(plan: Plan, tokens: int, seed: int, draw: int) -> NDArray[np.int64]:

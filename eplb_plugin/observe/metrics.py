@@ -19,8 +19,9 @@ from ..runtime.outcome import Outcome, Served
 NAMES = {
     f"eplb_plugin_{name}"
     for name in (
-        "balancedness", "cross_node_fraction", "cross_node_copies_per_token", "left_out_rows_fraction",
-        "planned_balancedness", "planned_cross_node_copies_per_token", "last_success_timestamp_seconds", "stalled",
+        "balancedness", "balancedness_per_step", "cross_node_fraction", "cross_node_copies_per_token",
+        "left_out_rows_fraction", "planned_balancedness", "planned_cross_node_copies_per_token",
+        "last_success_timestamp_seconds", "stalled",
         "stage_seconds_sum", "stage_seconds_count", "rebalances_total", "moved_slots_total", "moved_bytes_total",
         "rank_load",
     )
@@ -38,6 +39,12 @@ class Metrics:
             "balancedness",
             "Mean over max rank load of the newest window under the placement that served it; stat: over layers.",
             "stat",
+        )
+        self.per_step = gauge(
+            "balancedness_per_step",
+            "Mean over max rank load, both summed over layers and single steps of the newest window, under the "
+            "placement that served it; by: what chooses replicas, tables or exact.",
+            "by",
         )
         self.rank_load = gauge(
             "rank_load", "Load of a rank in the newest window, relative to the layer's mean.", "layer", "rank"
@@ -99,6 +106,8 @@ class Metrics:
         layers = served.balancedness
         for stat, value in (("min", layers.min()), ("mean", layers.mean()), ("max", layers.max())):
             self.balancedness.labels(model, stat).set(float(value))
+        for by, even in served.per_step.items():
+            self.per_step.labels(model, by).set(even)
         self.left_out.labels(model).set(served.left_out)
         if served.per_rank:
             for layer, loads in zip(served.layer_ids, served.rank_load, strict=True):

@@ -31,12 +31,13 @@ def recommend(
     made: Survey, dispatches: Sequence[str], prices: PlanOptions | None = None,
     tokens_per_step: float | None = None, ranks: int = 1,
 ) -> Recommendation:  # fmt: skip
-    """Choose among the outcomes with one of `dispatches`, those that the engine can do.
+    """Choose among the outcomes with one of `dispatches`, those that the engine can do; what `exact` would add to the
+    best one is said, and is the user's choice.
 
     Prices decide only if they are complete: without the seconds of a selection, the time that balance saves is not in
     the break-even.
     """
-    able = [outcome for outcome in made.outcomes if outcome.candidate.dispatch in dispatches]
+    able = [one for one in made.outcomes if one.candidate.dispatch in dispatches and not one.candidate.exact]
     if not able:
         return Recommendation(False, None, [f"no dispatch was tried that the engine can do: {', '.join(dispatches)}"])
     best = _cheapest_good(able)
@@ -53,6 +54,7 @@ def recommend(
         reasons.append(
             f"only {tokens_per_step / ranks:.0f} tokens per rank and step: others report no gain below {FEW_TOKENS}"
         )
+    reasons += _of_exact(made, best)
     if not made.has_tokens:
         reasons.append("loads alone do not show which experts a token uses together: nothing is said of nodes")
     return Recommendation(enable, best, reasons)
@@ -89,6 +91,21 @@ def _cheapest_good(outcomes: Sequence[Outcome]) -> Outcome:
     most_copies = max(_worse(one.copies_saved) for one in even)
     good = [one for one in even if _worse(one.copies_saved) >= most_copies - LEAST_COPIES]
     return min(good, key=lambda one: (one.candidate.redundant, one.next_moves.mean))
+
+
+def _of_exact(made: Survey, best: Outcome) -> list[str]:
+    """What `exact` would add to the best, with as many redundant experts or the next number that was tried."""
+    known = [one for one in made.outcomes if one.candidate.exact and one.step_balancedness is not None]
+    more = [one for one in known if one.candidate.redundant >= best.candidate.redundant]
+    if not more or best.step_balancedness is None:
+        return []
+    exact = min(more, key=lambda one: one.candidate.redundant)
+    assert exact.step_balancedness is not None
+    text = f"exact, {exact.candidate.redundant} redundant experts, would bring the balance of single steps from "
+    text += f"{best.step_balancedness.mean:.2f} to {exact.step_balancedness.mean:.2f}"
+    if best.cross_node_copies is not None and exact.cross_node_copies is not None:
+        text += f", copies per token from {best.cross_node_copies.mean:.2f} to {exact.cross_node_copies.mean:.2f}"
+    return [f"{text}; docs/dispatch.md says when that pays"]
 
 
 def _worse(figure: Both | None) -> float:

@@ -22,7 +22,7 @@ from .bench_results import HEADINGS, Run
 from .comparison import Cell, compare
 from .drawings import Floats, diverging, lines, matrix, sequential
 from .gantt import SimulatedLayer, gantt
-from .judging import judge_draws
+from .judging import evened_steps, judge_draws, recorded_steps
 from .page import cell_values, figure, page, table
 
 BEFORE = "engine's start"
@@ -102,13 +102,20 @@ def _scores(plans: Mapping[str, Plan], window: RoutingStatistics, name: str, dis
     for label, made in plans.items():
         known = known_from_loads(made)
         cells = [f"{balancedness(expected_rank_load(window.load, made)):.3f}" if known else "unknown"]
+        cells += [
+            "unknown" if one is None else f"{one:.3f}"
+            for one in (recorded_steps(window, made), evened_steps(window, made)) if window.steps is not None
+        ]  # fmt: skip
         if window.sample is not None and (window.sample >= 0).any():
             score = judge_draws(window.sample, made, 1, 0).mean()
-            cells = cells if known else [f"{score.balancedness:.3f}"]
+            cells[0] = cells[0] if known else f"{score.balancedness:.3f}"
             cells += [f"{score.cross_node_copies:.3f}", f"{score.node_fan_out:.3f}", f"{score.busiest_ingress:.2f}"]
         rows.append([escape(label), *cells])
     heads = ["placement", "balancedness", "cross-node copies / token", "node fan-out", "busiest ingress / mean"]
     note = f"On window {name}, under dispatch {dispatch}. Figures on the window that a plan was made of flatter it."
+    if window.steps is not None:
+        heads[2:2] = ["of single steps", "of single steps with exact"]
+        note += " A step waits for its own busiest rank: mean and max load of single steps are summed over all."
     return table(heads[: len(rows[0])], rows) + f'<p class="note">{escape(note)}</p>'
 
 

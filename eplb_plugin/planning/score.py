@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,27 +22,31 @@ class Score:
 
     balancedness: mean / max load over ranks. node_fan_out: distinct nodes a token is sent to.
     cross_node_copies: those that are not the token's own. busiest_ingress: copies that arrive at the busiest node,
-    relative to the mean node (1.0 = even; also 1.0 where nothing crosses).
+    relative to the mean node (1.0 = even; also 1.0 where nothing crosses). step_balancedness: of single steps
+    (planning/step_balance.py); None where tokens are not known by step.
     """
 
     balancedness: float
     node_fan_out: float
     cross_node_copies: float
     busiest_ingress: float
+    step_balancedness: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class LayerScores:
-    """The same figures for every layer: [L] float64 each."""
+    """The same figures for every layer: [L] float64 each; of steps there is one for all layers."""
 
     balancedness: NDArray[np.float64]
     node_fan_out: NDArray[np.float64]
     cross_node_copies: NDArray[np.float64]
     busiest_ingress: NDArray[np.float64]
+    step_balancedness: float | None = None
 
     def mean(self) -> Score:
         figures = (self.balancedness, self.node_fan_out, self.cross_node_copies, self.busiest_ingress)
-        return Score(*(float(figure.mean()) for figure in figures))
+        whole = Score(*(float(figure.mean()) for figure in figures))
+        return replace(whole, step_balancedness=self.step_balancedness)
 
 
 def balancedness(rank_load: ArrayLike) -> float:

@@ -51,13 +51,15 @@ class Served:
     """How the placement in force served the window that has just ended, which it was not planned on.
 
     rank_load: [L, ranks] selections; layer_ids: [L] decoder-layer numbers. per_rank: the settings ask for every one.
-    left_out: share of the window's rows that named an expert twice.
+    left_out: share of the window's rows that named an expert twice. per_step: balancedness of single steps by what
+    chooses replicas, tables or exact; of those that are known.
     """
 
     rank_load: NDArray[np.float64]
     layer_ids: NDArray[np.int32]
     per_rank: bool
     left_out: float = 0.0
+    per_step: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def balancedness(self) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from ..plan_types import WEIGHED, Plan, PlanOptions
 from ..planning.planner import plan_of
 from ..planning.resplit import resplit
 from ..planning.score import expected_rank_load
+from ..planning.step_balance import loads_by_quotas, loads_by_shares, step_balancedness
 from ..settings.config import PluginConfig
 from .agreement import reason
 from .model_entry import ModelEntry
@@ -97,4 +98,9 @@ def _served(entry: ModelEntry, in_force: Plan, config: PluginConfig) -> Served:
     window = entry.history.newest
     left_out = window.left_out.sum() / max((window.left_out + window.num_tokens).sum(), 1)
     rank_load, layer_ids = expected_rank_load(window.load, in_force), in_force.placement.layer_ids
-    return Served(rank_load, layer_ids, config.metrics.per_layer_rank, float(left_out))
+    per_step = {}
+    if window.steps is not None:
+        per_step["tables"] = step_balancedness(loads_by_shares(window.steps, in_force))
+        if config.exact is not None:
+            per_step["exact"] = step_balancedness(loads_by_quotas(window.steps, in_force))
+    return Served(rank_load, layer_ids, config.metrics.per_layer_rank, float(left_out), per_step)

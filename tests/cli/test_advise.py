@@ -45,6 +45,27 @@ def test_advice_and_settings(call: Callable[..., Answer], trace: Path, tmp_path:
     assert len(answer["outcomes"]) == 4
 
 
+def test_steps_have_a_column_and_exact_a_row(
+    call: Callable[..., Answer], trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is said how many tokens a step has; for affinity and the rule that spares copies, if it was tried."""
+    monkeypatch.setenv("COLUMNS", "120")
+    words = ("advise", trace, *CLUSTER, *QUICK, "--dispatch", "weighted", "--tokens-per-step", 100)
+    code, text, err = call(*words)
+    assert (code, err) == (0, "")
+    for part in (
+        "(of single steps 0.",
+        "steps: ",
+        "affinity weighted exact",
+        "exact, 4 redundant experts, would bring",
+    ):
+        assert part in text
+    outcomes = json.loads(call(*words, "--json")[1])["outcomes"]
+    assert [one["candidate"]["exact"] for one in outcomes] == [False] * 8 + [True]
+    assert all(0.0 < figure <= 1.0 for one in outcomes for figure in one["step_balancedness"])
+    assert "steps: " not in call("advise", trace, *CLUSTER, *QUICK)[1]
+
+
 def test_without_copies_one_rule_is_enough(call: Callable[..., Answer], trace: Path) -> None:
     """All rules are tried by default, where there is a copy to choose."""
     answer = json.loads(call("advise", trace, *CLUSTER, "--policy", "balanced", "--json")[1])

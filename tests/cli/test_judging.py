@@ -12,7 +12,7 @@ import pytest
 from cli_files import CLUSTER, ROUTER, TOPOLOGY, Answer, refused
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.planning.planner import plan_of
-from eplb_plugin.planning.score import judge
+from eplb_plugin.planning.score import judge_layers
 
 
 def replayed(call: Callable[..., Answer], *words: object) -> dict:
@@ -22,7 +22,7 @@ def replayed(call: Callable[..., Answer], *words: object) -> dict:
 
 
 def test_steps_are_judged_one_by_one(call: Callable[..., Answer], files: Path) -> None:
-    """A file's figure is the mean of score.judge over steps of 100 tokens; the window's own figures stay."""
+    """A file's figure is score.judge's of steps of 100 tokens, the loads of busiest ranks added up."""
     placement = linear_placement(2, 32, 40)
     placement.save(files / "placement.safetensors")
     words = (files / "trace.npz", *CLUSTER, "--dispatch", "hash", "--placement", files / "placement.safetensors")
@@ -30,10 +30,10 @@ def test_steps_are_judged_one_by_one(call: Callable[..., Answer], files: Path) -
     rows, made = ROUTER.window(600, 0), plan_of(placement, TOPOLOGY, "hash")
     sources = np.random.default_rng([0, 0]).integers(0, 4, 600)
     each = [
-        judge(rows[:, first : first + 100], sources[first : first + 100], made).balancedness
+        1 / judge_layers(rows[:, first : first + 100], sources[first : first + 100], made).balancedness
         for first in range(0, 600, 100)
     ]
-    assert steps["mean"]["step_balancedness"] == pytest.approx(np.mean(each))
+    assert steps["mean"]["step_balancedness"] == pytest.approx(1 / np.mean(each))
     assert "step_balancedness" not in whole["mean"]
 
 

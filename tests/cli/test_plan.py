@@ -14,6 +14,8 @@ from cli_files import CLUSTER, ROUTER, TOPOLOGY, Answer, refused
 from eplb_plugin import Placement, PlanOptions, RoutingStatistics, plan
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_types import Effort
+from eplb_plugin.planning.planner import plan_of
+from eplb_plugin.planning.step_balance import loads_by_shares, step_balancedness
 
 
 def test_plan_writes_the_plan(call: Callable[..., Answer], files: Path) -> None:
@@ -78,6 +80,24 @@ def test_plan_without_tokens(call: Callable[..., Answer], files: Path) -> None:
     code, out, err = call(*words, "--policy", "balanced")
     assert (code, "–" in out, err) == (0, True, "")
     refused(call(*words), "policy affinity: found load only")
+
+
+def test_plan_shows_single_steps_where_they_were_recorded(
+    call: Callable[..., Answer], files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server's window: before and after, beside the window's own balance; `replay` likewise."""
+    monkeypatch.setenv("COLUMNS", "200")
+    window = RoutingStatistics.from_topk(ROUTER.window(600, 0), 32, steps=np.arange(600) // 100)
+    window.save(files / "steps.safetensors")
+    out = files / "made.safetensors"
+    words = ("plan", files / "steps.safetensors", *CLUSTER, "--dispatch", "hash", "--out", out)
+    answer = json.loads(call(*words, "--json")[1])
+    for name, placement in (("before", linear_placement(2, 32, 40)), ("after", Placement.load(out))):
+        expected = step_balancedness(loads_by_shares(window.steps, plan_of(placement, TOPOLOGY, "hash")))
+        assert answer[name]["step_balancedness"] == pytest.approx(expected)
+    assert "single steps" in " ".join(call(*words)[1].split())
+    judged = ("replay", files / "steps.safetensors", *CLUSTER, "--dispatch", "hash", "--placement", out, "--json")
+    assert json.loads(call(*judged)[1])["mean"]["step_balancedness"] == answer["after"]["step_balancedness"]
 
 
 def test_plan_refuses(call: Callable[..., Answer], files: Path) -> None:

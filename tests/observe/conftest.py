@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eplb_plugin import RoutingStatistics
-from eplb_plugin.observe.advice import Survey, survey
+from eplb_plugin.observe.advice import Cluster, Survey, survey
 from surveys import AFFINITY, BALANCED, recording
 
 
@@ -16,4 +16,4 @@ def skewed() -> RoutingStatistics:
 
 @pytest.fixture(scope="session")
 def surveyed(skewed: RoutingStatistics) -> Survey:
-    return survey(skewed, 2, 2, [BALANCED, AFFINITY], expert_bytes=1e6)
+    return survey(skewed, Cluster(2, 2), [BALANCED, AFFINITY], expert_bytes=1e6)

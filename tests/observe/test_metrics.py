@@ -23,7 +23,7 @@ def value(name: str, **labels: str) -> float | None:
 
 def served(per_rank: bool = False) -> Served:
     """Layer 3 as uneven as it can be on two ranks, layer 5 even."""
-    return Served(np.array([[8.0, 0.0], [4.0, 4.0]]), np.array([3, 5], np.int32), per_rank, left_out=0.25)
+    return Served(np.array([[8.0, 0.0], [4.0, 4.0]]), np.array([3, 5], np.int32), per_rank, 0.25, {"tables": 0.5})
 
 
 def test_outcomes_are_counted() -> None:
@@ -56,6 +56,8 @@ def test_how_the_window_was_served() -> None:
     """Balancedness over layers; every layer and rank only if the settings ask for it; rows that were left out."""
     metrics()(Outcome("w", "accepted", PLANNED, served()))
     assert value("left_out_rows_fraction", model="w") == 0.25
+    assert value("balancedness_per_step", model="w", by="tables") == 0.5
+    assert value("balancedness_per_step", model="w", by="exact") is None
     assert [value("balancedness", model="w", stat=one) for one in ("min", "mean", "max")] == [0.5, 0.75, 1.0]
     assert value("rank_load", model="w", layer="3", rank="0") is None
     metrics()(Outcome("w", "refused", None, served(per_rank=True)))

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from eplb_plugin import RoutingStatistics
-from eplb_plugin.observe.advice import Both, Survey, survey
+from eplb_plugin.observe.advice import Both, Cluster, Survey, survey
 from eplb_plugin.observe.recommendation import recommend, settings_yaml
 from eplb_plugin.plan_types import PlanOptions
 from eplb_plugin.settings.config import parse_config
@@ -23,7 +23,7 @@ def test_it_says_yes_where_ranks_are_uneven(surveyed: Survey) -> None:
 
 def test_it_says_no_where_nothing_is_to_be_gained() -> None:
     """Even experts without clusters: no policy saves work or copies on unseen tokens."""
-    made = recommend(survey(recording(1.0, strength=0.0), 2, 2, [BALANCED, AFFINITY]), HASH)
+    made = recommend(survey(recording(1.0, strength=0.0), Cluster(2, 2), [BALANCED, AFFINITY]), HASH)
     assert not made.enable
     assert "NOT recommended" in settings_yaml(made, 2, 2).splitlines()[0]
 
@@ -31,14 +31,14 @@ def test_it_says_no_where_nothing_is_to_be_gained() -> None:
 def test_it_says_no_where_moves_never_pay(skewed: RoutingStatistics) -> None:
     """Complete prices under which only crossings cost, of which a balanced plan saves none."""
     options = PlanOptions(expert_bytes=1e9, link_gbps=1.0, token_bytes=1e6, seconds_per_selection=1e-12, load_error=0.0)
-    made = survey(skewed, 2, 2, [BALANCED], options=options)
+    made = survey(skewed, Cluster(2, 2), [BALANCED], options=options)
     breaks_even = made.outcomes[0].break_even_tokens
     assert recommend(made, HASH, options).enable == (max(breaks_even) < float("inf"))
     cheap = PlanOptions(expert_bytes=1e3, link_gbps=1.0, seconds_per_selection=1e-3, load_error=0.0)
-    paid = survey(skewed, 2, 2, [BALANCED], options=cheap)
+    paid = survey(skewed, Cluster(2, 2), [BALANCED], options=cheap)
     assert recommend(paid, HASH, cheap).enable
     ten_times = PlanOptions(expert_bytes=1e4, link_gbps=1.0, seconds_per_selection=1e-3, load_error=0.0)
-    dearer = survey(skewed, 2, 2, [BALANCED], options=ten_times).outcomes[0].break_even_tokens
+    dearer = survey(skewed, Cluster(2, 2), [BALANCED], options=ten_times).outcomes[0].break_even_tokens
     assert dearer == pytest.approx(tuple(10 * one for one in paid.outcomes[0].break_even_tokens))
 
 

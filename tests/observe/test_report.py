@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from eplb_plugin.observe.report import View, report
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import balancedness, expected_rank_load
+from eplb_plugin.planning.step_balance import loads_by_quotas, loads_by_shares, step_balancedness
 from eplb_plugin.workloads.routing import ClusteredRouter
 from generators import vllm_result
 
@@ -81,6 +83,19 @@ def test_figures_are_those_of_the_planner(windows, placements, arms) -> None:
     for part in ("A <title>", "Load of ranks", "Co-activation", "over windows", "Moves", "Serving", "<b>plugin</b>"):
         assert part in text
     assert "better" in text
+
+
+def test_single_steps_stand_beside_the_window(windows, placements) -> None:
+    """Where they were recorded: by the placement's shares, and evened out by `exact`; else no word of them."""
+    newest = windows["window 1"]
+    assert "single steps" not in report("t", {"w": newest}, placements, {}, SHAPE)
+    steps = RoutingStatistics.from_topk(newest.sample, 32, [3, 5, 7], steps=np.arange(500) // 50).steps
+    text = Text(report("t", {"w": replace(newest, steps=steps)}, placements, {}, SHAPE)).text
+    made = plan_of(placements["planned <i>"], TOPOLOGY, "weighted")
+    tables, exact = (step_balancedness(by(steps, made)) for by in (loads_by_shares, loads_by_quotas))
+    assert exact > tables
+    assert "of single stepsof single steps with exact" in text
+    assert f"{tables:.3f}{exact:.3f}" in text
 
 
 def test_equal_input_gives_equal_bytes(windows, placements, arms) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_types import Dispatch, Policy
 from eplb_plugin.planning.plan import plan
 from eplb_plugin.planning.planner import plan_of
+from eplb_plugin.planning.step_balance import loads_by_quotas, loads_by_shares, step_balancedness
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.runtime import proposal
 from eplb_plugin.runtime.model_entry import ModelEntry
@@ -84,3 +87,18 @@ def test_without_tokens_all_stays() -> None:
         outcome, message = propose(one, in_force, PluginConfig())
         assert outcome.result == "skipped"
         assert accept(message, in_force).digest == in_force.digest
+
+
+def test_single_steps_are_judged_as_they_were_served() -> None:
+    """By shares of the tables, and by quotas where the settings ask for `exact`; nothing without recorded steps."""
+    one = entry("balanced", "hash", 1)
+    in_force = plan_of(linear_placement(LAYERS, EXPERTS, one.topology.num_slots), one.topology, "hash")
+    assert proposal.propose(one, in_force, PluginConfig())[0].served.per_step == {}
+    steps = np.random.default_rng(0).integers(0, 60, (5, LAYERS, EXPERTS))
+    one.history.add(replace(one.history.newest, steps=steps))
+    tables = step_balancedness(loads_by_shares(steps, in_force))
+    assert proposal.propose(one, in_force, PluginConfig())[0].served.per_step == {"tables": tables}
+    exact = step_balancedness(loads_by_quotas(steps, in_force))
+    assert exact > tables
+    served = proposal.propose(one, in_force, parse_config({"exact": {}}, ""))[0].served
+    assert served.per_step == {"tables": tables, "exact": exact}

@@ -39,6 +39,9 @@ def main() -> int:
     )
     parser.add_argument("--strength", type=float, default=2.0, help="of topics in made-up tokens; 0: none")
     parser.add_argument("--layers", type=int, default=2, help="of made-up tokens")
+    parser.add_argument(
+        "--step-tokens", type=int, help="tokens of a step of all ranks: each is timed, and exact is an arm"
+    )
     parser.add_argument("--arm", action="append", default=[], metavar="NAME=COPIES:BALANCEDNESS[:INGRESS]",
                         help="instead of tokens: an arm's measured figures, the first is the reference")  # fmt: skip
     options = parser.parse_args()
@@ -65,8 +68,11 @@ def _rows(options: argparse.Namespace) -> list[Row]:
     if options.arm:
         arms = dict(_figures(word) for word in options.arm)
         return [row for ranks in sizes for row in of_figures(arms, shape, cluster, ranks, options.ranks_per_node)]
-    ids = _tokens(options, shape)
-    return [row for ranks in sizes for row in of_traffic(ids, shape, cluster, ranks, options.ranks_per_node)]
+    ids, steps = _tokens(options, shape), options.step_tokens
+    if steps is not None and not 1 <= steps <= ids.shape[1] // 2:
+        expected = f"1 to {ids.shape[1] // 2}, half of the tokens"
+        raise mismatch("--step-tokens", found=steps, expected=expected, fix="one step at the least is judged")
+    return [row for ranks in sizes for row in of_traffic(ids, shape, cluster, ranks, options.ranks_per_node, steps)]
 
 
 def _tokens(options: argparse.Namespace, shape: Shape) -> NDArray[Any]:

@@ -22,22 +22,33 @@ from .exchange import Exchange
 
 @dataclass(frozen=True)
 class LayerTime:
-    """µs of each part; `bound`: what decides the exchange."""
+    """µs of each part; `bound`: what decides the exchange; quotas: of `exact`, before the dispatch."""
 
     dispatch: float
     gemm: float
     combine: float
     bound: str
+    quotas: float = 0.0
 
     @property
     def in_turn(self) -> float:
         """One after the other."""
-        return self.dispatch + self.gemm + self.combine
+        return self.quotas + self.dispatch + self.gemm + self.combine
 
     @property
     def overlapped(self) -> float:
         """At best, with two batches in turn: exchange of one beside the GEMMs of the other."""
-        return max(self.gemm, self.dispatch + self.combine)
+        return max(self.gemm, self.quotas + self.dispatch + self.combine)
+
+
+# Estimates, both: a ring gather by NCCL's own model (src/graph/tuning.cc, constants in issue 1334: 11, 24, 45, 86 µs at
+# 8, 16, 32, 64 ranks), and three small kernels that count, solve and map.
+GATHER_US_PER_RANK, SOLVE_US = 1.35, 16.0
+
+
+def quotas_us(ranks: int) -> float:
+    """What `exact` adds to a layer where ranks have to tell each other their counts."""
+    return GATHER_US_PER_RANK * ranks + SOLVE_US
 
 
 def layer_time(exchange: Exchange, traffic: Traffic, cluster: Cluster) -> LayerTime:
