@@ -18,7 +18,7 @@ def test_the_script_writes_and_prints(
 ) -> None:
     for name, value in {
         "EXPERTS": 16, "TOP_K": 4, "TOPOLOGY": Topology(2, 2, 5), "LAYERS": 3, "BATCHES": (4,), "TOKENS": 512,
-        "HIDDEN": 16, "INTERMEDIATE": 8, "PASSED": 2,
+        "HIDDEN": 16, "INTERMEDIATE": 8, "PASSED": 2, "EXACT": ((16, Topology(2, 2, 5)),),
     }.items():  # fmt: skip
         monkeypatch.setattr(bench, name, value)
     out, trace = tmp_path / "new" / "bench.json", tmp_path / "trace.npz"
@@ -43,6 +43,9 @@ def test_the_script_writes_and_prints(
     assert [(row["rule"], row["layers"]) for row in results["tables"]] == [(rule, 3) for rule in bench.RULES]
     assert [row["policy"] for row in results["copies"]] == ["deepseek", *["affinity"] * 3]
     assert results["own_function"]["maps"] is False  # a stub on CPUs: no figure of it is one of vLLM's mapping
+    assert [(row["rule"], row["replicated"] > 0) for row in results["exact"]] == [("weighted", True), ("cover", True)]
+    assert all(0 < row["solve_ms"] < row["choose_ms"] and row["count_ms"] > 0 for row in results["exact"])
+    assert all(row["balancedness"] > 0.95 for row in results["exact"])
     printed = capsys.readouterr().out
     assert "trace.npz" in printed
     assert "never run on a GPU" in printed

@@ -7,11 +7,9 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,25 +27,18 @@ from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.workloads.routing import ClusteredRouter
 from eplb_plugin.workloads.trace import read_window
 
+from .exact_calls import exact_rows, show_exact
+from .timing import milliseconds
+
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ("hash", "weighted", "cover")
 LAYERS, EXPERTS, TOP_K, TOPOLOGY = 58, 256, 8, Topology(4, 8, 9)  # DeepSeek-V3 on 32 ranks with 32 redundant experts
 PLANNED, TOKENS = 2, 8192  # layers that are planned, their plans repeated for all; tokens of a window
 PASSED = 8  # layers of a timed forward pass: what a step costs once is shared by them
+EXACT = ((256, TOPOLOGY), (256, Topology(8, 8, 5)))  # experts, and where they lie
 BATCHES = (1, 8, 64, 512, 4096)
 HIDDEN, INTERMEDIATE = 2048, 768  # of the experts whose products stand beside the recording, as in Qwen3-30B-A3B
 Row = dict[str, Any]
-
-
-def milliseconds(call: Callable[[], Any], times: int) -> float:
-    """CPU time, which other processes do not lengthen: median of several, after one that may compile."""
-    call()
-    taken = []
-    for _ in range(times):
-        began = time.process_time()
-        call()
-        taken.append(1e3 * (time.process_time() - began))
-    return median(taken)
 
 
 def planned(rule: Any, router: ClusteredRouter, layers: int) -> Plan:
@@ -207,6 +198,7 @@ def show(results: Row, console: Console) -> None:
     ]  # fmt: skip
     title = "One layer call, CPU time of one thread (hash and weighted: the test bed's torch mapping)"
     table(title, ["rule", "tokens", "map µs", "record µs", "of the experts' products"], calls)
+    show_exact(results["exact"], console)
     made = [[row["rule"], str(row["layers"]), f"{row['ms']:.2f}", f"{row['mib']:.1f}"] for row in results["tables"]]
     table("Tables of one rank, all layers", ["rule", "layers", "ms", "MiB"], made)
     copies = [[f"{row['policy']}, {row['rule']}", f"{row['copies_per_token']:.3f}", f"{row['balancedness']:.3f}"]
@@ -247,6 +239,7 @@ def main() -> None:
         "calls": call_rows(plans, router, times) if has_vllm else [],
         "tables": [table_row(made, times) for made in plans.values()],
         "own_function": own_function(torch.from_numpy(router.window(64, 7)[0]), times) if has_vllm else None,
+        "exact": exact_rows(EXACT, LAYERS, TOP_K, times),
         "kernel_bytes": kernel_bytes(),
         "instructions": instructions(),
         "traffic": traffic,

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from eplb_plugin import Plan, PlanOptions, RoutingStatistics, Topology, plan, route, route_step
 from eplb_plugin.dispatch.exact.replicas import replicas_of
-from eplb_plugin.dispatch.exact.rows import row_of_source
+from eplb_plugin.dispatch.exact.rows import Seen, row_of_source
 from eplb_plugin.dispatch.exact.step import count_step, solve_counts, wished_nodes
 from eplb_plugin.workloads.routing import ClusteredRouter
 
@@ -134,10 +134,11 @@ def timed(repeats: int) -> dict[str, float]:
     ids, sources = np.ascontiguousarray(rows[0], np.int32), np.arange(rows.shape[1], dtype=np.int32) % LARGE.num_ranks
     replicas = replicas_of(made.placement.phy2log[0], LARGE)
     counts, base = count_step(ids, sources, wished_nodes(ids, sources, replicas, False), replicas)
-    quota, alone = solve_counts(replicas, counts, base), np.arange(LARGE.num_ranks, dtype=np.int32)
+    whole, alone = counts.sum(axis=0, dtype=np.int32), np.arange(LARGE.num_ranks, dtype=np.int32)
+    quota, seen = solve_counts(replicas, whole, base), Seen(counts, whole, counts[:5].sum(axis=0), 5, alone)
     return {
-        "solve_us": _median_us(lambda: solve_counts(replicas, counts, base), repeats),
-        "row_us": _median_us(lambda: row_of_source(replicas, counts, quota, 5, alone), repeats),
+        "solve_us": _median_us(lambda: solve_counts(replicas, whole, base), repeats),
+        "row_us": _median_us(lambda: row_of_source(replicas, quota, seen), repeats),
     }
 
 

@@ -14,7 +14,7 @@ from ...jit import Array, kernel
 from .. import kernels
 from ..buffers import Counters
 from .replicas import Replicas
-from .rows import row_of_source
+from .rows import Seen, row_of_source
 from .step import count_token, send_token, solve_counts
 from .tables import ExactLayer, replicas_in
 from .wishes import Wisher, token_wishes
@@ -56,8 +56,9 @@ def own_row(gathered: Array, layer: ExactLayer, replicas: Replicas) -> Array:
     """[S, nodes + 1] of this rank's source, see `row_of_source`."""
     counts, base = _parted(gathered, layer)
     counts = counts[:, : len(replicas.expert)]
-    quota = solve_counts(replicas, counts, base.sum(axis=0, dtype=np.int32), layer.tolerance)
-    return row_of_source(replicas, counts, quota, layer.source, layer.source_of_rank.numpy())
+    whole, earlier = (part.sum(axis=0, dtype=np.int32) for part in (counts, counts[: layer.source]))
+    quota = solve_counts(replicas, whole, base.sum(axis=0, dtype=np.int32), layer.tolerance)
+    return row_of_source(replicas, quota, Seen(counts, whole, earlier, layer.source, layer.source_of_rank.numpy()))
 
 
 def _parted(gathered: Array, layer: ExactLayer) -> tuple[Array, Array]:

@@ -30,13 +30,24 @@ class Line(NamedTuple):
     served: Array
 
 
-@kernel
-def row_of_source(replicas: Replicas, counts: Array, quota: Array, source: int, source_of_rank: Array) -> Array:
-    """[S, nodes + 1] int32: how many of the source's selections with each wish (last: none) a replica serves.
+class Seen(NamedTuple):
+    """What a source needs to know of a step.
 
-    counts: [sources, M, nodes + 1] selections by source, expert and wish; quota: [S]; source_of_rank: [ranks].
+    counts: [sources, M, nodes + 1] selections by source, expert and wish (last: none); whole: [M, nodes + 1] of all
+    sources; earlier: [M, nodes + 1] of those before this one; source: its own number; source_of_rank: [ranks].
     """
-    sources, experts, wishes = counts.shape
+
+    counts: Array
+    whole: Array
+    earlier: Array
+    source: int
+    source_of_rank: Array
+
+
+@kernel
+def row_of_source(replicas: Replicas, quota: Array, seen: Seen) -> Array:
+    """[S, nodes + 1] int32: how many of the source's selections with each wish a replica serves. quota: [S]."""
+    experts, wishes = seen.whole.shape
     row, left = np.zeros((quota.shape[0], wishes), np.int32), quota.copy()
     line = Line(
         np.empty(wishes, np.int64),
@@ -45,17 +56,13 @@ def row_of_source(replicas: Replicas, counts: Array, quota: Array, source: int, 
         np.empty(MOST_REPLICAS, np.int64),
     )
     for expert in range(experts):
-        line.whole[:] = 0
-        for other in range(sources):
-            if other == source:
-                line.earlier[:] = line.whole
-            for wish in range(wishes):
-                line.whole[wish] += counts[other, expert, wish]
-        line.mine[:] = counts[source, expert]
+        line.earlier[:] = seen.earlier[expert]
+        line.whole[:] = seen.whole[expert]
+        line.mine[:] = seen.counts[seen.source, expert]
         first, last = replicas.start[expert], replicas.start[expert + 1]
-        owner, node = source_of_rank[replicas.rank[first:last]], replicas.node[first:last]
+        owner, node = seen.source_of_rank[replicas.rank[first:last]], replicas.node[first:last]
         room, taken = left[first:last], row[first:last]
-        _own_ranks(owner, node, counts[:, expert], source, room, taken, line)
+        _own_ranks(owner, node, seen.counts[:, expert], seen.source, room, taken, line)
         waiting = _wished_nodes(node, room, taken, line)
         _what_is_left(room, taken, waiting, line.mine)
     return row

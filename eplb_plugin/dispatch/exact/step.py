@@ -11,7 +11,7 @@ from ...plan_types import Dispatch, Plan
 from ..rules import checked_rule, checked_tokens, running_position
 from .quotas import FINEST, bounds_above, solve
 from .replicas import Replicas, replicas_of
-from .rows import row_of_source
+from .rows import Seen, row_of_source
 from .wishes import Wisher, masks_of, token_wishes
 
 
@@ -39,7 +39,7 @@ def route_step(
     replicas = replicas_of(plan.placement.phy2log[layer], plan.topology)
     wishes = wished_nodes(ids, sources, replicas, rule == "cover")
     counts, base = count_step(ids, sources, wishes, replicas)
-    quota = solve_counts(replicas, counts, base, fine_tolerance(tolerance))
+    quota = solve_counts(replicas, counts.sum(axis=0, dtype=np.int32), base, fine_tolerance(tolerance))
     return _send(ids, sources, wishes, replicas, _rows(replicas, counts, quota))
 
 
@@ -50,10 +50,9 @@ def fine_tolerance(tolerance: float) -> int:
     return round(tolerance * FINEST)
 
 
-def solve_counts(replicas: Replicas, counts: Array, base: Array, tolerance: int = 0) -> Array:
-    """[S] quotas from the counts of all sources (`count_step`); tolerance: in parts of FINEST."""
-    by_wish = counts.sum(axis=0, dtype=np.int32)
-    wished, total = np.ascontiguousarray(by_wish[:, :-1]), by_wish.sum(axis=1, dtype=np.int32)
+def solve_counts(replicas: Replicas, whole: Array, base: Array, tolerance: int = 0) -> Array:
+    """[S] quotas. whole: [M, nodes + 1] int32, of all sources; base: as in `count_step`; tolerance: parts of FINEST."""
+    wished, total = np.ascontiguousarray(whole[:, :-1]), whole.sum(axis=1, dtype=np.int32)
     return solve(replicas, wished, total, base, tolerance, bounds_above(replicas.colours))
 
 
@@ -102,9 +101,11 @@ def count_token(row: Array, wishes: Array, replicas: Replicas, counts: Array, ba
 def _rows(replicas: Replicas, counts: Array, quota: Array) -> Array:
     """[ranks, S, nodes + 1] of every source."""
     rows = np.empty((counts.shape[0], quota.shape[0], counts.shape[2]), np.int32)
-    source_of_rank = np.arange(counts.shape[0], dtype=np.int32)
+    whole, source_of_rank = counts.sum(axis=0), np.arange(counts.shape[0], dtype=np.int32)
+    earlier = np.zeros_like(whole)
     for source in range(counts.shape[0]):
-        rows[source] = row_of_source(replicas, counts, quota, source, source_of_rank)
+        rows[source] = row_of_source(replicas, quota, Seen(counts, whole, earlier, source, source_of_rank))
+        earlier += counts[source]
     return rows
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from eplb_plugin.dispatch.exact.quotas import bounds_above, solve
 from eplb_plugin.dispatch.exact.replicas import Replicas, replicas_of
-from eplb_plugin.dispatch.exact.rows import row_of_source
+from eplb_plugin.dispatch.exact.rows import Seen, row_of_source
 from strategies import QUICK, placements, topologies
 
 
@@ -54,11 +54,13 @@ def test_a_row_alone_is_its_part_of_the_whole(data: st.DataObject):
         on = replicas.node[replicas.start[row] : replicas.start[row + 1]]
         counts[:, row, :-1] *= np.isin(np.arange(topology.num_nodes), on)
     counts[rng.random(shape[0]) < 0.3] = 0  # idle ranks
-    total = counts.sum((0, 2), dtype=np.int32)
-    wished, base = np.ascontiguousarray(counts.sum(0, dtype=np.int32)[:, :-1]), np.zeros(topology.num_ranks, np.int32)
+    whole = counts.sum(0, dtype=np.int32)
+    total = whole.sum(1, dtype=np.int32)
+    wished, base = np.ascontiguousarray(whole[:, :-1]), np.zeros(topology.num_ranks, np.int32)
     quota = solve(replicas, wished, total, base, 0, bounds_above(replicas.colours))
     expected = dealt(replicas, counts, quota, source_of_rank)
     assert (expected.sum((0, 2)) == quota).all()
     for source in range(shape[0]):
-        row = row_of_source(replicas, counts, quota, source, source_of_rank)
+        seen = Seen(counts, whole, counts[:source].sum(0, dtype=np.int32), source, source_of_rank)
+        row = row_of_source(replicas, quota, seen)
         assert np.array_equal(row, expected[source])
