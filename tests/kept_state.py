@@ -19,6 +19,7 @@ from eplb_plugin.bench.server import Server
 from eplb_plugin.files import load_arrays
 from eplb_plugin.observe.metrics import NAMES
 from eplb_plugin.placement import linear_placement
+from eplb_plugin.statistics import RoutingStatistics
 from serving.greedy import complete_all, largest_difference
 
 # what moves nothing after the first placement, and records all the same
@@ -75,6 +76,15 @@ def begins_where_it_ended(server: Server, folder: Path, expected: list[Completio
         assert time.monotonic() < deadline, "what serves now was not kept"
         time.sleep(0.1)
     np.testing.assert_array_equal(kept(folder)[0].phy2log, before.phy2log)
+
+
+def holds_single_steps(window: RoutingStatistics) -> None:
+    """Some of the steps of all ranks together, each whole: every layer routes the same tokens."""
+    assert window.steps is not None
+    assert (window.steps.sum(axis=0) <= window.load).all()
+    selections = window.steps.sum(axis=2)
+    assert selections.all()
+    assert (selections == selections[:, :1]).all()
 
 
 def shows_every_metric(server: Server) -> str:

@@ -11,7 +11,15 @@ import pytest
 from eplb_plugin.bench.engine import Completion
 from eplb_plugin.bench.server import Server
 from eplb_plugin.statistics import RoutingStatistics
-from kept_state import PER_RANK, STILL, begins_where_it_ended, record, serve_until, shows_every_metric
+from kept_state import (
+    PER_RANK,
+    STILL,
+    begins_where_it_ended,
+    holds_single_steps,
+    record,
+    serve_until,
+    shows_every_metric,
+)
 from sglang_servers import CANARY, EPLB, LAYOUT, SETTINGS
 
 pytestmark = pytest.mark.server
@@ -32,6 +40,7 @@ def test_recorded_shown_and_taken_up_again(
     window = RoutingStatistics.read(tmp_path / "window.safetensors")
     assert (told["engine"], told["phase"], told["num_layers"], told["num_experts"]) == ("sglang", "mixed", 4, 32)
     assert window.load.sum(axis=1).tolist() == [told["tokens"] * told["top_k"]] * 4
+    holds_single_steps(window)
 
     told = record(server, tmp_path / "loads.safetensors", "--url", server.url, "--dumps", dumps)
     loads = RoutingStatistics.read(tmp_path / "loads.safetensors")

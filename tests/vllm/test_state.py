@@ -11,7 +11,15 @@ import pytest
 from eplb_plugin.bench.engine import Completion, Eplb, Layout
 from eplb_plugin.bench.server import Server
 from eplb_plugin.statistics import RoutingStatistics
-from kept_state import PER_RANK, STILL, begins_where_it_ended, record, serve_until, shows_every_metric
+from kept_state import (
+    PER_RANK,
+    STILL,
+    begins_where_it_ended,
+    holds_single_steps,
+    record,
+    serve_until,
+    shows_every_metric,
+)
 
 pytestmark = pytest.mark.server
 
@@ -36,6 +44,7 @@ def test_recorded_shown_and_taken_up_again(
     assert (told["engine"], told["phase"], told["num_layers"], told["num_experts"]) == ("vllm", "mixed", 4, 32)
     assert window.load.sum(axis=1).tolist() == [told["tokens"] * told["top_k"]] * 4
     assert told["tokens"] > 100
+    holds_single_steps(window)
 
     text = shows_every_metric(server)
     assert len(re.findall(r"^eplb_plugin_rank_load\{", text, re.MULTILINE)) == 4 * 2
