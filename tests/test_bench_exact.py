@@ -39,6 +39,8 @@ def test_exact_is_more_even_than_tables(
         found = {row["arm"]: row for row in results["rows"] if row["steps"] == kind}
         tables, exact = found["tables: affinity, cover"], found["exact: affinity, cover, arranged"]
         assert exact["balancedness"] > tables["balancedness"] + 0.03
+        assert found["exact: deepseek"]["balancedness"] > found["drawn: deepseek"]["balancedness"] + 0.01
+        assert found["drawn: deepseek"]["balancedness"] > found["vanilla: deepseek, hash"]["balancedness"]
         assert exact["copies"] < found["vanilla: deepseek, hash"]["copies"]
 
 

@@ -53,10 +53,26 @@ class Arm(NamedTuple):
     send: Callable[[NDArray[Any], NDArray[Any], Plan, int], NDArray[np.int32]]
 
 
+def draw(ids: NDArray[Any], sources: NDArray[Any], made: Plan, layer: int) -> NDArray[np.int32]:
+    """Quotas of the step that know no nodes, and every selection draws its replica by them: so SGLang's `lp` does,
+    whose own solver needs a GPU of compute capability 9."""
+    replicas = replicas_of(made.placement.phy2log[layer], made.topology)
+    anywhere = np.full(ids.shape, made.topology.num_nodes, np.int32)
+    counts, base = count_step(ids, sources, anywhere, replicas)
+    quota = solve_counts(replicas, counts.sum(axis=0, dtype=np.int32), base)
+    slots, rng = np.where(ids < 0, -1, replicas.only_slot[ids]).astype(np.int32), np.random.default_rng(layer)
+    for row, expert in enumerate(replicas.expert):
+        part, chosen = slice(*replicas.start[row : row + 2]), ids == expert
+        if chosen.any():
+            slots[chosen] = rng.choice(replicas.slot[part], chosen.sum(), p=quota[part] / quota[part].sum())
+    return slots
+
+
 ARMS = (
     Arm("vanilla: deepseek, hash", "deepseek", "hash", False, route),
     Arm("tables: affinity, weighted", "affinity", "weighted", False, route),
     Arm("tables: affinity, cover", "affinity", "cover", False, route),
+    Arm("drawn: deepseek", "deepseek", "hash", False, draw),
     Arm("exact: deepseek", "deepseek", "hash", False, route_step),
     Arm("exact: affinity, cover", "affinity", "cover", False, route_step),
     Arm("exact: affinity, cover, arranged", "affinity", "cover", True, route_step),
