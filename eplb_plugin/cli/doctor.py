@@ -83,11 +83,13 @@ def _rows(engine: Engine, peo: bool) -> list[Row]:
     if release is None:
         return [row(engine.title, "-", "not needed", f"{engine.title} is not installed")]
     logging.disable(logging.INFO)  # importing an engine logs and warns of what it found; only our table is wanted
-    from ..engines import hooks
+    from ..engines import attributes, hooks
 
     try:
         with warnings.catch_warnings(action="ignore"):
             tables = ["startup_hooks", "worker_hooks", *(["peo"] if peo else [])]
+            reads = import_module(f"eplb_plugin.engines.{engine.package}.reads")
+            lacking = attributes.missing({**reads.READS, **(reads.PEO_READS if peo else {})})
             modules = [import_module(f"eplb_plugin.engines.{engine.package}.{name}") for name in tables]
             statuses = hooks.check(
                 row for name, module in zip(tables, modules, strict=True) for row in getattr(module, name.upper())
@@ -96,11 +98,13 @@ def _rows(engine: Engine, peo: bool) -> list[Row]:
         found = f"nothing to import ({error})"
         refusal = mismatch(engine.title, found=found, expected="the modules we hook", fix=hooks.OTHER_ENGINE)
         return [row(engine.title, "import", "fail", str(refusal))]
-    status = "ok" if release == engine.tested else "untested"
-    rows = [row(f"{engine.title} {release}", "version", status, f"tested: {engine.tested}")]
+    status = "ok" if release in engine.tested else "untested"
+    rows = [row(f"{engine.title} {release}", "version", status, f"tested: {', '.join(engine.tested)}")]
     for one in statuses:
         hook, problem = one.hook, one.problem
         rows.append(row(hook.target, hook.kind, "fail" if problem else "ok", problem or hook.why))
+    detail = "; ".join(map(str, lacking)) or "every attribute that the plugin reads is there"
+    rows.append(row(f"{engine.title}'s classes", "reads", "fail" if lacking else "ok", detail))
     return rows
 
 

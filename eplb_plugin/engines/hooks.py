@@ -30,6 +30,7 @@ class Hook:
     why: one sentence for the reader of `eplb-plugin doctor`.
     signature: parameter names and defaults, e.g. `(self, is_dummy=False)`; annotations do not count.
     wrapper: called as wrapper(original, *args, **kwargs).
+    older: signatures of older releases that the wrapper takes too: it names what it uses, and passes on the rest.
     """
 
     target: str
@@ -37,6 +38,7 @@ class Hook:
     why: str
     signature: str
     wrapper: Wrapper
+    older: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def check(hooks: Iterable[Hook]) -> list[HookStatus]:
         original = layers[-1]
         signature = signature_of(original) if callable(original) else f"{type(original).__name__}, no function"
         problem = ""
-        if signature != hook.signature:
+        if signature not in (hook.signature, *hook.older):
             problem = str(mismatch(hook.target, found=signature, expected=hook.signature, fix=OTHER_ENGINE))
         statuses.append(HookStatus(hook, any(_calls(layer, hook.wrapper) for layer in layers), problem))
     return statuses

@@ -35,15 +35,16 @@ _ALSO = {"_replace", "eplb_plugin_config"}  # of every NamedTuple; of the plugin
 
 
 def hooks(sources: Sources, rows: Iterable[Hook]) -> list[str]:
-    """Every target is there with the very signature that its hook states."""
+    """Every target is there with a signature that its hook states."""
     problems = []
     for row in rows:
         try:
             found = str(sources.signature(row.target))
         except NotThere as error:
             found = str(error)
-        expected = re.sub(r"<(\w+\.\w+): [^>]*>", r"\1", row.signature)  # a member of an enumeration, as it is written
-        if found != expected:
+        # a member of an enumeration, as it is written
+        expected, *older = (re.sub(r"<(\w+\.\w+): [^>]*>", r"\1", one) for one in (row.signature, *row.older))
+        if found not in (expected, *older):
             problems.append(str(mismatch(f"hook {row.target}", found=found, expected=expected, fix=FIX)))
     return problems
 
@@ -58,7 +59,7 @@ def unlisted(reliance: Reliance) -> list[str]:
 
     Told by its name, where no owners are named: one that the plugin uses for its own too is not missed here.
     """
-    listed = {name for names in reliance.table.values() for name in names.split()}
+    listed = {name for table in (reliance.table, reliance.some) for names in table.values() for name in names.split()}
     problems = []
     for file in reliance.files():
         others = set() if reliance.owners else _known() | file.of_modules()

@@ -83,7 +83,7 @@ def test_it_has_no_rounds(deep_ep: Sources, call: str) -> None:
 @pytest.mark.parametrize("call", CALLS)
 def test_a_patched_buffer_takes_what_vllm_passes(wheel: Callable[[str, str], Sources], call: str) -> None:
     """vLLM names NVFP4's arguments only where it dispatches NVFP4."""
-    (root,) = wheel("vllm", VLLM.tested).roots
+    (root,) = wheel("vllm", VLLM.tested[0]).roots
     file = root / "vllm/model_executor/layers/fused_moe/prepare_finalize/deepep_ll.py"
     assert check.calls(PLUGIN, f"deep_ep_cpu.reference:PatchedBuffer.{call}", [PythonFile(file)]) == []
 

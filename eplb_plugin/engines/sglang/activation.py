@@ -12,6 +12,7 @@ from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
 from sglang.srt.runtime_context import get_exec
 
 from ...errors import mismatch
+from ..attributes import refuse_missing
 from ..hooks import Hook
 from ..releases import SGLANG
 from ..settings import from_environment
@@ -19,6 +20,7 @@ from ..startup_agreement import agree_on_settings
 from ..startup_checks import log_through, slots_for
 from . import registry
 from .adapter import Adapter
+from .reads import PEO_READS, READS
 from .state import set_adapter
 from .support import Layout, refuse_unsuited
 from .worker_hooks import WORKER_HOOKS
@@ -45,15 +47,18 @@ def activate(model_config: Any) -> NDArray[np.int32] | None:
     slots_per_rank = slots_for(experts.num_logical_experts, redundant, layout.ep_size, config, REDUNDANT)
     topology = config.topology_for(layout.ep_size, slots_per_rank, hosts)
     rows: tuple[Hook, ...] = WORKER_HOOKS
+    reads = READS
     if config.peo is not None:
         from . import peo  # without PEO, nothing that it hooks has to be there
 
         peo.refuse_unsuited()
         peo.set_peo(config.peo)
         rows += peo.PEO
+        reads = {**READS, **PEO_READS}
     logger = log_through(logging.getLogger("sglang"), config.logging.level)
     if group.rank_in_group == 0:
         SGLANG.warn_untested(logger)
+    refuse_missing(reads)
     registry.apply(rows)
     adapter = Adapter(config, layout, topology, experts, model_config.model_path)
     set_adapter(adapter)

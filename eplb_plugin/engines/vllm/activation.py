@@ -10,10 +10,12 @@ from vllm.model_executor.model_loader.utils import get_model_cls
 
 from ...settings.config import PluginConfig
 from .. import hooks
+from ..attributes import refuse_missing
 from ..releases import VLLM
 from ..startup_agreement import all_present
 from ..startup_checks import log_through, slots_for
 from .moe_layers import refuse_without_eplb
+from .reads import PEO_READS, READS
 from .state import Active, set_active
 from .support import refuse_moving_memory, refuse_unsuited
 from .worker_hooks import WORKER_HOOKS, warm_up_hook
@@ -34,6 +36,7 @@ def activate(config: PluginConfig, vllm_config: Any) -> None:
     redundant = parallel.eplb_config.num_redundant_experts
     slots_per_rank = slots_for(vllm_config.model_config.get_num_experts(), redundant, ep_size, config, REDUNDANT)
     config.topology_for(ep_size, slots_per_rank)
+    reads = READS
     rows = tuple(dict.fromkeys((*WORKER_HOOKS, warm_up_hook(parallel.worker_cls))))
     if config.peo is not None:
         from . import peo  # without PEO, nothing that it hooks has to be there
@@ -41,9 +44,11 @@ def activate(config: PluginConfig, vllm_config: Any) -> None:
         peo.refuse_unsuited(parallel)
         peo.set_peo(config.peo)
         rows += peo.PEO
+        reads = {**READS, **PEO_READS}
     logger = log_through(logging.getLogger("vllm"), config.logging.level)
     if parallel.rank == 0 and parallel.data_parallel_rank == 0:
         VLLM.warn_untested(logger)
+    refuse_missing(reads)
     hooks.apply(rows)
     if config.window_size is not None:
         parallel.eplb_config.window_size = config.window_size

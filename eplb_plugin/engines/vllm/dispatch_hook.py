@@ -6,7 +6,6 @@ address of its replica map, which never changes.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import torch
@@ -17,6 +16,7 @@ from ...dispatch.kernels import cover, record
 from ...recording.recorder import Recorder
 from .. import hooks
 from ..hooks import Hook
+from .compat import MAPS, maps_by_name
 
 Mapping = Callable[..., torch.Tensor]
 
@@ -72,16 +72,16 @@ def map_and_record(
 
 
 def _hook(module: str, why: str) -> Hook:
-    name, parameters = "eplb_map_to_physical_and_record", "topk_ids, expert_load_view, logical_to_physical_map"
-    signature = f"({parameters}, logical_replica_count, record_enabled, num_unpadded_tokens=None)"
-    return Hook(f"{module}:{name}", "around", why, signature, map_and_record)
+    parameters = "topk_ids, expert_load_view, logical_to_physical_map, logical_replica_count, record_enabled"
+    return Hook(f"{module}:{MAPS}", "around", why, f"({parameters}, num_unpadded_tokens=None)", map_and_record)
 
 
 ROUTER = _hook(
     "vllm.model_executor.layers.fused_moe.router.base_router",
     "sees the logical top-k ids; maps them itself under dispatch: cover",
 )
-BY_NAME = (  # MegaMoE layers have no router
+BY_NAME = (  # MegaMoE layers have no router; which module holds the function depends on the release
+    _hook("vllm.model_executor.layers.fused_moe.deep_gemm_mega_moe", "the same in MegaMoE layers"),
     _hook("vllm.models.deepseek_v4.nvidia.model", "the same in DeepSeek-V4, which imports the function by name"),
     _hook("vllm.models.kimi_k3.nvidia.model", "the same in Kimi-K3"),
 )
@@ -89,4 +89,9 @@ BY_NAME = (  # MegaMoE layers have no router
 
 def hook_by_name() -> None:
     """Once a model is loaded: hook those modules of BY_NAME that it brought. Raises PluginError if one does not fit."""
-    hooks.apply(hook for hook in BY_NAME if hook.target.partition(":")[0] in sys.modules)
+    hooks.apply(held_by_name())
+
+
+def held_by_name() -> list[Hook]:
+    """Those of BY_NAME whose modules are loaded and hold the function."""
+    return [hook for hook in BY_NAME if maps_by_name(hook.target.partition(":")[0])]

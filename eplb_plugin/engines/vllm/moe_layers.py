@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from vllm.model_executor.models.interfaces import supports_multimodal
 from ...errors import PluginError, mismatch
 from ...migration.layout import ExpertRows, expert_rows
 from ...migration.unmoved import INPUT_SCALES, Unmoved, unmoved
+from .compat import MAPS, is_mega_moe, maps_by_name
 
 NO_EXPERTS = ("e_score_correction_bias", "hash_indices_table")  # of logical experts, or of tokens
 _PER_CALL = ("prepare_finalize",)  # the all-to-all's, whose buffers have an entry per rank
@@ -86,12 +86,6 @@ def _of_runner(layer: MoERunner, tensor_parallel_size: int) -> _Kind:
     return _Kind(layer.router.top_k, owner_group_size(parallel, tensor_parallel_size), chunk)
 
 
-def is_mega_moe(layer: Any) -> bool:
-    """Whether a layer is a MegaMoE of DeepSeek-V4 or Kimi-K3, whose module is not imported only to ask this."""
-    module = sys.modules.get("vllm.models.deepseek_v4.nvidia.model")
-    return module is not None and isinstance(layer, module.DeepseekV4MegaMoEExperts)
-
-
 def _of_mega_moe(layer: Any, block: Any, tensor_parallel_size: int) -> _Kind:
     """MegaMoE sends and gets back every rank's own rows; without sequence parallelism a TP group has the same rows.
 
@@ -100,6 +94,8 @@ def _of_mega_moe(layer: Any, block: Any, tensor_parallel_size: int) -> _Kind:
     if not hasattr(block, "use_sequence_parallel"):
         found, expected = f"a {type(block).__name__} that does not say so", "use_sequence_parallel"
         raise mismatch("sequence parallelism", found=found, expected=expected, fix=_USE_VANILLA)
+    if not maps_by_name(type(layer).forward.__module__):  # a kind of its own, whose ids no hook would see
+        raise mismatch(layer.prefix, found=f"a {type(layer).__name__}", expected=f"one by {MAPS}", fix=_USE_VANILLA)
     if not block.use_sequence_parallel:
         return _Kind(layer.top_k, tensor_parallel_size, 0)
     ep_rank = layer.experts_start_idx // layer.num_local_experts

@@ -15,6 +15,7 @@ from ...dispatch.kernels import upload
 from ...errors import mismatch
 from ...plan_types import Plan
 from ..device_tables import DispatchTables
+from .compat import load_buffer
 
 
 class Tables(DispatchTables):
@@ -36,7 +37,7 @@ class Tables(DispatchTables):
         state = self._state
         state.logical_to_physical_map, state.logical_replica_count = self.rows, self.counts
         for index, layer in enumerate(state.model.moe_layers):
-            layer.set_eplb_state(index, state.expert_load_pass_buffer, self.rows, self.counts)
+            layer.set_eplb_state(index, load_buffer(state), self.rows, self.counts)
             held = layer.eplb_state
             if held.logical_to_physical_map.data_ptr() != self.rows[index].data_ptr():
                 found, fix = "a copy of the replica map", "use vLLM's own EPLB: remove the plugin's settings"

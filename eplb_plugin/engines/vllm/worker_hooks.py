@@ -14,20 +14,24 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from ..hooks import Hook
 from .adapter import Adapter
+from .compat import is_draft
 from .dispatch_hook import ROUTER
+from .state import get_active
 from .stock_transfers import TRANSFERS, free_buffer
 from .weight_guards import WEIGHT_GUARDS
 
 _ADAPTER = "_eplb_plugin_adapter"  # on an EplbState; not there where this worker has no MoE model
 
 
-def _add_model(original: Callable[..., Any], self: Any, model: Any, model_config: Any, model_name: Any = None) -> None:
-    original(self, model, model_config, model_name)
+def _add_model(
+    original: Callable[..., Any], self: Any, model: Any, model_config: Any, *name: Any, **named: Any
+) -> None:
+    original(self, model, model_config, *name, **named)
     if not hasattr(self, _ADAPTER):
         setattr(self, _ADAPTER, Adapter())
     model_state = self.model_states[model_config.compute_hash()]
     free_buffer(model_state)
-    getattr(self, _ADAPTER).add(model_state, model_config, draft=model_name is not None)
+    getattr(self, _ADAPTER).add(model_state, model_config, draft=is_draft(model_config, get_active().vllm_config))
     if getattr(self, _ADAPTER).resumes:  # at the first step, before much traffic has come
         self.expert_rearrangement_step = self.expert_rearrangement_step_interval - 1
 
@@ -74,19 +78,13 @@ def _count_next(state: Any) -> None:
     getattr(state, _ADAPTER).count(state._should_record_current_step(), _steps_left(state))
 
 
-def _rearrange(
-    original: Callable[..., Any],
-    self: Any,
-    is_profile: bool = False,
-    rank_mapping: dict[int, int] | None = None,
-    use_last_expert_load: bool = False,
-) -> Any:
+def _rearrange(original: Callable[..., Any], self: Any, is_profile: bool = False, *mapping: Any, **mapped: Any) -> Any:
     adapter: Adapter | None = getattr(self, _ADAPTER, None)
     if is_profile and adapter is not None:  # vLLM measures the memory of its largest move, and that of our snapshot
         with gpu_sync_allowed():
             adapter.rehearse()
     if is_profile or adapter is None:
-        return original(self, is_profile, rank_mapping, use_last_expert_load)
+        return original(self, is_profile, *mapping, **mapped)
     with gpu_sync_allowed():
         adapter.rebalance(self.model_states, background=self.is_async)
     if self.is_async:
@@ -126,6 +124,7 @@ WORKER_HOOKS = (
         "registers each model, target and draft, with its recorder",
         "(self, model, model_config, model_name=None)",
         _add_model,
+        older=("(self, model, model_config)",),
     ),
     Hook(
         f"{_STATE}.prepare_forward",
@@ -148,6 +147,7 @@ WORKER_HOOKS = (
         "rehearses a snapshot where vLLM measures memory",
         "(self, is_profile=False, rank_mapping=None, use_last_expert_load=False)",
         _rearrange,
+        older=("(self, is_profile=False, rank_mapping=None)",),
     ),
     Hook(
         f"{_STATE}._all_ranks_result_ready",

@@ -19,7 +19,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import adapter
-from eplb_plugin.engines.vllm.state import Active, set_active
+from eplb_plugin.engines.vllm.state import Active, get_active, set_active
 from eplb_plugin.engines.vllm.worker_hooks import WORKER_HOOKS, warm_up_hook
 from eplb_plugin.settings.config import parse_config
 
@@ -107,7 +107,10 @@ class Engine:
         )
         scheduler = SimpleNamespace(max_num_batched_tokens=TOKENS)
         vllm_config = SimpleNamespace(
-            parallel_config=self.parallel, scheduler_config=scheduler, kv_transfer_config=None
+            parallel_config=self.parallel,
+            scheduler_config=scheduler,
+            kv_transfer_config=None,
+            speculative_config=SimpleNamespace(draft_model_config=None),
         )
         set_active(Active(parse_config(chosen, "test"), vllm_config))
         self.state = EplbState(self.parallel, torch.device("cpu"))
@@ -138,6 +141,8 @@ class Engine:
     def _add(self, key: str, model: Model, name: str | None) -> None:
         self.models[key] = model
         self.configs[key] = Config(model=key)
+        if name is not None:
+            get_active().vllm_config.speculative_config.draft_model_config = self.configs[key]
         self.state.add_model(model, self.configs[key], name)
 
     def step(self, tokens: int = TOKENS) -> None:

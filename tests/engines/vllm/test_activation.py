@@ -19,6 +19,7 @@ from eplb_plugin.engines import hooks
 from eplb_plugin.engines.releases import VLLM, Engine
 from eplb_plugin.engines.vllm import activation, state
 from eplb_plugin.engines.vllm.activation import activate, confirm
+from eplb_plugin.engines.vllm.reads import READS
 from eplb_plugin.engines.vllm.worker_hooks import WORKER_HOOKS
 from eplb_plugin.errors import PluginError
 from eplb_plugin.settings.config import PluginConfig, parse_config
@@ -120,7 +121,7 @@ def test_moved_engine_refused(engine: Callable[..., VllmConfig], monkeypatch: py
     assert not any(applied())
 
 
-@pytest.mark.parametrize(("version", "rank"), [(VLLM.tested, 0), ("0.33.1", 0), ("0.33.1", 1)])
+@pytest.mark.parametrize(("version", "rank"), [*((one, 0) for one in VLLM.tested), ("0.33.1", 0), ("0.33.1", 1)])
 def test_untested_version_warns(
     engine: Callable[..., VllmConfig], monkeypatch: pytest.MonkeyPatch, version: str, rank: int
 ) -> None:
@@ -132,13 +133,23 @@ def test_untested_version_warns(
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(logging.getLogger("vllm"), "handlers", [handler])
     activate(PluginConfig(), vllm_config)
-    expected = f"vLLM {version} is untested (tested: {VLLM.tested}); all hooked signatures are checked"
-    assert lines == ([] if version == VLLM.tested or rank else [expected])
+    expected = f"vLLM {version} is untested (tested: {', '.join(VLLM.tested)}); all hooked signatures are checked"
+    assert lines == ([] if version in VLLM.tested or rank else [expected])
 
 
 def test_tested_version_is_the_installed_one(engine: Callable[..., VllmConfig]) -> None:
-    """These tests run against the version that the plugin says it was tested with."""
-    assert VLLM.installed == VLLM.tested
+    """These tests run against the first version that the plugin says it was tested with."""
+    assert VLLM.installed == VLLM.tested[0]
+
+
+def test_a_release_without_an_attribute_is_refused(
+    engine: Callable[..., VllmConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All signatures may match, and yet a class has lost what the adapter reads: nothing is touched."""
+    monkeypatch.setitem(READS, "vllm.model_executor.layers.fused_moe.runner.moe_runner:MoERunner", "layer_id gone")
+    with pytest.raises(PluginError, match=r"moe_runner:MoERunner: found no gone, expected gone, which"):
+        activate(PluginConfig(), engine())
+    assert not any(applied())
 
 
 @pytest.mark.parametrize("level", ["debug", "warning"])

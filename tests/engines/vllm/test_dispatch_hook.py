@@ -19,7 +19,7 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from eplb_plugin import Placement, Plan, PluginError, Topology, route
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import dispatch_hook
-from eplb_plugin.engines.vllm.dispatch_hook import BY_NAME, ROUTER, MappedLayer, register
+from eplb_plugin.engines.vllm.dispatch_hook import ROUTER, MappedLayer, register
 from eplb_plugin.engines.vllm.moe_layers import inspect_layers, left_behind, movable
 from eplb_plugin.engines.vllm.tables import Tables
 from eplb_plugin.recording.recorder import Recorder
@@ -186,7 +186,7 @@ def mega_moe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     layer.prefix, layer.capture_fn, layer.max_num_tokens, layer.top_k = "model.layers.3.ffn.experts", None, 64, TOP_K
     layer.experts_start_idx, layer.num_local_experts, layer.sent = 6, 6, sent
     yield layer
-    hooks.remove(BY_NAME)
+    hooks.remove(dispatch_hook.held_by_name())
 
 
 def forward(layer: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -248,6 +248,19 @@ def test_mega_moe_with_a_further_tensor_of_experts_is_refused(mega_moe: Any) -> 
     mega_moe.register_parameter("w13_bias", torch.nn.Parameter(torch.rand(6, 3)))
     with pytest.raises(PluginError, match=r"model\.layers\.3\.ffn\.experts: .*found \[6, 3\] torch\.float32"):
         left_behind([mega_moe])
+
+
+def test_mega_moe_of_a_kind_that_no_hook_reaches_is_refused(mega_moe: Any) -> None:
+    """Its own forward pass, in a module that maps ids in another way: it would serve, and record nothing."""
+
+    class Other(type(mega_moe)):  # type: ignore[misc]
+        def forward(self, *_: Any) -> None:
+            """Here no function of that name is held."""
+
+    mega_moe.__class__ = Other
+    model = SimpleNamespace(moe_layers=[mega_moe], moe_mlp_layers=[SimpleNamespace(use_sequence_parallel=True)])
+    with pytest.raises(PluginError, match=r"layers\.3\.ffn\.experts: found a Other, expected one by eplb_map_to_phys"):
+        inspect_layers(model, 2)
 
 
 def test_mega_moe_that_hides_its_parallelism_is_refused(mega_moe: Any) -> None:
