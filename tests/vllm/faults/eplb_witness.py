@@ -26,8 +26,8 @@ def register() -> None:
 
 def _introduced(original: Any) -> Any:
     @functools.wraps(original)
-    def add_model(self: Any, model: Any, model_config: Any, model_name: Any = None) -> None:
-        original(self, model, model_config, model_name)
+    def add_model(self: Any, model: Any, model_config: Any, **name: Any) -> None:
+        original(self, model, model_config, **name)
         state = self.model_states[model_config.compute_hash()]
         if not hasattr(self, "witness"):
             self.witness = Witness()

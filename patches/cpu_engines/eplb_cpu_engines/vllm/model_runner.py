@@ -9,7 +9,7 @@ from collections.abc import Callable
 from vllm.distributed.eplb.eplb_state import EplbState
 from vllm.model_executor.models.interfaces import get_mixture_of_experts_model
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-from vllm.v1.worker.gpu.eplb_utils import draft_model_supports_eplb, eplb_draft_model_name
+from vllm.v1.worker.gpu import eplb_utils
 
 from ..patching import replace
 
@@ -36,8 +36,17 @@ def _with_eplb(original: Callable) -> Callable:
 def _add_draft(runner: CPUModelRunner) -> None:
     drafter = getattr(runner, "drafter", None)
     model = get_mixture_of_experts_model(drafter.model) if hasattr(drafter, "model") else None
-    if not draft_model_supports_eplb(runner.speculative_config, model):
+    if model is None or not _supported(runner.speculative_config, model):
         return
     config = runner.speculative_config.draft_model_config
-    runner.eplb_state.add_model(model, config, model_name=eplb_draft_model_name(config))
+    if hasattr(eplb_utils, "eplb_draft_model_name"):
+        runner.eplb_state.add_model(model, config, model_name=eplb_utils.eplb_draft_model_name(config))
+    else:  # before 0.32 a draft had no name of its own
+        runner.eplb_state.add_model(model, config)
     drafter.set_eplb_state(runner.eplb_state)
+
+
+def _supported(speculative_config: object, draft: object) -> bool:
+    """Before 0.32 every draft with experts was."""
+    supports = getattr(eplb_utils, "draft_model_supports_eplb", None)
+    return supports is None or supports(speculative_config, draft)
