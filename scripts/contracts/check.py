@@ -49,6 +49,23 @@ def hooks(sources: Sources, rows: Iterable[Hook]) -> list[str]:
     return problems
 
 
+def alternatives(sources: Sources, rows: Sequence[Hook]) -> list[str]:
+    """Of hooks for one thing that lies elsewhere in every release: those that are there fit, and there is one."""
+    present = [row for row in rows if there(sources, row.target)]
+    if rows and not present:
+        found, expected = "none of them", "one of its places in the releases that are known"
+        return [str(mismatch(" or ".join(row.target for row in rows), found=found, expected=expected, fix=FIX))]
+    return hooks(sources, present)
+
+
+def there(sources: Sources, target: str) -> bool:
+    try:
+        sources.find(target)
+    except NotThere:
+        return False
+    return True
+
+
 def imports(sources: Sources, files: Iterable[PythonFile], packages: tuple[str, ...]) -> list[str]:
     """Every imported name is there, and takes the arguments that the plugin passes."""
     return [one for file in files for use in file.imports(packages) for one in _misfits(sources, use.name, use)]

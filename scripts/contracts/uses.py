@@ -19,13 +19,18 @@ def plugin_files(pattern: str) -> list[PythonFile]:
     return [PythonFile(path) for path in sorted((ROOT / "eplb_plugin").glob(pattern))]
 
 
-def hooks_of(engine: str) -> list[Hook]:
-    """All hooks of an engine's adapter, whichever of its modules holds them; the engine has to be installed."""
+def hooks_of(engine: str) -> tuple[list[Hook], list[Hook]]:
+    """All hooks of an engine's adapter, whichever of its modules holds them; the engine has to be installed.
+
+    The second ones are for one thing that lies elsewhere in every release.
+    """
     package = import_module(f"eplb_plugin.engines.{engine}")
     modules = [import_module(f"{package.__name__}.{one.name}") for one in iter_modules(package.__path__)]
     values = [value for module in modules for value in vars(module).values()]
     rows = [row for value in values for row in (value if isinstance(value, tuple) else (value,))]
-    return list({row.target: row for row in rows if isinstance(row, Hook)}.values())
+    found = {row.target: row for row in rows if isinstance(row, Hook)}
+    by_name = [row for module in modules for row in getattr(module, "BY_NAME", ())]
+    return [row for row in found.values() if row not in by_name], list(dict.fromkeys(by_name))
 
 
 @dataclass(frozen=True)

