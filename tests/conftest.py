@@ -38,6 +38,10 @@ collect_ignore_glob = [
 MODELS = {
     "qwen3_moe": ["--arch", "qwen3_moe"],
     "glm4_moe": ["--arch", "glm4_moe", "--mtp"],
+    "mixtral": ["--arch", "mixtral"],
+    # vLLM gives these two no EPLB
+    "olmoe": ["--arch", "olmoe"],
+    "qwen2_moe": ["--arch", "qwen2_moe"],
 }
 
 

@@ -45,6 +45,8 @@ CASES = [
     pytest.param("qwen3_moe", Layout(data_parallel=2), 16, False, "hash", TRITON, id="dp2-sync-hash-triton"),
     pytest.param("qwen3_moe", Layout(data_parallel=2), 16, True, "cover", TRITON, id="dp2-async-cover-triton"),
     pytest.param("glm4_moe", Layout(2, 2), 32, False, "cover", {}, id="tp2dp2-not-sequence-parallel-sync-cover"),
+    # the plugin gives this one its EPLB, without redundant experts
+    pytest.param("olmoe", Layout(tensor_parallel=2), 0, False, "hash", V1, id="olmoe-rearranged"),
     *(
         pytest.param(*case, marks=pytest.mark.full, id=name)
         for name, case in {
@@ -56,6 +58,8 @@ CASES = [
             "tp2dp2-not-sequence-parallel-sync-hash": ("glm4_moe", Layout(2, 2), 32, False, "hash", {}),
             "tp2-sync-cover": ("qwen3_moe", Layout(tensor_parallel=2), 16, False, "cover", {}),
             "tp2dp2-sequence-parallel-async-cover": ("qwen3_moe", Layout(2, 2), 32, True, "cover", {}),
+            "qwen2-moe-rearranged": ("qwen2_moe", Layout(data_parallel=2), 0, True, "hash", V1),
+            "mixtral-replicated": ("mixtral", Layout(tensor_parallel=2), 16, False, "weighted", V1),
             "glm-dp2-async": ("glm4_moe", Layout(data_parallel=2), 16, True, "weighted", {}),
         }.items()
     ),

@@ -20,10 +20,10 @@ LAYOUT = Layout(data_parallel=2)
 EPLB = Eplb(16, window_size=4, step_interval=8)
 
 
-def test_a_model_without_eplb_is_refused_by_name(
+def test_replicas_of_a_model_without_eplb_are_refused_by_name(
     serve: Callable[..., Server], models: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """OLMoE, which vLLM serves but cannot rebalance: the start ends before weights are looked for."""
+    """OLMoE, whose loader knows no redundant experts: the start ends before weights are looked for."""
     folder = tmp_path / "olmoe"
     unwanted = shutil.ignore_patterns("*.safetensors", "config.json", "generation_config.json")
     shutil.copytree(models("qwen3_moe"), folder, ignore=unwanted)
@@ -32,7 +32,7 @@ def test_a_model_without_eplb_is_refused_by_name(
     config.save_pretrained(folder)
     server = serve(folder, LAYOUT, EPLB, SETTINGS)
     assert server.wait_ended(240) != 0
-    line = "model: found OlmoeForCausalLM, for which vLLM has no EPLB, expected a MixtureOfExperts of vLLM; fix: serve"
+    line = "num_redundant_experts: found 16, expected 0 for OlmoeForCausalLM, for which vLLM has no EPLB: its experts"
     assert line in server.text()
     assert "Loading safetensors" not in server.text()
 

@@ -14,13 +14,11 @@ from ..attributes import refuse_missing
 from ..releases import VLLM
 from ..startup_agreement import all_present
 from ..startup_checks import log_through, slots_for
-from .moe_layers import refuse_without_eplb
+from .lent_eplb import REDUNDANT, refuse_redundant
 from .reads import PEO_READS, READS
 from .state import Active, set_active
 from .support import refuse_moving_memory, refuse_unsuited
 from .worker_hooks import WORKER_HOOKS, warm_up_hook
-
-REDUNDANT = "--eplb-config.num_redundant_experts"
 
 
 def activate(config: PluginConfig, vllm_config: Any) -> None:
@@ -60,7 +58,9 @@ def activate(config: PluginConfig, vllm_config: Any) -> None:
 def confirm(vllm_config: Any) -> None:
     """Collective, once the worker has its device and groups and before it loads its model.
 
-    Raises PluginError for a model without EPLB, and where other ranks of the EP group run without the plugin.
+    Raises PluginError for redundant experts of a model that vLLM gives no EPLB, and where other ranks of the EP group
+    run without the plugin.
     """
-    refuse_without_eplb(get_model_cls(vllm_config.model_config))
+    redundant = vllm_config.parallel_config.eplb_config.num_redundant_experts
+    refuse_redundant(get_model_cls(vllm_config.model_config), redundant)
     all_present(get_eplb_group().cpu_group)

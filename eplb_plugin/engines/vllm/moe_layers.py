@@ -10,7 +10,6 @@ import torch
 from vllm.distributed.eplb.eplb_state import EplbLayerState
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-from vllm.model_executor.models.interfaces import supports_multimodal
 
 from ...errors import PluginError, mismatch
 from ...migration.layout import ExpertRows, expert_rows
@@ -36,19 +35,10 @@ class MoeLayers:
     chunk: int
 
 
-def refuse_without_eplb(model_class: Any) -> None:
-    """Raises PluginError for a model class of vLLM's that has not what EPLB asks for (`MixtureOfExperts`).
-
-    Of a multimodal model only the loaded language model can tell, so it passes here.
-    """
-    if not hasattr(model_class, "set_eplb_state") and not supports_multimodal(model_class):
-        raise no_experts(model_class.__name__)
-
-
 def no_experts(model: str) -> PluginError:
     fix = "serve it without --enable-eplb and the plugin's settings"
     return mismatch(
-        "model", found=f"{model}, for which vLLM has no EPLB", expected="a MixtureOfExperts of vLLM", fix=fix
+        "model", found=f"{model}, for which vLLM has no EPLB", expected="a model whose MoE layers are vLLM's", fix=fix
     )
 
 

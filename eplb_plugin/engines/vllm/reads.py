@@ -14,7 +14,8 @@ READS = {
     "vllm.config.vllm:VllmConfig": "additional_config kv_transfer_config model_config parallel_config scheduler_config "
     "speculative_config weight_transfer_config",
     "vllm.config.parallel:ParallelConfig": "data_parallel_rank data_parallel_size enable_elastic_ep enable_eplb "
-    "eplb_config num_ubatches prefill_context_parallel_size rank tensor_parallel_size use_ubatching worker_cls",
+    "eplb_config expert_placement_strategy num_ubatches prefill_context_parallel_size rank tensor_parallel_size "
+    "use_ubatching worker_cls",
     "vllm.config.parallel:EPLBConfig": "communicator num_redundant_experts step_interval window_size",
     "vllm.config.model:ModelConfig": "compute_hash enable_sleep_mode get_num_experts model",
     "vllm.config.scheduler:SchedulerConfig": "max_num_batched_tokens",
@@ -41,7 +42,7 @@ READS = {
     "moe_config routed_experts router set_eplb_state",
     f"{_FUSED}.routed_experts:RoutedExperts": "local_num_experts quant_method",
     f"{_FUSED}.router.base_router:BaseRouter": "eplb_state top_k",
-    f"{_FUSED}.config:FusedMoEConfig": "moe_parallel_config",
+    f"{_FUSED}.config:FusedMoEConfig": "moe_parallel_config num_experts num_local_experts num_logical_experts",
     f"{_FUSED}.config:FusedMoEParallelConfig": "ep_rank ep_size is_sequence_parallel use_all2all_kernels",
     "vllm.v1.worker.ubatch_utils:UBatchSlice": "token_slice",
 }

@@ -16,6 +16,7 @@ from ..hooks import Hook
 from .adapter import Adapter
 from .compat import is_draft
 from .dispatch_hook import ROUTER
+from .lent_eplb import LOADER
 from .state import get_active
 from .stock_transfers import TRANSFERS, free_buffer
 from .weight_guards import WEIGHT_GUARDS
@@ -164,6 +165,7 @@ WORKER_HOOKS = (
         _start_async_loop,
     ),
     warm_up_hook("vllm.v1.worker.gpu_worker.Worker"),
+    LOADER,
     ROUTER,
     *WEIGHT_GUARDS,
     TRANSFERS,

@@ -191,12 +191,12 @@ def test_weights_from_a_trainer_are_refused(engine: Callable[..., VllmConfig]) -
 
 @pytest.mark.parametrize(
     ("architecture", "line"),
-    [("OlmoeForCausalLM", "model: found OlmoeForCausalLM, for which vLLM has no EPLB, expected a"), ("", "")],
+    [("OlmoeForCausalLM", "num_redundant_experts: found 4, expected 0 for OlmoeForCausalLM, for which"), ("", "")],
 )
 def test_confirmed_before_the_model_is_loaded(
     engine: Callable[..., VllmConfig], monkeypatch: pytest.MonkeyPatch, architecture: str, line: str
 ) -> None:
-    """A worker with its groups refuses a model without EPLB by its class; with EPLB it meets the others."""
+    """A worker with its groups refuses replicas of a model without EPLB by its class; else it meets the others."""
     overrides = {"hf_overrides": {"architectures": [architecture]}} if architecture else {}
     vllm_config, met = engine(**overrides), []
     group = SimpleNamespace(cpu_group="the EPLB group's")

@@ -1,4 +1,4 @@
-"""Which of vLLM's MoE models its EPLB knows, read from its registry: the others are refused by their class."""
+"""Which of vLLM's MoE models its EPLB knows, read from its registry: the others have no redundant experts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import vllm.plugins
 from vllm.model_executor.models.interfaces import MixtureOfExperts, supports_multimodal
 from vllm.model_executor.models.registry import ModelRegistry
 
-from eplb_plugin.engines.vllm.moe_layers import refuse_without_eplb
+from eplb_plugin.engines.vllm.lent_eplb import refuse_redundant
 from eplb_plugin.errors import PluginError
 
 ROOT = Path(find_spec("vllm").origin or "").parent.parent  # type: ignore[union-attr]
@@ -34,7 +34,7 @@ def moe_classes() -> dict[str, type]:
 
 def refused(model_class: type) -> bool:
     try:
-        refuse_without_eplb(model_class)
+        refuse_redundant(model_class, 1)
     except PluginError:
         return True
     return False
@@ -50,24 +50,16 @@ def refused(model_class: type) -> bool:
         "Qwen3NextForCausalLM",
     ],
 )
-def test_models_with_eplb_start(architecture: str) -> None:
+def test_models_with_eplb_may_have_replicas(architecture: str) -> None:
     """Those that the plugin's configs and documents name."""
     assert not refused(moe_classes()[architecture])
 
 
-@pytest.mark.parametrize(
-    "architecture", ["OlmoeForCausalLM", "Qwen2MoeForCausalLM", "GptOssForCausalLM", "MiniMaxM2ForCausalLM"]
-)
-def test_models_without_eplb_are_refused(architecture: str) -> None:
-    """By name, before they are loaded."""
-    with pytest.raises(PluginError, match=f"model: found {architecture}, for which vLLM has no EPLB, expected a Mix"):
-        refuse_without_eplb(moe_classes()[architecture])
-
-
-def test_refused_exactly_where_the_class_is_no_mixture_of_experts() -> None:
-    """Of all MoE classes in vLLM's registry: none that EPLB could register, and every one that it could not."""
+def test_others_are_lent_it_exactly_where_the_class_is_no_mixture_of_experts() -> None:
+    """Of all MoE classes in vLLM's registry: those that EPLB registers may have replicas, the others are rearranged."""
     classes = moe_classes()
     assert len(classes) > 40
     for architecture, model_class in classes.items():
         if not supports_multimodal(model_class):
             assert refused(model_class) == (MixtureOfExperts not in model_class.__mro__), architecture
+    assert {"OlmoeForCausalLM", "Qwen2MoeForCausalLM", "GptOssForCausalLM", "MiniMaxM2ForCausalLM"} <= classes.keys()

@@ -64,12 +64,12 @@ def test_a_language_model_with_eplb_inside_is_loaded(worker: Any) -> None:
 
 @pytest.mark.parametrize("model_class", [OlmoeForCausalLM, Qwen2MoeForCausalLM, GptOssForCausalLM])
 def test_a_model_without_eplb_ends_the_start(worker: Any, model_class: type) -> None:
-    """Found, expected, fix, by the class's name; vLLM would serve it, and count nothing."""
+    """One whose layers are not vLLM's: found, expected, fix, by the class's name; nothing would be counted."""
     with pytest.raises(PluginError) as caught:
         load(worker, model_class)
     assert str(caught.value) == (
-        f"model: found {model_class.__name__}, for which vLLM has no EPLB, expected a MixtureOfExperts of vLLM; "
-        "fix: serve it without --enable-eplb and the plugin's settings"
+        f"model: found {model_class.__name__}, for which vLLM has no EPLB, expected a model whose MoE layers are "
+        "vLLM's; fix: serve it without --enable-eplb and the plugin's settings"
     )
 
 
