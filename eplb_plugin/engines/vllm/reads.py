@@ -38,6 +38,7 @@ READS = {
     "vllm.distributed.eplb.eplb_state:EplbLayerState": "logical_to_physical_map",
     "vllm.model_executor.models.interfaces:MixtureOfExperts": "expert_weights moe_layers num_expert_groups "
     "num_logical_experts num_moe_layers num_physical_experts",
+    "vllm.model_executor.models.interfaces:SupportsMultiModal": "get_language_model",
     f"{_FUSED}.runner.moe_runner:MoERunner": "do_naive_dispatch_combine eplb_state is_monolithic layer_id layer_name "
     "moe_config routed_experts router set_eplb_state",
     f"{_FUSED}.routed_experts:RoutedExperts": "local_num_experts quant_method",
