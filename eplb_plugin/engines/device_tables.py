@@ -6,13 +6,14 @@ A forward pass looks entry `hash % count` of an expert's row up, also inside a c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 
 from ..dispatch.buffers import LayerTables
 from ..dispatch.cover import cover_maps
+from ..dispatch.exact.tables import ExactTables, exact_maps
 from ..dispatch.kernels import CoverTables, upload
 from ..dispatch.tables import TABLE_WIDTH, hashed_maps
 from ..errors import mismatch
@@ -23,10 +24,12 @@ class DispatchTables:
     """Of one model. owners: the ranks that route the same tokens as this one.
 
     rows: [L, E, entries] int32 slots; counts: [L, E] int64 entries in use; cover: the tables of that rule, where it is
-    in force (the rows then say what a look-up by hash would find, in code that knows no other).
+    in force (the rows then say what a look-up by hash would find, in code that knows no other); exact: what steps of
+    `exact` read, where it is on: of where experts lie, not of their shares.
+    tolerance: that of `exact`; None: it is off.
     """
 
-    def __init__(self, plan: Plan, owners: Sequence[int], device: torch.device) -> None:
+    def __init__(self, plan: Plan, owners: Sequence[int], device: torch.device, tolerance: float | None = None) -> None:
         self.owners = list(owners)
         layers, experts = plan.placement.num_layers, plan.placement.num_experts
         width = TABLE_WIDTH if plan.dispatch == "weighted" else plan.placement.num_slots - experts + 1
@@ -36,17 +39,22 @@ class DispatchTables:
         self._made(plan, range(layers))()
         if plan.dispatch == "cover":
             self.cover = CoverTables(plan, owners, device)  # is made full
+        self.exact = None if tolerance is None else ExactTables(plan, owners, device, tolerance)
 
     def layer(self, index: int) -> torch.Tensor | LayerTables:
         """What maps one layer's ids: rows [E, entries], or the tables of `cover`."""
         return self.rows[index] if self.cover is None else self.cover.layer(index)
 
     def nbytes(self) -> int:
-        return int(self.rows.nbytes + self.counts.nbytes) + (self.cover.nbytes() if self.cover else 0)
+        others = sum(tables.nbytes() for tables in (self.cover, self.exact) if tables)
+        return int(self.rows.nbytes + self.counts.nbytes) + others
 
+    @torch.inference_mode()
     def switch(self, layers: Sequence[int], plan: Plan) -> None:
         """The experts of these layers lie as in `plan`; from now on tokens are sent there by it."""
         self._made(plan, layers)()
+        if self.exact:
+            self.exact.put(exact_maps(plan, layers), layers)
 
     def stage(self, plan: Plan) -> Callable[[], None]:
         """Make the rows of a plan for the placement that is in force; what is returned puts them in force."""
@@ -54,10 +62,11 @@ class DispatchTables:
 
     def digest(self) -> int:
         """Equal on two ranks only if they send tokens by equal tables."""
-        parts = [self.rows, self.counts, *(self.cover.tensors() if self.cover else [])]
-        return int.from_bytes(
-            hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).digest()[:7], "big"
-        )
+        return _digest([self.rows, self.counts, *(self.cover.tensors() if self.cover else [])])
+
+    def exact_digest(self) -> int:
+        """Equal on two ranks only if they even a step out alike."""
+        return _digest(self.exact.tensors() if self.exact else [])
 
     def _made(self, plan: Plan, layers: Sequence[int]) -> Callable[[], None]:
         rows, counts = hashed_maps(plan, self.owners, list(layers))
@@ -73,6 +82,10 @@ class DispatchTables:
         return fill
 
 
+def _digest(parts: Iterable[torch.Tensor]) -> int:
+    return int.from_bytes(hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).digest()[:7], "big")
+
+
 def owners_of(rank: int, group_size: int) -> range:
     """The token-owner group of a rank, where `group_size` consecutive ranks route the same token."""
     first = rank - rank % group_size
@@ -83,16 +96,21 @@ def refuse_unequal(tables: DispatchTables, group: dist.ProcessGroup) -> None:
     """Collective over the EP group's CPU group, at start: ranks that route the same token must send it alike.
 
     Raises PluginError, on every rank, if two ranks of a token-owner group hold different tables, or do not agree on who
-    belongs to it: a copy of an expert would then be computed twice or by nobody, without a word.
+    belongs to it: a copy of an expert would then be computed twice or by nobody, without a word. Under `exact`, also if
+    any two ranks would even a step out differently.
     """
-    told: list[tuple[list[int], int]] = [([], 0)] * dist.get_world_size(group)
-    dist.all_gather_object(told, (tables.owners, tables.digest()), group=group)
-    for rank, (owners, digest) in enumerate(told):
+    told: list[tuple[list[int], int, int]] = [([], 0, 0)] * dist.get_world_size(group)
+    dist.all_gather_object(told, (tables.owners, tables.digest(), tables.exact_digest()), group=group)
+    fix = "report the model and its parallel layout; use the engine's own EPLB until then"
+    for rank, (owners, digest, exact) in enumerate(told):
         for other in owners:
-            if rank not in owners or told[other] != (owners, digest):
+            if rank not in owners or told[other][:2] != (owners, digest):
                 raise mismatch(
                     f"token-owner group {owners}",
                     found=f"other tables on rank {other} than on rank {rank}",
                     expected="equal tables on ranks that route the same tokens",
-                    fix="report the model and its parallel layout; use the engine's own EPLB until then",
+                    fix=fix,
                 )
+        if exact != told[0][2]:
+            found = f"other tables on rank {rank} than on rank 0"
+            raise mismatch("exact", found=found, expected="equal tables on all ranks", fix=fix)

@@ -20,7 +20,7 @@ from ..errors import mismatch
 from .comparison import holm
 
 LEAST_UNITS = 3
-LARGER_IS_BETTER = {"output_tokens_per_second", "qps", "balancedness", "step_balancedness"}
+LARGER_IS_BETTER = {"output_tokens_per_second", "qps", "balancedness"}
 
 Verdict = Literal["better", "worse", "not told apart", "reference", "not compared"]
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from eplb_plugin import Plan, RoutingStatistics, Topology, plan, resplit
+from eplb_plugin import Placement, Plan, RoutingStatistics, Topology, plan, resplit
+from eplb_plugin.dispatch.exact.tables import exact_maps
 from eplb_plugin.dispatch.tables import hashed_maps
 from eplb_plugin.engines.device_tables import DispatchTables, refuse_unequal
 from eplb_plugin.errors import PluginError
@@ -71,3 +73,42 @@ def test_unequal_tables_end_the_start(owners: list[list[int]]) -> None:
     group = "[0, 1]" if owners[1] == [1] else "[2, 3]"
     assert set(found) == {found[0]}
     assert found[0].startswith(f"token-owner group {group}: found other tables on rank ")
+
+
+def compared_for_exact(parted: int) -> str:
+    """One rank would even steps out by another placement than it serves by."""
+    started = made()
+    tables = DispatchTables(started, [dist.get_rank()], torch.device("cpu"), tolerance=0.0)
+    assert tables.exact is not None
+    if dist.get_rank() == parted:
+        other = replace(started, placement=Placement(started.placement.phy2log[:, ::-1].copy()))
+        tables.exact.put(exact_maps(other, [1]), [1])
+    try:
+        refuse_unequal(tables, dist.group.WORLD)
+    except PluginError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("parted", [-1, 2])
+def test_exact_needs_equal_tables_on_all_ranks(parted: int) -> None:
+    """Not only on those that route the same tokens: each gives away what is another's."""
+    line = "" if parted < 0 else "exact: found other tables on rank 2 than on rank 0, expected equal tables on all"
+    assert [text[: len(line) or None] for text in run_ranks(4, compared_for_exact, parted)] == [line] * 4
+
+
+def test_exact_follows_moves_alone() -> None:
+    """A switch fills its tables again, at the same addresses; new shares of the same placement leave them alone."""
+    old = made()
+    tables = DispatchTables(old, [1], torch.device("cpu"), tolerance=0.0)
+    assert tables.exact is not None
+    assert tables.nbytes() > DispatchTables(old, [1], torch.device("cpu")).nbytes()
+    before = [(part.data_ptr(), part.clone()) for part in tables.exact.tensors()]
+    tables.stage(resplit(old, RoutingStatistics(np.ones((2, EXPERTS)))))()
+    assert all(torch.equal(part, was) for part, (_, was) in zip(tables.exact.tensors(), before, strict=True))
+    moved = replace(old, placement=Placement(old.placement.phy2log[:, ::-1].copy()))
+    tables.switch([1], moved)
+    assert [part.data_ptr() for part in tables.exact.tensors()] == [address for address, _ in before]
+    for layer, one in enumerate([old, moved]):
+        for part, expected in zip(tables.exact.layer(layer).maps, exact_maps(one, [layer]), strict=True):
+            np.testing.assert_array_equal(part, expected[0])

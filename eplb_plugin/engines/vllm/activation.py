@@ -27,8 +27,13 @@ def activate(config: PluginConfig, vllm_config: Any) -> None:
     Raises PluginError, before anything is touched, where engine and settings do not fit.
     """
     parallel = vllm_config.parallel_config
-    eplb, elastic, micro_batches = parallel.enable_eplb, parallel.enable_elastic_ep, parallel.use_ubatching
-    refuse_unsuited(config, enable_eplb=eplb, elastic=elastic, micro_batches=micro_batches)
+    refuse_unsuited(
+        config,
+        enable_eplb=parallel.enable_eplb,
+        elastic=parallel.enable_elastic_ep,
+        micro_batches=parallel.use_ubatching,
+        context_parallel=parallel.prefill_context_parallel_size > 1,
+    )
     refuse_moving_memory(vllm_config)
     ep_size = parallel.tensor_parallel_size * parallel.data_parallel_size * parallel.prefill_context_parallel_size
     redundant = parallel.eplb_config.num_redundant_experts

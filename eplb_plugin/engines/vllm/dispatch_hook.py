@@ -7,28 +7,43 @@ address of its replica map, which never changes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from vllm.forward_context import get_forward_context, is_forward_context_available
 from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
 from ...dispatch.buffers import Counters, LayerTables
+from ...dispatch.exact.kernels import choose, count
+from ...dispatch.exact.tables import ExactLayer
 from ...dispatch.kernels import cover, record
 from ...recording.recorder import Recorder
 from .. import hooks
+from ..exchange import Exchange
 from ..hooks import Hook
 from .compat import MAPS, maps_by_name
 
 Mapping = Callable[..., torch.Tensor]
 
 
+class Exact(NamedTuple):
+    """How one layer evens large steps out. min_tokens: of the largest batch, from which a step is large."""
+
+    layer: ExactLayer
+    exchange: Exchange
+    min_tokens: int
+
+
 class MappedLayer:
     """One layer of a model that is recorded. tables: of rule `cover`; None: vLLM's own lookup maps the ids.
 
-    chunk: under sequence parallelism this rank routes the chunk-th part of the batch.
+    chunk: under sequence parallelism this rank routes the chunk-th part of the batch. exact: for large steps.
     """
 
-    def __init__(self, index: int, recorder: Recorder, chunk: int, tables: LayerTables | None) -> None:
-        self.index, self.recorder, self.chunk, self.tables = index, recorder, chunk, tables
+    def __init__(
+        self, index: int, recorder: Recorder, chunk: int, tables: LayerTables | None, exact: Exact | None = None
+    ) -> None:
+        self.index, self.recorder, self.chunk, self.tables, self.exact = index, recorder, chunk, tables, exact
 
     def __call__(
         self, original: Mapping, ids: torch.Tensor, load: torch.Tensor, maps: tuple[torch.Tensor, torch.Tensor],
@@ -42,10 +57,21 @@ class MappedLayer:
         # vLLM counts in its own window alone; the plugin has others too, and switches of its own
         switches = recorder.counting, recorder.counting_pairs, enabled
         counters = Counters(*passing, load, *switches, tokens, self.chunk)
+        if self.exact is not None and largest_batch(ids) >= self.exact.min_tokens:
+            layer, exchange, _ = self.exact
+            return choose(ids, layer, exchange(count(ids, layer)), counters)
         if self.tables is not None:
             return cover(ids, self.tables, counters)
         record(ids, counters)
         return original(ids, load, *maps, enabled, real)
+
+
+def largest_batch(ids: torch.Tensor) -> int:
+    """Tokens of the largest batch that a data-parallel rank has in this step, padding too: the same on every rank,
+    idle ones too, and on the host. A captured graph has one size, so that it holds for its replays.
+    """
+    metadata = get_forward_context().dp_metadata if is_forward_context_available() else None
+    return len(ids) if metadata is None else int(metadata.num_tokens_across_dp_cpu.max())
 
 
 _layers: dict[int, MappedLayer] = {}  # by the address of the replica map

@@ -31,6 +31,8 @@ READS = {
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner": "eplb_state",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner": "eplb_state get_model",
     "vllm.distributed.parallel_state:GroupCoordinator": "cpu_group device_group rank_in_group ranks world_size",
+    "vllm.forward_context:ForwardContext": "dp_metadata",
+    "vllm.forward_context:DPMetadata": "num_tokens_across_dp_cpu",
     "vllm.distributed.eplb.eplb_state:EplbState": "_should_record_current_step expert_rearrangement_step "
     "expert_rearrangement_step_interval is_async model_states",
     "vllm.distributed.eplb.eplb_state:EplbModelState": "expert_buffer expert_load_pass expert_load_window "

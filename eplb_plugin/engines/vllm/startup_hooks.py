@@ -125,8 +125,13 @@ def _requested(args: Any) -> PluginConfig | None:
     if additional is not None and not isinstance(additional, dict):
         raise _no_object(additional)
     eplb, elastic = (bool(getattr(args, name, False)) for name in ("enable_eplb", "enable_elastic_ep"))
-    micro_batches = bool(getattr(args, "enable_dbo", False)) or int(getattr(args, "ubatch_size", 0) or 0) > 1
-    refuse_unsuited(config, enable_eplb=eplb, elastic=elastic, micro_batches=micro_batches)
+    refuse_unsuited(
+        config,
+        enable_eplb=eplb,
+        elastic=elastic,
+        micro_batches=bool(getattr(args, "enable_dbo", False)) or int(getattr(args, "ubatch_size", None) or 0) > 1,
+        context_parallel=int(getattr(args, "prefill_context_parallel_size", None) or 1) > 1,
+    )
     sizes = ("tensor_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
     ep_size = 1
     for name in sizes:

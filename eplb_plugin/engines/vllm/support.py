@@ -12,7 +12,9 @@ from ..settings import ENVIRONMENT, FLAG
 DISPATCH: tuple[Dispatch, ...] = ("weighted", "hash", "cover")  # the first is the default
 
 
-def refuse_unsuited(config: PluginConfig, *, enable_eplb: bool, elastic: bool, micro_batches: bool) -> None:
+def refuse_unsuited(
+    config: PluginConfig, *, enable_eplb: bool, elastic: bool, micro_batches: bool, context_parallel: bool
+) -> None:
     """Raises PluginError where the engine and the settings do not fit together."""
     config.dispatch_among(DISPATCH)
     if not enable_eplb:
@@ -21,6 +23,9 @@ def refuse_unsuited(config: PluginConfig, *, enable_eplb: bool, elastic: bool, m
     if elastic:
         fix = "remove --enable-elastic-ep, or the plugin's settings"
         raise mismatch("enable_elastic_ep", found=True, expected="a fixed EP group", fix=fix)
+    if config.exact is not None and context_parallel:
+        expected = "1 for exact: ranks would not know each other's number of tokens"
+        raise mismatch("prefill_context_parallel_size", found="more", expected=expected, fix="exact: null")
     if config.exact is not None and micro_batches:
         expected = "whole batches for exact: micro-batches would exchange their counts in an order of their own"
         raise mismatch("micro-batches", found="on", expected=expected, fix="remove --enable-dbo, or exact: null")

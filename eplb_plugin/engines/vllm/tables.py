@@ -21,8 +21,8 @@ from .compat import load_buffer
 class Tables(DispatchTables):
     """With vLLM's own map of what lies where."""
 
-    def __init__(self, plan: Plan, owners: Sequence[int], model_state: Any) -> None:
-        super().__init__(plan, owners, model_state.logical_to_physical_map.device)
+    def __init__(self, plan: Plan, owners: Sequence[int], model_state: Any, tolerance: float | None = None) -> None:
+        super().__init__(plan, owners, model_state.logical_to_physical_map.device, tolerance)
         self._state = model_state
         self._put_in_place()
 

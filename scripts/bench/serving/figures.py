@@ -9,13 +9,12 @@ from typing import Any
 
 from eplb_cpu_engines.meter import read_meter
 
-from eplb_plugin.planning.step_balance import step_balancedness
 from network.namespaces import Traffic
 
 # what is compared between arms, and what a table shows beside it; all else of a round is kept in the file
 COMPARED = (
     "bytes_per_output_token", "busiest_link_bytes_per_output_token", "copies_per_token", "balancedness",
-    "step_balancedness", "output_tokens_per_second", "ttft_p50_ms", "tpot_p90_ms", "itl_p95_ms", "itl_p99_ms",
+    "output_tokens_per_second", "ttft_p50_ms", "tpot_p90_ms", "itl_p95_ms", "itl_p99_ms",
 )  # fmt: skip
 SHOWN = ("fixed_bytes_per_output_token", "itl_p100_ms", "rebalances", "slots_moved", "seconds")
 
@@ -52,21 +51,16 @@ class MeterMark:
 
 
 def metered(folder: Path, since: MeterMark) -> dict[str, float]:
-    """Counts of the windows that ended since, all of a round together: loads are summed before they are compared.
-
-    step_balancedness: of the windows one by one, which are steps if the meter was told so.
-    """
+    """Counts of the windows that ended since, all of a round together: loads are summed before they are compared."""
     meter = read_meter(folder)
     ours = meter["window"] >= since.window
     tokens = meter["tokens"][ours]
     if not tokens.sum():
         raise ValueError(f"found no routed token in {folder} since window {since.window}, expected some")
-    each = meter["selections"][ours]
-    load = each.sum(0)
+    load = meter["selections"][ours].sum(0)
     return {
         "copies_per_token": float((meter["copies_per_token"][ours] * tokens).sum() / tokens.sum()),
         "balancedness": float((load.mean(1) / load.max(1)).mean()),
-        "step_balancedness": step_balancedness(each),
         "slots_moved": meter["slots_moved"] - since.slots_moved,
         "rebalances": meter["rebalances"] - since.rebalances,
     }

@@ -87,7 +87,7 @@ class Campaign:
         config = folder / "eplb.yaml"
         config.write_text(yaml.safe_dump({**options.settings, **dict(kind.settings or ()), **layout.settings}))
         environment = {
-            "EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": str(layout.nodes), "EPLB_METER_WINDOW": "1",
+            "EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": str(layout.nodes), "EPLB_METER_WINDOW": "8",
             **RUNNER_V1,
         }  # fmt: skip
         if kind.takes_orders:

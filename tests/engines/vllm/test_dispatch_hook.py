@@ -13,13 +13,14 @@ import pytest
 import torch
 from eplb_cpu_engines.vllm import routing
 from vllm.distributed.eplb.eplb_state import EplbLayerState
+from vllm.forward_context import DPMetadata, ForwardContext, override_forward_context
 from vllm.model_executor.layers.fused_moe.router import base_router
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
-from eplb_plugin import Placement, Plan, PluginError, Topology, route
+from eplb_plugin import Placement, Plan, PluginError, Topology, route, route_step
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.vllm import dispatch_hook
-from eplb_plugin.engines.vllm.dispatch_hook import ROUTER, MappedLayer, register
+from eplb_plugin.engines.vllm.dispatch_hook import ROUTER, Exact, MappedLayer, largest_batch, register
 from eplb_plugin.engines.vllm.moe_layers import inspect_layers, left_behind, movable
 from eplb_plugin.engines.vllm.tables import Tables
 from eplb_plugin.recording.recorder import Recorder
@@ -56,10 +57,16 @@ def random_ids(seed: int) -> torch.Tensor:
     return torch.from_numpy(np.argsort(np.random.default_rng(seed).random((TOKENS, EXPERTS)), axis=1)[:, :TOP_K])
 
 
+def others_are_idle(mine: torch.Tensor) -> torch.Tensor:
+    told = mine.new_zeros(TOPOLOGY.num_ranks, len(mine))
+    told[RANK] = mine
+    return told
+
+
 class Model:
     """Two layers' states, as vLLM's EplbState makes them, with the plugin's tables for a rule, and a recorder."""
 
-    def __init__(self, rule: str, owners: list[int]) -> None:
+    def __init__(self, rule: str, owners: list[int], min_tokens: int = 0) -> None:
         weights = np.tile(np.arange(24, dtype=np.int32) % 7 + 1, (2, 1))
         self.plan = Plan(START, TOPOLOGY, rule, np.full((2, 24), 0.5), 0.0, cover_weights=weights)
         self.states = [EplbLayerState(), EplbLayerState()]
@@ -72,13 +79,19 @@ class Model:
             logical_replica_count=torch.ones((2, EXPERTS), dtype=torch.int64),
             expert_load_pass_buffer=self.load,
         )
-        self.tables = Tables(self.plan, owners, held)
+        self.tables = Tables(self.plan, owners, held, 0.0 if min_tokens else None)
         self.recorder = Recorder(2, EXPERTS, TOP_K, TOKENS, 64, torch.device("cpu"))
         enabled, self.real = torch.tensor(True), torch.tensor(TOKENS, dtype=torch.int32)
         for index, state in enumerate(self.states):
             state.should_record_tensor, state.num_unpadded_tokens_tensors = enabled, [self.real]
             cover = self.tables.cover and self.tables.cover.layer(index)
-            register(state.logical_to_physical_map, MappedLayer(index, self.recorder, 0, cover))
+            exact = self.tables.exact and Exact(self.tables.exact.layer(index), others_are_idle, min_tokens)
+            register(state.logical_to_physical_map, MappedLayer(index, self.recorder, 0, cover, exact))
+
+    def routed(self, ids: torch.Tensor, index: int) -> np.ndarray:
+        router = Router(TOP_K, EXPERTS, self.states[index])
+        router.chosen = ids
+        return router.select_experts(torch.ones(len(ids), 1), torch.ones(len(ids), EXPERTS))[1].numpy()
 
     def counted(self, ids: torch.Tensor, real: int) -> None:
         """After a step of `ids` in both layers: the recorder and vLLM's own count hold the real tokens' alone."""
@@ -155,6 +168,36 @@ def test_without_the_hook_cover_falls_back_to_even_copies() -> None:
         ids, state.expert_load_view, state.logical_to_physical_map, state.logical_replica_count, torch.tensor(False)
     )
     np.testing.assert_array_equal(START.phy2log[0][slots.numpy()], ids)
+
+
+@pytest.mark.parametrize("rule", ["hash", "weighted", "cover"])
+def test_large_steps_are_evened_out_and_small_ones_follow_the_tables(rule: str) -> None:
+    """`route_step`'s slots from `min_tokens` on, `route`'s below; real tokens are counted alike."""
+    model, large = Model(rule, [RANK], min_tokens=30), random_ids(5)
+    for index in (0, 1):
+        slots = model.routed(large[:29], index)
+        np.testing.assert_array_equal(slots, route(large[:29].numpy(), RANK, model.plan, index))
+    model.recorder.drop()
+    model.load.zero_()
+    model.real.fill_(25)
+    for index in (0, 1):
+        expected = route_step(large.numpy(), np.full(TOKENS, RANK), model.plan, index)
+        np.testing.assert_array_equal(model.routed(large, index), expected)
+    model.counted(large, 25)
+
+
+@pytest.mark.parametrize(("tokens", "others", "exact"), [(4, 30, True), (29, 29, False), (40, 30, True)])
+def test_all_data_parallel_ranks_decide_by_the_largest_batch(tokens: int, others: int, exact: bool) -> None:
+    """Of vLLM's own forward context, which idle ranks have too: never by what this rank alone knows."""
+    model, ids = Model("hash", [RANK], min_tokens=30), random_ids(6)[:tokens]
+    context = ForwardContext({}, {}, {}, dp_metadata=DPMetadata(torch.tensor([tokens, others], dtype=torch.int32)))
+    with override_forward_context(context):
+        assert largest_batch(ids) == max(tokens, others)
+        slots = model.routed(ids, 0)
+    expected = route_step(ids.numpy(), np.full(tokens, RANK), model.plan, 0)
+    by_tables = route(ids.numpy(), RANK, model.plan, 0)
+    assert not np.array_equal(expected, by_tables)
+    np.testing.assert_array_equal(slots, expected if exact else by_tables)
 
 
 class Stop(Exception):
