@@ -17,6 +17,7 @@ import torch.distributed as dist
 from ..migration.shuffle import EXIT_CODE
 
 logger = logging.getLogger("eplb_plugin")
+_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name from PyTorch 2.13 on
 Exchange = Callable[[torch.Tensor], torch.Tensor]  # own counts: [payload] int32 -> [sources, payload] of all
 
 
@@ -43,9 +44,9 @@ class GroupExchange:
         told = mine.new_empty(self._ranks, len(mine))
         try:
             if mine.device.type == "cpu":
-                dist.all_gather_single(told, mine[None], self._group, async_op=True).wait(self._patience)
+                _gather(told, mine[None], self._group, async_op=True).wait(self._patience)
             else:
-                dist.all_gather_single(told, mine[None], self._group)
+                _gather(told, mine[None], self._group)
         except RuntimeError as error:
             rank, reason = dist.get_rank(self._group), " ".join(str(error).split())
             logger.critical("exchange of counts: a rank ended or does not answer, rank %d ends: %s", rank, reason)
