@@ -1,4 +1,7 @@
-"""What `exact` costs one rank in one MoE layer: counting, quotas and its row, mapping; and its tables. On a CPU."""
+"""What `exact` costs one rank in one MoE layer: counting, quotas and its row, mapping; and its tables. On a CPU.
+
+Beside it, where SGLang is installed, its LPLB on the same placement and step: balance and copies.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from eplb_plugin import RoutingStatistics, Topology, plan
+from eplb_plugin import RoutingStatistics, Topology, plan, route
 from eplb_plugin.dispatch.buffers import Counters
 from eplb_plugin.dispatch.exact.kernels import choose, count, own_row
 from eplb_plugin.dispatch.exact.tables import PARTS, ExactTables, replicas_in
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.workloads.routing import ClusteredRouter
 
+from .lplb import Lplb, has_lplb
 from .timing import milliseconds
 
 CPU, RANK, TOKENS = torch.device("cpu"), 0, 256  # tokens of a rank in a step
@@ -44,7 +48,9 @@ def _row(shape: tuple[int, Topology], rule: Any, layers: int, top_k: int, times:
     real = torch.tensor(TOKENS, dtype=torch.int32)
     counters = Counters(*recorder.passing(0), nothing, off, off, off, real, 0)
     slots = torch.cat([choose(one, held.layer(0), gathered, counters) for one, held in zip(ids, tables, strict=True)])
-    load = np.bincount(slots.numpy().ravel() // topology.slots_per_rank, minlength=ranks)
+    arms = {"exact": slots.numpy(), "tables": route(rows.reshape(-1, top_k), np.arange(ranks).repeat(TOKENS), made, 0)}
+    if has_lplb():
+        arms["lplb"] = (solver := Lplb(made)).route(torch.cat(ids), 0)
     calls = {
         "count_ms": lambda: count(ids[RANK], layer),
         "solve_ms": lambda: own_row(counts, layer, replicas),
@@ -55,16 +61,27 @@ def _row(shape: tuple[int, Topology], rule: Any, layers: int, top_k: int, times:
         for _ in range(TIMES):
             call()
 
+    if has_lplb():
+        total = torch.bincount(torch.cat(ids).flatten(), minlength=experts).float()
+        calls["lplb_reference_ms"] = lambda: solver.probabilities(total)
     taken = {name: milliseconds(lambda call=call: repeated(call), times) / TIMES for name, call in calls.items()}
     # maps are a layer's, work is a model's: the two sizes are apart
     maps, work = sum(part.nbytes for part in layer.maps), sum(part.nbytes for part in layer.work)
     return {
         "rule": rule, "experts": experts, "ranks": ranks, "nodes": topology.num_nodes, "slots": topology.num_slots,
         "tokens": TOKENS, "replicated": len(replicas.expert), "colours": replicas.colours,
-        "balancedness": float(load.mean() / load.max()), **taken,
+        "arms": {arm: _figures(found, topology) for arm, found in arms.items()}, **taken,
         "layers": layers, "tables_mib": layers * maps / 2**20, "work_mib": work / 2**20, "parts": PARTS,
         "exchanged_bytes": gathered[0].nbytes,
     }  # fmt: skip
+
+
+def _figures(slots: np.ndarray, topology: Topology) -> Row:
+    """slots: [ranks · TOKENS, k] -> mean load over the busiest rank's; nodes beyond its own that a token is sent to."""
+    load = np.bincount(slots.ravel() // topology.slots_per_rank, minlength=topology.num_ranks)
+    node, own = topology.node_of_slot[slots], topology.node_of_rank.repeat(TOKENS)
+    visits = [((node == other).any(axis=1) & (own != other)).sum() for other in range(topology.num_nodes)]
+    return {"balancedness": float(load.mean() / load.max()), "copies": float(sum(visits) / len(slots))}
 
 
 def show_exact(rows: list[Row], console: Console) -> None:
@@ -79,3 +96,7 @@ def show_exact(rows: list[Row], console: Console) -> None:
         sizes = [f"{row['exchanged_bytes']:,}", f"{row['tables_mib']:.2f}", f"{row['work_mib']:.2f}"]
         table.add_row(row["rule"], size, str(row["tokens"]), *figures, *sizes)
     console.print(table)
+    for row in rows:
+        arms = [f"{arm} {found['balancedness']:.3f} / {found['copies']:.3f}" for arm, found in row["arms"].items()]
+        console.print(f"{row['rule']}, {row['ranks']} ranks: balancedness / copies per token: {', '.join(arms)}")
+    console.print("LPLB: SGLang's references in torch" if has_lplb() else "LPLB: no SGLang here")

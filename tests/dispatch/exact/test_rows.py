@@ -54,10 +54,14 @@ def test_a_row_alone_is_its_part_of_the_whole(data: st.DataObject):
         on = replicas.node[replicas.start[row] : replicas.start[row + 1]]
         counts[:, row, :-1] *= np.isin(np.arange(topology.num_nodes), on)
     counts[rng.random(shape[0]) < 0.3] = 0  # idle ranks
+    sizes = np.diff(replicas.start)
     whole = counts.sum(0, dtype=np.int32)
     total = whole.sum(1, dtype=np.int32)
     wished, base = np.ascontiguousarray(whole[:, :-1]), np.zeros(topology.num_ranks, np.int32)
     quota = solve(replicas, wished, total, base, 0, bounds_above(replicas.colours))
+    if data.draw(st.booleans()):  # any others, which leave wishes unfulfilled
+        parts = [rng.multinomial(number, np.full(size, 1 / size)) for number, size in zip(total, sizes, strict=True)]
+        quota = np.concatenate([*parts, []]).astype(np.int32)
     expected = dealt(replicas, counts, quota, source_of_rank)
     assert (expected.sum((0, 2)) == quota).all()
     for source in range(shape[0]):

@@ -29,8 +29,8 @@ def test_wishes_are_as_described(data: st.DataObject):
         int(rng.integers(topology.num_ranks)),
         data.draw(st.booleans()),
     )
-    for index in range(5):
-        row = rng.permutation(experts)[: min(4, experts)].astype(np.int32)
+    for index in range(30):
+        row = rng.permutation(experts)[: min(6, experts)].astype(np.int32)
         row[rng.random(len(row)) < 0.1] = -1
         wishes, key = np.empty(len(row), np.int32), mixed_slowly(index, rank)
         token_wishes(row, index, Wisher(masks, held, rank, nodes, covers), wishes)
