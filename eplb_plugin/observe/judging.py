@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from ..dispatch.exact.step import route_step
 from ..dispatch.rules import route
-from ..errors import PluginError, mismatch
+from ..errors import mismatch
 from ..plan_types import Plan
 from ..planning.replicas.at_home import known_from_loads
 from ..planning.score import LayerScores, count_slots, judge_layers, layer_scores
-from ..planning.step_balance import loads_by_quotas, loads_by_shares, step_balancedness
+from ..planning.step_balance import loads_by_shares, reached_by_quotas, step_balancedness
 from ..statistics import RoutingStatistics
 
 
@@ -64,12 +64,7 @@ def recorded_steps(window: RoutingStatistics, plan: Plan) -> float | None:
 
 def evened_steps(window: RoutingStatistics, plan: Plan) -> float | None:
     """The same where `exact` evens every step out; None, too, where it cannot serve the plan's placement."""
-    if window.steps is None:
-        return None
-    try:
-        return step_balancedness(loads_by_quotas(window.steps, plan))
-    except PluginError:  # too many nodes, or replicas of an expert
-        return None
+    return None if window.steps is None else reached_by_quotas(window.steps, plan)
 
 
 def average(scores: Sequence[LayerScores]) -> LayerScores:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..dispatch.exact.quotas import bounds_above, solve
 from ..dispatch.exact.replicas import Replicas, replicas_of
+from ..errors import PluginError
 from ..plan_types import Plan
 from .score import expected_rank_load
 
@@ -33,7 +34,7 @@ def loads_by_shares(steps: NDArray[Any], plan: Plan) -> NDArray[np.float64]:
 
 def loads_by_quotas(steps: NDArray[Any], plan: Plan) -> NDArray[np.int64]:
     """The same under `exact`, whose quotas are solved for every step and layer; without wishes for nodes, which they
-    keep only as far as ranks stay even."""
+    keep only as far as ranks stay even. Raises PluginError where `exact` cannot serve the placement."""
     counts = np.rint(steps).astype(np.int32)
     loads = np.zeros((*counts.shape[:2], plan.topology.num_ranks), np.int64)
     for layer, row in enumerate(plan.placement.phy2log):
@@ -43,6 +44,15 @@ def loads_by_quotas(steps: NDArray[Any], plan: Plan) -> NDArray[np.int64]:
         for step, load in enumerate(counts[:, layer]):
             loads[step, layer] = _rank_load(replicas, load, wished, above)
     return loads
+
+
+def reached_by_quotas(steps: NDArray[Any], plan: Plan) -> float | None:
+    """Balancedness of steps under `exact`; None where it cannot serve the plan's placement: too many nodes, or replicas
+    of an expert."""
+    try:
+        return step_balancedness(loads_by_quotas(steps, plan))
+    except PluginError:
+        return None
 
 
 def _rank_load(replicas: Replicas, load: NDArray[np.int32], wished: Any, above: Any) -> NDArray[np.int64]:

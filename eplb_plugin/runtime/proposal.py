@@ -13,7 +13,7 @@ from ..plan_types import WEIGHED, Plan, PlanOptions
 from ..planning.planner import plan_of
 from ..planning.resplit import resplit
 from ..planning.score import expected_rank_load
-from ..planning.step_balance import loads_by_quotas, loads_by_shares, step_balancedness
+from ..planning.step_balance import loads_by_shares, reached_by_quotas, step_balancedness
 from ..settings.config import PluginConfig
 from .agreement import reason
 from .model_entry import ModelEntry
@@ -101,6 +101,7 @@ def _served(entry: ModelEntry, in_force: Plan, config: PluginConfig) -> Served:
     per_step = {}
     if window.steps is not None:
         per_step["tables"] = step_balancedness(loads_by_shares(window.steps, in_force))
-        if config.exact is not None:
-            per_step["exact"] = step_balancedness(loads_by_quotas(window.steps, in_force))
+        exact = None if config.exact is None else reached_by_quotas(window.steps, in_force)
+        if exact is not None:
+            per_step["exact"] = exact
     return Served(rank_load, layer_ids, config.metrics.per_layer_rank, float(left_out), per_step)

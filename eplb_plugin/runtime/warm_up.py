@@ -14,7 +14,7 @@ from ..plan_types import Dispatch, Plan, PlanOptions, Policy
 from ..planning.plan import make_plan
 from ..planning.planner import plan_of
 from ..planning.resplit import resplit
-from ..planning.step_balance import loads_by_quotas
+from ..planning.step_balance import reached_by_quotas
 from ..statistics import RoutingStatistics
 from ..topology import Topology
 from .outcome import assess
@@ -48,7 +48,7 @@ def warm_up(what: Planned, options: PlanOptions, renews: bool) -> float:
         assess(statistics, in_force, made)
         in_force = accept(encode(made), in_force)
     if options.exact and statistics.steps is not None:
-        loads_by_quotas(statistics.steps, in_force)
+        reached_by_quotas(statistics.steps, in_force)
     if renews:
         resplit(in_force, replace(statistics, coactivation=None, sample=None))
     return time.perf_counter() - began

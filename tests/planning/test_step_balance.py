@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eplb_plugin import Placement, RoutingStatistics, Topology, plan, route_step
+from eplb_plugin import Placement, PluginError, RoutingStatistics, Topology, plan, route_step
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.planning.score import balancedness, expected_rank_load
-from eplb_plugin.planning.step_balance import loads_by_quotas, loads_by_shares, step_balancedness
+from eplb_plugin.planning.step_balance import loads_by_quotas, loads_by_shares, reached_by_quotas, step_balancedness
 from eplb_plugin.workloads.routing import ClusteredRouter
 
 
@@ -28,6 +28,14 @@ def test_shares_of_steps_add_up_to_the_windows() -> None:
     assert step_balancedness(loads) < balancedness(loads.sum(axis=0))
 
 
+def test_what_exact_cannot_serve_is_not_known() -> None:
+    """More than 16 replicas of an expert: no server may stop at a figure for its metrics."""
+    crowded = plan_of(Placement(np.array([[0, 1] * 17], np.int32)), Topology(1, 17, 2), "hash")
+    assert reached_by_quotas(np.ones((1, 1, 2), np.int64), crowded) is None
+    with pytest.raises(PluginError, match="replicas: found 17"):
+        loads_by_quotas(np.ones((1, 1, 2), np.int64), crowded)
+
+
 def test_quotas_are_those_of_route_step() -> None:
     """The busiest rank of every step and layer is the one that tokens make, but for what their wishes break of ties;
     no selection is lost, and replicas make steps more even than fixed shares do.
@@ -44,4 +52,5 @@ def test_quotas_are_those_of_route_step() -> None:
         slots = route_step(ids[layer, of_step == step], np.arange(100) % 4, made, layer)
         peak = np.bincount(slots.ravel() // topology.slots_per_rank).max()
         assert abs(peak - loads[step, layer].max()) <= 1
+    assert reached_by_quotas(steps, made) == step_balancedness(loads)
     assert step_balancedness(loads) > step_balancedness(loads_by_shares(steps, made)) + 0.03
