@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ..errors import PluginError
 from .advise import advise
 from .bench import bench
@@ -28,6 +30,23 @@ _app = typer.Typer(
     # `--rule` is the old name of `--dispatch` in every command: click looks both up by the same word
     context_settings={"token_normalize_func": lambda word: "dispatch" if word == "rule" else word},
 )  # fmt: skip
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"eplb-plugin {__version__}")
+        raise typer.Exit
+
+
+@_app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 _app.add_typer(config_app, name="config")
 _app.add_typer(workload_app, name="workload")
 _app.add_typer(peo_app, name="peo")

@@ -89,7 +89,9 @@ def _rows(engine: Engine, peo: bool) -> list[Row]:
         with warnings.catch_warnings(action="ignore"):
             tables = ["startup_hooks", "worker_hooks", *(["peo"] if peo else [])]
             reads = import_module(f"eplb_plugin.engines.{engine.package}.reads")
-            lacking = attributes.missing({**reads.READS, **(reads.PEO_READS if peo else {})})
+            lacking = attributes.missing(reads.READS)
+            if peo:  # DeepEP, without which some of these cannot be imported, is on GPUs only
+                lacking += attributes.missing(reads.PEO_READS, load=False)
             modules = [import_module(f"eplb_plugin.engines.{engine.package}.{name}") for name in tables]
             statuses = hooks.check(
                 row for name, module in zip(tables, modules, strict=True) for row in getattr(module, name.upper())

@@ -51,6 +51,10 @@ def test_help(call: Callable[..., Answer], words: str) -> None:
     assert "Usage" in out
 
 
+def test_the_version_is_told(call: Callable[..., Answer]) -> None:
+    assert call("--version") == (0, f"eplb-plugin {__version__}\n", "")
+
+
 @pytest.mark.parametrize("command", ["plan", "replay", "report", "advise", "precompile"])
 def test_help_names_dispatch_and_not_its_old_name(call: Callable[..., Answer], command: str) -> None:
     """`--dispatch` is the option's one name; `--rule` is still understood, and not shown."""
