@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -40,6 +41,7 @@ class DispatchTables:
         if plan.dispatch == "cover":
             self.cover = CoverTables(plan, owners, device)  # is made full
         self.exact = None if tolerance is None else ExactTables(plan, owners, device, tolerance)
+        self._placed = plan.placement.phy2log.copy()
 
     def layer(self, index: int) -> torch.Tensor | LayerTables:
         """What maps one layer's ids: rows [E, entries], or the tables of `cover`."""
@@ -53,8 +55,11 @@ class DispatchTables:
     def switch(self, layers: Sequence[int], plan: Plan) -> None:
         """The experts of these layers lie as in `plan`; from now on tokens are sent there by it."""
         self._made(plan, layers)()
-        if self.exact:
-            self.exact.put(exact_maps(plan, layers), layers)
+        placed = plan.placement.phy2log
+        moved = [layer for layer in layers if not np.array_equal(placed[layer], self._placed[layer])]
+        if self.exact and moved:  # a layer takes .7 ms, and most may stay at the end of a migration
+            self.exact.put(exact_maps(plan, moved), moved)
+            self._placed[moved] = placed[moved]
 
     def stage(self, plan: Plan) -> Callable[[], None]:
         """Make the rows of a plan for the placement that is in force; what is returned puts them in force."""

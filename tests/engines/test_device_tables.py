@@ -13,6 +13,7 @@ import torch.distributed as dist
 from eplb_plugin import Placement, Plan, RoutingStatistics, Topology, plan, resplit
 from eplb_plugin.dispatch.exact.tables import exact_maps
 from eplb_plugin.dispatch.tables import hashed_maps
+from eplb_plugin.engines import device_tables
 from eplb_plugin.engines.device_tables import DispatchTables, refuse_unequal
 from eplb_plugin.errors import PluginError
 from eplb_plugin.workloads.routing import ClusteredRouter
@@ -97,8 +98,8 @@ def test_exact_needs_equal_tables_on_all_ranks(parted: int) -> None:
     assert [text[: len(line) or None] for text in run_ranks(4, compared_for_exact, parted)] == [line] * 4
 
 
-def test_exact_follows_moves_alone() -> None:
-    """A switch fills its tables again, at the same addresses; new shares of the same placement leave them alone."""
+def test_exact_follows_moves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A switch fills its tables again, at the same addresses, of layers that moved; new shares leave them alone."""
     old = made()
     tables = DispatchTables(old, [1], torch.device("cpu"), tolerance=0.0)
     assert tables.exact is not None
@@ -106,8 +107,14 @@ def test_exact_follows_moves_alone() -> None:
     before = [(part.data_ptr(), part.clone()) for part in tables.exact.tensors()]
     tables.stage(resplit(old, RoutingStatistics(np.ones((2, EXPERTS)))))()
     assert all(torch.equal(part, was) for part, (_, was) in zip(tables.exact.tensors(), before, strict=True))
-    moved = replace(old, placement=Placement(old.placement.phy2log[:, ::-1].copy()))
-    tables.switch([1], moved)
+    rows, filled = old.placement.phy2log, []
+    moved = replace(old, placement=Placement(np.stack([rows[0], rows[1, ::-1]])))
+    monkeypatch.setattr(
+        device_tables, "exact_maps", lambda plan, layers: filled.append(layers) or exact_maps(plan, layers)
+    )
+    tables.switch([0, 1], moved)
+    tables.switch([0, 1], moved)
+    assert filled == [[1]]
     assert [part.data_ptr() for part in tables.exact.tensors()] == [address for address, _ in before]
     for layer, one in enumerate([old, moved]):
         for part, expected in zip(tables.exact.layer(layer).maps, exact_maps(one, [layer]), strict=True):
