@@ -4,7 +4,7 @@ EPLB_FAULTS names the file; the words in it are read each time a fault could str
 planner = the planner raises; digest = rank 1 receives a damaged plan; reading = rank 1 cannot read what it is to
 send; row = rank 1 receives another expert's row; signature (at start) = a hooked function differs;
 owners = odd ranks make tables as if they alone routed their tokens. EPLB_PROOFS names a folder for `eplb_proofs.py`,
-EPLB_PRESENT_SECONDS how long a rank waits for word from the others at the start.
+EPLB_EXACT one for `eplb_exact.py`, EPLB_PRESENT_SECONDS how long a rank waits for word from the others at the start.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ def register() -> None:
             import eplb_proofs
 
             eplb_proofs.install(Path(os.environ["EPLB_PROOFS"]))
+        if "EPLB_EXACT" in os.environ:
+            import eplb_exact
+
+            eplb_exact.install(Path(os.environ["EPLB_EXACT"]))
         eplb_triton.install()
         proposal.plan_for = failing(proposal.plan_for)
         agreement.broadcast = _damaging(agreement.broadcast)
