@@ -76,7 +76,7 @@ def check(step: ExactStep, ranks: set[int]) -> None:
 
 
 @in_interpreter
-@settings(deadline=None, max_examples=16, derandomize=True)
+@settings(deadline=None, max_examples=10, derandomize=True)
 @given(exact_steps())
 def test_the_kernels_are_the_compiled_loops(step: ExactStep) -> None:
     """Over any step, whoever owns its tokens: bit for bit."""

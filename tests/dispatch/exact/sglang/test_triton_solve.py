@@ -24,7 +24,7 @@ from eplb_plugin.planning.planner import plan_of
 from exact_steps import CPU
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-CASES = 16
+CASES = 12
 in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
 compiled = pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
 
