@@ -34,6 +34,7 @@ def register() -> None:
         collectives,
         config_check,
         experts,
+        memory_nodes,
         metering,
         model_runner,
         profiling,
@@ -43,7 +44,8 @@ def register() -> None:
         sparse_all_to_all,
     )
 
-    parts = [config_check, scheduling, queues, collectives, accelerator, routing, experts, model_runner, profiling]
+    parts = [config_check, scheduling, queues, collectives, accelerator, memory_nodes]
+    parts += [routing, experts, model_runner, profiling]
     if ray_is_available():
         from . import ray_ranks
 
