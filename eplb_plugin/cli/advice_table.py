@@ -19,23 +19,27 @@ def show_advice(
     made: Survey, chosen: Recommendation, num_layers: int, priced: bool, tokens_per_step: float | None
 ) -> None:
     """priced: whether the time of computing is among what a rebalance saves, and not copies alone."""
+    from ..observe.recommendation import gain  # brings numba
+
     counted = "" if priced else ", in copies saved alone"
     copies = "" if made.cross_node_copies is None else f", {_pair(made.cross_node_copies)} cross-node copies per token"
     steps = made.step_balancedness
     of_steps = "" if steps is None else f" (of single steps {_pair(steps)})"
     typer.echo(f"now, without EPLB: balancedness {_pair(made.balancedness)}{of_steps}{copies}")
-    heads = ("balanced", *(() if steps is None else ("steps",)), "work", "copies", "ingress", "moves", "repaid")
-    title = "planned on one half of the recording, judged on the other, both ways"
+    heads = ("balance", *(() if steps is None else ("steps",)), "work", "copies", "ingress", "moves", "repaid")
     candidate = Column("policy, dispatch", no_wrap=True)
-    table = Table("+n", candidate, *heads, title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for outcome in made.outcomes:
-        one, style = outcome.candidate, "bold" if outcome is chosen.best else None
+    table = Table("+n", candidate, *heads, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for outcome in sorted(made.outcomes, key=gain, reverse=True):
+        one, is_best = outcome.candidate, outcome is chosen.best
         even, *others = _cells(outcome)
         in_steps = () if steps is None else (_mean(outcome.step_balancedness),)
         name = f"{one.policy} {one.dispatch}{' exact' if one.exact else ''}"
-        table.add_row(f"+{one.redundant}", name, even, *in_steps, *others, style=style)
+        count = f"{'→' if is_best else '+'}{one.redundant}"
+        table.add_row(count, name, even, *in_steps, *others, style="bold" if is_best else None)
+    typer.echo("planned on one half of the recording, judged on the other, both ways; best first")
     Console().print(table)
-    typer.echo("+n: redundant experts; work: selections of the busiest ranks; copies: to other nodes;")
+    typer.echo("+n: redundant experts, → the advice; ±: what the two ways differ by from their mean;")
+    typer.echo("work: selections of the busiest ranks; copies: to other nodes;")
     if steps is not None:
         typer.echo("steps: balance of single ones, each of which waits for its own busiest rank (mean of both ways);")
     typer.echo("ingress: of the busiest node / mean; moves: share of slots at a later rebalance;")
@@ -63,7 +67,7 @@ def _price(outcome: Outcome, tokens_per_step: float | None) -> str:
     if tokens is None or max(tokens) == math.inf:
         return text
     steps = "" if tokens_per_step is None else f", {max(tokens) / tokens_per_step:.0f} steps"
-    return f"{text}, repaid after {max(tokens):.2g} tokens{steps}"
+    return f"{text}, repaid after {_count(max(tokens))} tokens{steps}"
 
 
 def _cells(outcome: Outcome) -> list[str]:
@@ -74,7 +78,7 @@ def _cells(outcome: Outcome) -> list[str]:
         "–" if outcome.copies_saved is None else _percent(outcome.copies_saved),
         _mean(outcome.busiest_ingress),
         f"{moves:.0%}",
-        "–" if tokens is None else "never" if max(tokens) == math.inf else f"{max(tokens):.2g}",
+        "–" if tokens is None else "never" if max(tokens) == math.inf else _count(max(tokens)),
     ]  # fmt: skip
 
 
@@ -83,8 +87,16 @@ def _mean(figure: Both | None) -> str:
 
 
 def _pair(figure: Both) -> str:
-    return f"{figure.forth:.2f} {figure.back:.2f}"
+    return f"{figure.mean:.2f}±{f'{figure.spread:.2f}'.lstrip('0')}"
 
 
 def _percent(saved: Both) -> str:
-    return f"{-100 * saved.forth:+.0f} {-100 * saved.back:+.0f}%"
+    return f"{-100 * saved.mean:+.0f}±{100 * saved.spread:.0f}%"
+
+
+def _count(tokens: float) -> str:
+    """Two digits and a unit: 38k, 2.8M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return f"{float(f'{tokens / size:.2g}'):g}{unit}"
+    return f"{tokens:.2g}"

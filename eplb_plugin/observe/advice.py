@@ -40,6 +40,11 @@ class Both(NamedTuple):
     def mean(self) -> float:
         return (self.forth + self.back) / 2.0
 
+    @property
+    def spread(self) -> float:
+        """What the two differ by from their mean."""
+        return abs(self.forth - self.back) / 2.0
+
 
 class Cluster(NamedTuple):
     """Where the recorded tokens would be served. num_groups: of group-limited routing; step_tokens: of a step of all
@@ -73,6 +78,7 @@ class Outcome:
     half.
     gigabytes_moved: of the latter. memory_gib: weights of the redundant experts, per rank.
     break_even_tokens: that must be served until the later rebalance has paid for its transfer; inf: never.
+    time_saved: share of the time that busiest ranks and copies take by the prices given; None: not all are given.
     """
 
     candidate: Candidate
@@ -88,6 +94,7 @@ class Outcome:
     memory_gib: float | None
     break_even_tokens: Both | None
     step_balancedness: Both | None = None
+    time_saved: Both | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +131,8 @@ def survey(
         slots = slots_of(window.num_experts, least.num_ranks, one.redundant)
         topology = Topology(nodes, ranks_per_node, slots)
         runs = [_run(one, topology, halves[way], halves[1 - way], cluster.num_groups) for way in (0, 1)]
-        priced = [None] * 2 if options is None or one.exact else [
-            _break_even(now[way], *runs[way], halves[1 - way], options) for way in (0, 1)
+        priced = [_Priced(None, None)] * 2 if options is None or one.exact else [
+            _priced(now[way], *runs[way], halves[1 - way], options) for way in (0, 1)
         ]  # fmt: skip
         try:
             after = [_judge(run[0], half, cluster, one.exact) for run, half in zip(runs, reversed(halves), strict=True)]
@@ -203,17 +210,28 @@ def _of_loads(balance: NDArray[np.float64], steps: float | None) -> _Judged:
     return _Judged(float(balance.mean()), float((1.0 / balance).sum()), None, None, steps)
 
 
-def _break_even(now: Plan, first: Plan, following: Plan, unseen: RoutingStatistics, options: PlanOptions) -> float:
-    """Tokens until the time that `first` saves on the unseen half is that of the moves to `following`."""
-    saved = float((step_seconds(now, unseen, options) - step_seconds(first, unseen, options)).sum())
+class _Priced(NamedTuple):
+    """break_even: tokens until the time that the first plan saves is that of the moves to the following one."""
+
+    break_even: float | None
+    time_saved: float | None
+
+
+def _priced(now: Plan, first: Plan, following: Plan, unseen: RoutingStatistics, options: PlanOptions) -> _Priced:
+    """By the time that `first` saves on the unseen half."""
+    before = float(step_seconds(now, unseen, options).sum())
+    saved = before - float(step_seconds(first, unseen, options).sum())
+    complete = options.seconds_per_selection and options.token_bytes and before
+    share = saved / before if complete else None
     if saved <= 0.0:
-        return float("inf")
-    return float(move_seconds(following, first, options).sum()) / saved * float(unseen.num_tokens.max(initial=0))
+        return _Priced(float("inf"), share)
+    tokens = float(unseen.num_tokens.max(initial=0))
+    return _Priced(float(move_seconds(following, first, options).sum()) / saved * tokens, share)
 
 
 def _outcome(
     one: Candidate, runs: Sequence[tuple[Plan, Plan]], before: Sequence[_Judged], after: Sequence[_Judged],
-    priced: Sequence[float | None], expert_bytes: float | None, experts: int,
+    priced: Sequence[_Priced], expert_bytes: float | None, experts: int,
 ) -> Outcome:  # fmt: skip
     topology, layers = runs[0][0].topology, runs[0][0].placement.num_layers
     first_moves, next_moves = [], []
@@ -232,8 +250,8 @@ def _outcome(
         _both(a.copies for a in after), _both(saved), _both(a.ingress for a in after),
         Both(*first_moves), Both(*next_moves), topology.num_slots * layers,
         None if expert_bytes is None else Both(*next_moves).mean * expert_bytes / 1e9,
-        None if expert_bytes is None else per_rank * expert_bytes / 2**30, _both(priced),
-        _both(a.steps for a in after),
+        None if expert_bytes is None else per_rank * expert_bytes / 2**30,
+        _both(one.break_even for one in priced), _both(a.steps for a in after), _both(one.time_saved for one in priced),
     )  # fmt: skip
 
 

@@ -40,12 +40,12 @@ def recommend(
     able = [one for one in made.outcomes if one.candidate.dispatch in dispatches and not one.candidate.exact]
     if not able:
         return Recommendation(False, None, [f"no dispatch was tried that the engine can do: {', '.join(dispatches)}"])
-    best = _cheapest_good(able)
-    work, copies = min(best.work_saved), _worse(best.copies_saved)
+    best = _cheapest_good([one for one in able if _pays(one)] or able)
     reasons = [f"work of the busiest ranks {_change(best.work_saved)}; wanted: -{LEAST_WORK:.0%}"]
     if best.copies_saved is not None:
         reasons.append(f"cross-node copies {_change(best.copies_saved)}; wanted, or else: -{LEAST_COPIES:.0%}")
-    enable = work >= LEAST_WORK or (copies >= LEAST_COPIES and work >= -LEAST_WORK)
+    reasons += _why(best, able)
+    enable = _pays(best)
     complete = prices is not None and bool(prices.seconds_per_selection)
     if complete and best.break_even_tokens is not None and max(best.break_even_tokens) == float("inf"):
         enable = False
@@ -83,14 +83,35 @@ def settings_yaml(
     return f"# eplb-plugin advise: {title}\n{comments}{yaml.safe_dump(values, sort_keys=False)}"
 
 
+def _pays(one: Outcome) -> bool:
+    work = min(one.work_saved)
+    return work >= LEAST_WORK or (_worse(one.copies_saved) >= LEAST_COPIES and work >= -LEAST_WORK)
+
+
+def gain(one: Outcome) -> float:
+    """What decides between candidates: time, if all prices are given; else work and copies, a point of each alike."""
+    return min(one.work_saved) + _worse(one.copies_saved) if one.time_saved is None else min(one.time_saved)
+
+
 def _cheapest_good(outcomes: Sequence[Outcome]) -> Outcome:
-    """Of those within LEAST_WORK of the most work saved, and of these within LEAST_COPIES of the most copies saved, the
-    one with fewest redundant experts, then fewest moves."""
-    most_work = max(min(one.work_saved) for one in outcomes)
-    even = [one for one in outcomes if min(one.work_saved) >= most_work - LEAST_WORK]
-    most_copies = max(_worse(one.copies_saved) for one in even)
-    good = [one for one in even if _worse(one.copies_saved) >= most_copies - LEAST_COPIES]
+    """Of those within LEAST_WORK of the most gain, the one with fewest redundant experts, then fewest moves."""
+    most = max(map(gain, outcomes))
+    good = [one for one in outcomes if gain(one) >= most - LEAST_WORK]
     return min(good, key=lambda one: (one.candidate.redundant, one.next_moves.mean))
+
+
+def _why(best: Outcome, able: Sequence[Outcome]) -> list[str]:
+    """In two sentences: what it was chosen by, and what was given up for it."""
+    if best.time_saved is not None:
+        return [f"by the prices given, steps take {_change(best.time_saved)} of the time that ranks and copies need"]
+    if best.copies_saved is None:
+        return []
+    told = ["without prices a point of work counts like a point of copies: pass --seconds-per-selection, --link-gbps"]
+    most = max(able, key=lambda one: min(one.work_saved))
+    if min(most.work_saved) > min(best.work_saved) + LEAST_WORK and most.copies_saved is not None:
+        title = f"{most.candidate.policy}, {most.candidate.dispatch}, {most.candidate.redundant} redundant experts"
+        told.append(f"{title}, saves more work ({-most.work_saved.mean:+.0%}), copies {-most.copies_saved.mean:+.0%}")
+    return told
 
 
 def _of_exact(made: Survey, best: Outcome) -> list[str]:

@@ -70,6 +70,31 @@ def test_few_redundant_experts_are_preferred_among_equals(surveyed: Survey) -> N
     assert recommend(replace(surveyed, outcomes=[better, small]), HASH).best is better
 
 
+def test_the_better_of_two_in_both_is_chosen_and_not_the_more_even_one(surveyed: Survey) -> None:
+    """3 points less work saved, 24 points more copies: what a slow network is there for. The reasons say both."""
+    even = replace(surveyed.outcomes[0], work_saved=Both(0.13, 0.12), copies_saved=Both(0.0, 0.01))
+    near = replace(even, candidate=AFFINITY, work_saved=Both(0.10, 0.08), copies_saved=Both(0.25, 0.24))
+    made = recommend(replace(surveyed, outcomes=[even, near]), HASH)
+    assert made.enable
+    assert made.best is near
+    assert any("a point of work counts like a point of copies" in reason for reason in made.reasons)
+    assert any("balanced, hash, 0 redundant experts, saves more work (-12%), copies -0%" in one for one in made.reasons)
+    uneven = replace(near, work_saved=Both(-0.05, -0.04), copies_saved=Both(0.9, 0.9))  # no step is faster for it
+    assert recommend(replace(surveyed, outcomes=[even, uneven]), HASH).best is even
+
+
+def test_prices_decide_where_all_are_given(skewed: RoutingStatistics) -> None:
+    """Where copies cost nothing to speak of the most even one is chosen; where they cost much, the nearest one."""
+    cheap = PlanOptions(expert_bytes=1e3, link_gbps=1e6, token_bytes=1.0, seconds_per_selection=1e-3, load_error=0.0)
+    dear = PlanOptions(expert_bytes=1e3, link_gbps=1.0, token_bytes=1e6, seconds_per_selection=1e-12, load_error=0.0)
+    for options, saved in ((cheap, "work_saved"), (dear, "copies_saved")):
+        made = survey(skewed, Cluster(2, 2), [BALANCED, AFFINITY], options=options)
+        for one in made.outcomes:
+            assert one.time_saved == pytest.approx(getattr(one, saved), abs=0.02)
+        reasons = recommend(made, HASH, options).reasons
+        assert any(reason.startswith("by the prices given, steps take") for reason in reasons)
+
+
 @pytest.mark.parametrize(
     ("work", "copies", "enable"),
     [
