@@ -18,6 +18,7 @@ from eplb_plugin.bench.engine import Completion
 from eplb_plugin.bench.server import Server
 from eplb_plugin.files import load_arrays
 from eplb_plugin.observe.metrics import NAMES
+from eplb_plugin.observe.watching import readings
 from eplb_plugin.placement import linear_placement
 from eplb_plugin.statistics import RoutingStatistics
 from serving.greedy import complete_all, largest_difference
@@ -88,10 +89,14 @@ def holds_single_steps(window: RoutingStatistics) -> None:
 
 
 def shows_every_metric(server: Server) -> str:
-    """Its /metrics, which have every name that the dashboard asks for."""
+    """Its /metrics, which have every name that the dashboard asks for, and which `watch` can read."""
     text = metrics_of(server)
     shown = {name for name in NAMES if re.search(rf"^{name}{{", text, re.MULTILINE)}
     assert shown == NAMES, f"not shown: {NAMES - shown}"
+    (reading,) = readings(text).values()
+    assert reading.rebalances["accepted"] > 0
+    assert reading.balancedness is not None
+    assert reading.stages["plan"] > 0
     return text
 
 

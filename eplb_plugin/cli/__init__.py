@@ -23,6 +23,7 @@ from .precompile import precompile
 from .record import record
 from .replay import replay
 from .report import report
+from .watch import watch
 from .workload import app as workload_app
 
 _app = typer.Typer(
@@ -60,6 +61,7 @@ _app.command(add_help_option=False, context_settings={"ignore_unknown_options": 
 _app.command()(compare)
 _app.command()(report)
 _app.command()(export)
+_app.command()(watch)
 _app.command()(dashboard)
 _app.command()(precompile)
 

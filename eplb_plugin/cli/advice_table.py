@@ -34,8 +34,8 @@ def show_advice(
         even, *others = _cells(outcome)
         in_steps = () if steps is None else (_mean(outcome.step_balancedness),)
         name = f"{one.policy} {one.dispatch}{' exact' if one.exact else ''}"
-        count = f"{'→' if is_best else '+'}{one.redundant}"
-        table.add_row(count, name, even, *in_steps, *others, style="bold" if is_best else None)
+        marked = f"{'→' if is_best else '+'}{one.redundant}"
+        table.add_row(marked, name, even, *in_steps, *others, style="bold" if is_best else None)
     typer.echo("planned on one half of the recording, judged on the other, both ways; best first")
     Console().print(table)
     typer.echo("+n: redundant experts, → the advice; ±: what the two ways differ by from their mean;")
