@@ -6,9 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
+
+from .tables import show, slim
 
 if TYPE_CHECKING:
     from ..observe.advice import Both, Outcome, Survey
@@ -27,8 +26,7 @@ def show_advice(
     of_steps = "" if steps is None else f" (of single steps {_pair(steps)})"
     typer.echo(f"now, without EPLB: balancedness {_pair(made.balancedness)}{of_steps}{copies}")
     heads = ("balance", *(() if steps is None else ("steps",)), "work", "copies", "ingress", "moves", "repaid")
-    candidate = Column("policy, dispatch", no_wrap=True)
-    table = Table("+n", candidate, *heads, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table = slim("+n", "policy, dispatch", *heads)
     for outcome in sorted(made.outcomes, key=gain, reverse=True):
         one, is_best = outcome.candidate, outcome is chosen.best
         even, *others = _cells(outcome)
@@ -36,12 +34,11 @@ def show_advice(
         name = f"{one.policy} {one.dispatch}{' exact' if one.exact else ''}"
         marked = f"{'→' if is_best else '+'}{one.redundant}"
         table.add_row(marked, name, even, *in_steps, *others, style="bold" if is_best else None)
-    typer.echo("planned on one half of the recording, judged on the other, both ways; best first")
-    Console().print(table)
+    show("planned on one half of the recording, judged on the other, both ways; best first", table)
     typer.echo("+n: redundant experts, → the advice; ±: what the two ways differ by from their mean;")
     typer.echo("work: selections of the busiest ranks; copies: to other nodes;")
     if steps is not None:
-        typer.echo("steps: balance of single ones, each of which waits for its own busiest rank (mean of both ways);")
+        typer.echo("steps: balance of single steps, each of which waits for its own busiest rank (mean of both ways);")
     typer.echo("ingress: of the busiest node / mean; moves: share of slots at a later rebalance;")
     typer.echo(f"repaid: tokens until a later rebalance has paid for its transfer{counted}")
     half = f"{made.tokens_per_half} tokens" if made.has_tokens else "drawn selections (only counting noise)"

@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 
 Figures = dict[str, float]
 HEADINGS = {
-    "balancedness": "balancedness",
-    "node_fan_out": "node fan-out",
-    "cross_node_copies": "cross-node copies per token",
-    "busiest_ingress": "busiest ingress",
+    "balancedness": "balance",
+    "node_fan_out": "fan-out",
+    "cross_node_copies": "copies",
+    "busiest_ingress": "ingress",
 }
-
-PER_STEP = {"step_balancedness": "balance of single steps"}  # where tokens, or loads, are known by step
+PER_STEP = {"step_balancedness": "steps"}  # where tokens, or loads, are known by step
+NOTES = (
+    "balance: mean / max load of ranks; fan-out: nodes that a token visits; copies: to other nodes, per token;",
+    "ingress: of the busiest node / mean",
+)
+OF_STEPS = "steps: balance of single steps, each of which waits for its own busiest rank"
 
 
 def figures(scores: LayerScores) -> Figures:
@@ -31,6 +35,11 @@ def headings(rows: Iterable[Figures]) -> dict[str, str]:
     first, *others = HEADINGS.items()
     known = any(name in row for row in rows for name in PER_STEP)
     return dict([first, *(PER_STEP.items() if known else ()), *others])
+
+
+def notes(headings: dict[str, str]) -> list[str]:
+    """What the headings mean."""
+    return [*NOTES, *([OF_STEPS] if set(PER_STEP) <= set(headings) else [])]
 
 
 def layer_figures(scores: LayerScores, layer_ids: NDArray[Any]) -> list[dict[str, float]]:

@@ -9,8 +9,6 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..placement import Placement, linear_placement
 from ..plan_types import Effort, Plan, PlanOptions
@@ -39,6 +37,7 @@ from .options import (
 )  # fmt: skip
 from .placements import read_placement
 from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
+from .tables import show, slim
 from .writing import writing
 
 Out = Annotated[Path, typer.Option("--out", help="Placement file to write.")]
@@ -152,10 +151,10 @@ def _figures(made: Plan, window: RoutingStatistics, draws: int, seed: int) -> ju
 def _print(answer: dict[str, Any]) -> None:
     title = f"policy {answer['policy']} under {answer['dispatch']}, on the tokens it was made of (held out: replay)"
     headings = judged.headings([answer["before"], answer["after"]])
-    table = Table("", *headings.values(), title=title)
+    table = slim("", *headings.values())
     for name in ("before", "after"):
         table.add_row(name, *judged.cells(answer[name], headings))
-    Console().print(table)
+    show(title, table, judged.notes(headings))
     line = f"{answer['placement']}: {answer['moved_slots']} of {answer['slots']} slots moved"
     if answer["skipped_layers"]:
         line += f", {answer['skipped_layers']} layers kept because their move would not pay"

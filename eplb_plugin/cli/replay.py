@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ..errors import PluginError, mismatch
 from ..topology import Topology
@@ -18,6 +15,7 @@ from .models import model_of
 from .options import Dispatch, Draws, Json, Nodes, NumGroups, RanksPerNode, Seed, SlotsPerRank, Trace
 from .placements import read_placement
 from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
+from .tables import show, slim
 
 PlacementFile = Annotated[Path | None, typer.Option("--placement", help="Placement file to judge on all tokens.")]
 PolicyOrNone = Annotated[
@@ -28,7 +26,7 @@ StepTokens = Annotated[
 ]
 Exact = Annotated[
     bool,
-    typer.Option("--exact", help="Beside tables: ranks evened out by every step's own counts (no server yet)."),
+    typer.Option("--exact", help="Beside tables: ranks evened out by every step's own counts."),
 ]
 PerLayer = Annotated[bool, typer.Option("--per-layer", help="Every layer's figures too.")]
 
@@ -98,16 +96,15 @@ def _print(answer: dict[str, Any]) -> None:
     headings = judged.headings(answer["runs"])
     if "step_tokens" in answer:
         title += f", steps of {answer['step_tokens']} tokens"
-    table = Table("", *headings.values(), title=escape(title))
+    table = slim("", *headings.values())
     for name, summary in (("mean", answer), ("mean, exact", answer.get("exact"))):
         for row in summary["runs"] if summary else []:
             table.add_row(row["run"], *judged.cells(row, headings))
         if summary and len(summary["runs"]) > 1:
             table.add_row(name, *judged.cells(summary["mean"], headings), style="bold")
-    console = Console()
-    console.print(table)
+    show(title, table, judged.notes(headings))
     if "layers" in answer:
-        table = Table("layer", *judged.HEADINGS.values())
+        table = slim("layer", *judged.HEADINGS.values())
         for row in answer["layers"]:
             table.add_row(str(row["layer"]), *judged.cells(row))
-        console.print(table)
+        show("", table)

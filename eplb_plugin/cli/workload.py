@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..errors import PluginError, mismatch
 from ..files import write_atomic
 from .options import Json, NumGroups
 from .reading import Layout, ModelConfig, NumExperts, read_traces, say_understood, shape_of
+from .tables import show, slim
 from .writing import writing
 
 if TYPE_CHECKING:
@@ -182,15 +181,15 @@ def _print_made(answer: dict[str, Any]) -> None:
         f"{answer['family']}, {answer['experts']} experts, top-{answer['top_k']}, {answer['ranks']} ranks; {reachable}"
     )
     names = ("max", "min", "avg", "median", "std")
-    table = Table("wanted", "actual", "layers", *names, answer["parameter"], "missed", title="selections per rank")
+    table = slim("wanted", "actual", "layers", *names, answer["parameter"], "missed")
     for row in answer["windows"]:
         actual, of_rank = row["actual"], row["selections_per_rank"]
         table.add_row(
             f"{row['factor']:.2f}", f"{actual['mean']:.3f}", f"{actual['min']:.2f}–{actual['max']:.2f}",
             *(f"{of_rank[name]:.0f}" for name in names), f"{row['spread']:.2f}", f"{row['load_error']:.2%}",
         )  # fmt: skip
-    Console().print(table)
-    typer.echo("missed: selections that the wanted loads would give to another expert")
+    notes = ["max to std: selections per rank; missed: those that the wanted loads would give to another expert"]
+    show("", table, notes)
     for row in answer["windows"]:
         if "file" in row:
             typer.echo(f"{row['file']}: {answer['layers']} layers × {answer['tokens']} tokens")
@@ -198,14 +197,13 @@ def _print_made(answer: dict[str, Any]) -> None:
 
 def _print_fits(answer: dict[str, Any]) -> None:
     title = f"{answer['layers']} layers × {answer['experts']} experts; least error: {answer['best']}"
-    table = Table("family", "spread", "median", "SSE", "least", "most", "best in", title=title)
+    table = slim("family", "spread", "median", "SSE", "least", "most", "best in")
     for row in answer["families"]:
         table.add_row(
             row["family"], row["parameter"], f"{row['spread']:.3f}", f"{row['sse']:.3f}", f"{row['sse_min']:.3f}",
             f"{row['sse_max']:.3f}", f"{row['best_in_layers']} layers",
         )  # fmt: skip
-    Console().print(table)
-    typer.echo("SSE: squared differences of load / mean over experts in order of size, mean of layers")
+    show(title, table, ["SSE: squared differences of load / mean over experts in order of size, mean of layers"])
     if "factor" in answer:
         factor = answer["factor"]
         line = f"mean {factor['mean']:.3f}, layers {factor['min']:.3f} to {factor['max']:.3f}"

@@ -63,7 +63,12 @@ def test_replay_prints_a_table(call: Callable[..., Answer], files: Path, monkeyp
     monkeypatch.setenv("COLUMNS", "160")
     code, out, err = call("replay", files / "window.safetensors", *CLUSTER, "--per-layer")
     assert (code, err) == (0, "")
-    for word in ("policy affinity under weighted", "first half → second", "cross-node copies per token", "│ 4 "):
+    for word in (
+        "policy affinity under weighted",
+        "first half → second",
+        "copies: to other nodes, per token",
+        "4     0.",
+    ):
         assert word in out
 
 
