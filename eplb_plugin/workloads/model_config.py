@@ -28,6 +28,11 @@ def read_model_config(path: str | os.PathLike[str]) -> ModelShape:
         document = json.loads(read_foreign(path, "model configuration"))
     except (ValueError, RecursionError) as error:
         raise PluginError(f"{path}: cannot be read as JSON ({error}); fix: pass the model's config.json") from None
+    return shape_in(document, path)
+
+
+def shape_in(document: Any, path: str | os.PathLike[str]) -> ModelShape:
+    """Of what such a file holds; path: names it in errors. Raises PluginError if it names no experts."""
     sections = [document, *(document.get(name) for name in ("text_config", "llm_config") if isinstance(document, dict))]
     for section in (one for one in sections if isinstance(one, dict)):
         experts = _count(path, section, _EXPERTS)

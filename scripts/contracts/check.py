@@ -31,7 +31,7 @@ _COMMON = (
     argparse.ArgumentParser, BaseModel, Path, dict, int, list, logging.Logger, np.ndarray, os.stat_result,
     random.Random, set, str, torch.nn.Module, torch.Tensor, tuple, type,
 )  # fmt: skip
-_ALSO = {"_replace", "eplb_plugin_config"}  # of every NamedTuple; of the plugin's own server flag
+_ALSO = {"_replace", "eplb_plugin_config", "to_dict"}  # of every NamedTuple; the plugin's flag; of transformers
 
 
 def hooks(sources: Sources, rows: Iterable[Hook]) -> list[str]:

@@ -20,6 +20,7 @@ from ..startup_agreement import agree_on_settings
 from ..startup_checks import log_through, slots_for
 from . import registry
 from .adapter import Adapter
+from .lent_layout import told_by_config
 from .reads import PEO_READS, READS
 from .state import set_adapter
 from .support import Layout, refuse_unsuited
@@ -39,9 +40,9 @@ def activate(model_config: Any) -> NDArray[np.int32] | None:
     layout = Layout.resolved()
     refuse_unsuited(config, layout)
     assert layout.ep_size is not None
-    experts = ModelConfigForExpertLocation.from_model_config(model_config)
+    experts = ModelConfigForExpertLocation.from_model_config(model_config) or told_by_config(model_config)
     if experts is None:
-        expected = "a model that tells SGLang its expert layout (get_model_config_for_expert_location)"
+        expected = "a model whose class or configuration tells its expert layout"
         raise mismatch("model", found=model_config.model_path, expected=expected, fix="serve it without EPLB")
     redundant = get_exec().moe.ep_num_redundant_experts
     slots_per_rank = slots_for(experts.num_logical_experts, redundant, layout.ep_size, config, REDUNDANT)

@@ -29,7 +29,7 @@ from ...settings.config import PluginConfig
 from ...topology import Topology
 from ..device_tables import DispatchTables, owners_of, refuse_unequal
 from .bounds import as_sglang_bounds, max_tokens
-from .moe_layers import inspect_layers, refuse_immovable
+from .moe_layers import inspect_layers
 from .mover import KEY, Mover
 from .recording import Mapped, PassRecording
 from .support import Layout
@@ -96,7 +96,6 @@ class Adapter:
         """A model was loaded. Raises PluginError if its layers cannot be served; drafts are left alone."""
         if self._manager is None or self._manager._get_model() is not model:
             return
-        refuse_immovable(model)
         layers = inspect_layers(model, self.topology.num_slots)
         entry = self._entry(layers.layer_ids)
         entry.recorder = Recorder(

@@ -52,13 +52,15 @@ def left_behind(model: Any, layer_ids: list[int], layers: list[ExpertRows]) -> d
 
 
 def refuse_unlisted(model: Any, layer_ids: list[int], layers: list[ExpertRows]) -> None:
-    """Raises PluginError for a tensor that SGLang's own updater would move and that is not in `layers`.
+    """Raises PluginError for a tensor that SGLang's own updater would move and that is not in `layers`. Some models
+    (GLM-4-MoE, Mixtral) name it none, so that SGLang alone cannot move their experts.
 
     Only as the model was loaded first: its list is made once, and goes on naming tensors that were made anew since.
     """
+    listed = getattr(model, "routed_experts_weights_of_layer", {})
     for layer, rows in zip(layer_ids, layers, strict=True):
         known = {matrix.data_ptr() for matrix in rows.matrices}
-        for tensor in model.routed_experts_weights_of_layer[layer]:
+        for tensor in listed.get(layer, ()):
             if tensor.numel() and tensor.stride(0) and tensor.data_ptr() not in known:
                 what = f"{list(tensor.shape)} {tensor.dtype} that SGLang moves"
                 raise mismatch(f"layer {layer}", found=what, expected="a parameter of its experts", fix=_FIX)

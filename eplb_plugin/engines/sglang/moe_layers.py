@@ -12,7 +12,6 @@ from sglang.srt.layers.moe.topk import TopK, TopKOutputFormat
 from ...errors import mismatch
 
 _USE_VANILLA = "use SGLang's own EPLB for this model: remove the plugin's settings"
-_WEIGHTS = "routed_experts_weights_of_layer"  # where SGLang's updater finds a model's expert weights
 _SEEN = (None, TopKOutputFormat.STANDARD)
 
 
@@ -24,16 +23,6 @@ class MoeLayers:
     top_k: int
 
 
-def refuse_immovable(model: Any) -> None:
-    """Raises PluginError for a model whose expert weights SGLang cannot move: it would fail at its first rebalance.
-
-    The attribute is looked for, not read: it may be made when first read, which must not be before loading has ended.
-    """
-    if not (hasattr(type(model), _WEIGHTS) or _WEIGHTS in vars(model)):
-        found = f"{type(model).__name__} without {_WEIGHTS}"
-        raise mismatch("model", found=found, expected="one that SGLang's EPLB can serve", fix="serve it without EPLB")
-
-
 def inspect_layers(model: Any, num_slots: int) -> MoeLayers:
     """Read the routers of a loaded model.
 
@@ -42,7 +31,7 @@ def inspect_layers(model: Any, num_slots: int) -> MoeLayers:
     top_k_of: dict[int, int] = {}
     for module in model.modules():
         if isinstance(module, FusedMoE) and module.num_global_routed_experts != num_slots:
-            # some models of SGLang (GLM-4-MoE) ignore the flag, and fail in their first forward pass
+            # some models of SGLang (GLM-4-MoE, Mixtral) ignore the flag, and fail in their first forward pass
             found, fix = f"{module.num_global_routed_experts} slots", "--ep-num-redundant-experts 0"
             raise mismatch(f"layer {module.layer_id}", found=found, expected=num_slots, fix=fix)
         if not isinstance(module, (TopK, HashTopK)) or module.is_draft:

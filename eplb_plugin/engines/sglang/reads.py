@@ -22,7 +22,7 @@ READS = {
     f"{_ARGS}.lora:Lora": "enable_lora lora_paths",
     f"{_ARGS}.exec_": "moe overlap",
     "sglang.srt.runtime_context": "attn_dp_size moe_ep_size",
-    "sglang.srt.configs.model_config:ModelConfig": "model_path",
+    "sglang.srt.configs.model_config:ModelConfig": "hf_config model_path",
     "sglang.srt.distributed.parallel_state:GroupCoordinator": "cpu_group device_group rank_in_group ranks",
     "sglang.srt.eplb.eplb_manager:EPLBManager": "_check_rebalance_needed _get_model _rebalance_disabled_reason "
     "_rebalance_num_iterations",

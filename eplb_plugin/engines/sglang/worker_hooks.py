@@ -16,6 +16,7 @@ from ...errors import PluginError, stop
 from .. import hooks
 from ..hooks import Hook
 from .dispatch_hook import REMAP
+from .lent_layout import LAYOUT
 from .state import get_adapter
 from .support import AFFINITY
 from .tables import dispatch_table
@@ -229,5 +230,6 @@ WORKER_HOOKS = (
         "(self, *, run_post_load)",
         _end_loading,
     ),
+    LAYOUT,
     *REMAP,
 )

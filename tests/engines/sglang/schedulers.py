@@ -98,7 +98,7 @@ class Scheduler:
         config = ModelConfig(start.folder)
         # SGLang would import every model that it has, to ask the class of this one
         expert_location.ModelConfigForExpertLocation.from_model_config = staticmethod(
-            lambda config: expert_location.ModelConfigForExpertLocation(LAYERS, EXPERTS)
+            lambda model_config: expert_location.ModelConfigForExpertLocation(LAYERS, EXPERTS)
         )
         self.metadata = expert_location.compute_initial_expert_location_metadata(config, self.rank)
         expert_location.set_global_expert_location_metadata(self.metadata)

@@ -92,6 +92,8 @@ def test_what_sglang_alone_would_move_refused() -> None:
     served = model(experts(3), elsewhere=torch.rand(SLOTS, 7))
     with pytest.raises(PluginError, match=r"layer 3: found \[6, 7\] torch.float32 that SGLang moves, expected"):
         refuse_unlisted(served, [3], expert_layers(served, [3], SLOTS, None))
+    unlisted = torch.nn.Sequential(experts(3))  # of a model that SGLang's own EPLB cannot serve
+    refuse_unlisted(unlisted, [3], expert_layers(unlisted, [3], SLOTS, None))
 
 
 SIZES = (SLOTS + SHARED, 256, 128, torch.bfloat16)  # experts, hidden and intermediate size, and type of activations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.hash_topk import HashTopK
 from sglang.srt.layers.moe.topk import TopK, TopKConfig, TopKOutputFormat
 
-from eplb_plugin.engines.sglang.moe_layers import inspect_layers, refuse_immovable
+from eplb_plugin.engines.sglang.moe_layers import inspect_layers
 from eplb_plugin.errors import PluginError
 from shipped_configs import ARCHITECTURES, CONFIGS, commands
 
@@ -62,22 +64,6 @@ def test_routing_inside_the_kernel_refused(unseen: TopKOutputFormat) -> None:
         inspect_layers(model(router(3), router(4, output_format=unseen)), SLOTS)
 
 
-def test_a_model_whose_weights_cannot_be_moved_refused() -> None:
-    """SGLang's GLM-4-MoE names no weights to move; where they are named, they are not read yet."""
-    with pytest.raises(PluginError, match="found Sequential without routed_experts_weights_of_layer"):
-        refuse_immovable(model(router(3)))
-
-    class Lazy(torch.nn.Module):
-        @property
-        def routed_experts_weights_of_layer(self) -> None:
-            raise AssertionError("read too early")
-
-    refuse_immovable(Lazy())
-    known = model(router(3))
-    known.routed_experts_weights_of_layer = {}
-    refuse_immovable(known)
-
-
 def test_layers_that_differ_or_are_missing_refused() -> None:
     """One buffer serves all layers; a model without routers of SGLang's cannot be seen."""
     with pytest.raises(PluginError, match=r"MoE layers: found top-k \[2, 4\], expected one top-k for all layers"):
@@ -92,20 +78,12 @@ def test_a_model_that_ignores_redundant_experts_refused() -> None:
         inspect_layers(model(router(3), experts(3, 32)), SLOTS)
 
 
-def is_movable(model: type) -> bool:
-    """Whether SGLang's class has, or makes while it loads, what `refuse_immovable` looks for in a loaded model."""
-    name = "routed_experts_weights_of_layer"
-    members = [member for kind in model.__mro__ for member in vars(kind).values()]
-    made = any(name in getattr(getattr(one, "__code__", None), "co_names", ()) for one in members)
-    return hasattr(model, name) or made
-
-
 @pytest.mark.parametrize("name", [*ARCHITECTURES])
-def test_a_command_for_sglang_is_given_where_its_class_can_move_experts(name: str) -> None:
-    """The model's class tells SGLang its expert layout and weights, or the file says that it does not serve it."""
+def test_a_command_for_sglang_is_given_where_its_class_takes_redundant_experts(name: str) -> None:
+    """Or the file says that it does not: all shipped files ask for some."""
     (path,) = (path for path in CONFIGS.glob("*.yaml") if name in [one.model for one in commands(path)])
     architecture = ARCHITECTURES[name]
-    model = getattr(importlib.import_module(f"sglang.srt.models.{MODULES[architecture]}"), architecture)
-    assert hasattr(model, "get_model_config_for_expert_location")
-    assert is_movable(model) == ("sglang" in [one.engine for one in commands(path)])
-    assert is_movable(model) == (f"{architecture} names no expert weights" not in path.read_text())
+    module = importlib.import_module(f"sglang.srt.models.{MODULES[architecture]}")
+    takes_them = re.search(r"num_experts=[^,\n]*redundant", inspect.getsource(module)) is not None
+    assert takes_them == ("sglang" in [one.engine for one in commands(path)])
+    assert takes_them == (f"{architecture} ignores redundant experts" not in path.read_text())

@@ -125,7 +125,7 @@ def activate() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(activation, "refuse_unsuited", lambda config, layout: None)
         patch.setattr(activation, "Adapter", lambda *_: SimpleNamespace(resume=lambda group: None))
-        found = staticmethod(lambda config: ModelConfigForExpertLocation(1, EXPERTS))
+        found = staticmethod(lambda model_config: ModelConfigForExpertLocation(1, EXPERTS))
         patch.setattr(ModelConfigForExpertLocation, "from_model_config", found)
         activation.activate(SimpleNamespace(model_path="model"))
 

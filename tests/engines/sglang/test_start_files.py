@@ -26,7 +26,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(
         expert_location.ModelConfigForExpertLocation,
         "from_model_config",
-        lambda config: expert_location.ModelConfigForExpertLocation(LAYERS, EXPERTS),
+        lambda model_config: expert_location.ModelConfigForExpertLocation(LAYERS, EXPERTS),
     )
     parallel = SimpleNamespace(ep_size=RANKS, elastic_ep_initial_size=None, nnodes=1)
     monkeypatch.setattr(expert_location, "get_parallel", lambda: parallel)
