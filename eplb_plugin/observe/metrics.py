@@ -15,7 +15,7 @@ from prometheus_client import Counter, Gauge, Summary
 from ..runtime.outcome import Outcome, Served
 
 # what a scrape shows of a model on several nodes after a few rebalances; rank_load only if the settings ask for it.
-# resplits_total is not among them: it is there only where windows leave room for re-splits
+# resplits_total and early_rebalances_total are not among them: they are there only where windows leave room
 NAMES = {
     f"eplb_plugin_{name}"
     for name in (
@@ -73,6 +73,11 @@ class Metrics:
             "Re-splits of replicas' shares by result: accepted, refused, skipped.",
             ["model", "result"],
         )
+        self.early = Counter(
+            "eplb_plugin_early_rebalances",
+            "Rebalances that began before the interval's end, because windows were less even than planned.",
+            ["model"],
+        )
         self.moved = Counter("eplb_plugin_moved_slots", "Expert slots that got another expert.", ["model"])
         self.bytes = Counter("eplb_plugin_moved_bytes", "Weights that went to another rank for that.", ["model"])
 
@@ -87,6 +92,8 @@ class Metrics:
             self.stage.labels(model, stage).observe(seconds)
         if outcome.served is not None:
             self._show_served(model, outcome.served)
+        if outcome.shortfall is not None:
+            self.early.labels(model).inc()
         assessment = outcome.assessment
         if assessment is None:
             return

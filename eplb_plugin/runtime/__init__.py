@@ -13,6 +13,7 @@ Shuffler (migration/shuffle.py): the experts of one model move, batch by batch.
     a problem on any rank before a vote: refused, and what is not yet switched stays where it is
 ResplitLoop (resplit_loop.py): between rebalances.
     recording -> a window ends -> solving in a thread -> some steps later all switch, or none does -> recording
+    where windows are less even than planned (drift.py), the next rebalance's window begins with the switch
 
 `model_entry.py` holds what is known of one model, `plan_codec.py` the message, `agreement.py` the vote on it,
 `outcome.py` what came of it, `stage_timer.py` how long it took, `state_directory.py` what survives a restart.

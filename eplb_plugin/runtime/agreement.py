@@ -22,10 +22,12 @@ def agree(
     group: dist.ProcessGroup,
     use: Callable[[Plan], Used],
     voting: AbstractContextManager[Any] | None = None,
-) -> tuple[Used | None, str]:
+    wish: bool = False,
+) -> tuple[Used | None, str, bool]:
     """Collective: rank 0's plan, and what `use` made of it on this rank; None, and why, if any rank could not.
 
-    voting: entered for the vote, not for the time in which the others wait for rank 0.
+    voting: entered for the vote, not for the time in which the others wait for rank 0. wish: rank 0's, which all ranks
+    get as the last value, whatever becomes of the plan; the others' says nothing.
     """
     received = broadcast(message, group)
     used, problem = None, ""
@@ -34,10 +36,10 @@ def agree(
     except Exception as error:  # a damaged message must end in the vote as well, or the other ranks wait forever
         problem = reason(error)
     with voting or nullcontext():
-        every_rank = unanimous(used is not None, group)
+        every_rank, wished = unanimous(used is not None, wish, group)
     if every_rank:
-        return used, ""
-    return None, problem or "another rank did not accept the plan"
+        return used, "", wished
+    return None, problem or "another rank did not accept the plan", wished
 
 
 def broadcast(message: bytes, group: dist.ProcessGroup) -> bytes:
@@ -53,10 +55,12 @@ def broadcast(message: bytes, group: dist.ProcessGroup) -> bytes:
     return buffer.numpy().tobytes()
 
 
-def unanimous(accepted: bool, group: dist.ProcessGroup) -> bool:
-    vote = torch.tensor([int(accepted)], dtype=torch.int32)
+def unanimous(accepted: bool, wish: bool, group: dist.ProcessGroup) -> tuple[bool, bool]:
+    """Whether all ranks accepted, and rank 0's wish."""
+    vote = torch.tensor([accepted, wish or dist.get_rank(group) != 0], dtype=torch.int32)
     dist.all_reduce(vote, op=dist.ReduceOp.MIN, group=group)
-    return bool(vote.item())
+    every_rank, wished = vote.tolist()
+    return bool(every_rank), bool(wished)
 
 
 def reason(error: Exception) -> str:

@@ -12,6 +12,7 @@ from ..plan_types import Dispatch, Plan, Policy
 from ..planning.planner import plan_of
 from ..recording.recorder import Recorder
 from ..topology import Topology
+from .drift import Drift
 from .stage_timer import StageTimer
 from .warm_up import Planned
 from .window_history import WindowHistory
@@ -27,6 +28,7 @@ class ModelEntry:
     expert_bytes: weights of one expert in one layer.
     window_steps: engine steps that are recorded before each rebalance; matters where moves have a price.
     step_interval: engine steps between two rebalances; likewise.
+    drift: judges, on the planning rank, windows between rebalances.
     plan: the one that was agreed on last.
     table_bytes: of the dispatch's tables, per rank.
     engine, phase: for the files that are kept.
@@ -46,6 +48,7 @@ class ModelEntry:
     window_steps: int = 1
     step_interval: int = 1
     history: WindowHistory = field(default_factory=lambda: WindowHistory(1))
+    drift: Drift = field(default_factory=lambda: Drift(1.0, 1))
     plan: Plan | None = None
     rebalances: int = 0
     table_bytes: int = 0

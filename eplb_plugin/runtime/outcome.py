@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..plan_types import Plan
 from ..planning.score import balancedness, expected_rank_load, judge, layer_balancedness, moved_slots
 from ..statistics import RoutingStatistics
+from .drift import Shortfall
 from .stage_timer import Stage
 
 Result = Literal["accepted", "refused", "skipped", "interrupted", "stalled"]
@@ -72,7 +73,8 @@ class Outcome:
     """result: skipped = no token was routed in the window; interrupted = an accepted plan was not, or only in some
     layers, put in force; stalled = a stage does not end, and what becomes of the rebalance is not known. assessment:
     None if nothing was planned. seconds: of the stages that ended since the last outcome. expert_bytes: weights of one
-    expert in one layer, 0 where unknown. change: re-split = new shares, every expert stays.
+    expert in one layer, 0 where unknown. change: re-split = new shares, every expert stays. shortfall: of the windows
+    because of which the next rebalance begins early.
     """
 
     model: str
@@ -82,6 +84,7 @@ class Outcome:
     seconds: Mapping[Stage, float] = field(default_factory=dict)
     expert_bytes: int = 0
     change: Change = "rebalance"
+    shortfall: Shortfall | None = None
 
 
 def assess(statistics: RoutingStatistics, before: Plan, made: Plan) -> Assessment:

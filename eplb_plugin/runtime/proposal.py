@@ -56,13 +56,14 @@ def propose_weights(entry: ModelEntry, in_force: Plan, config: PluginConfig) -> 
         if not entry.history.has_tokens:
             return Outcome(entry.name, "skipped", change="re-split"), encode(in_force)
         statistics = entry.history.expected_load()
+        shortfall = entry.drift.served(entry.history.newest.load, in_force)
         made = resplit(in_force, statistics)
         assessment = assess(statistics, in_force, made)
         if config.logging.rebalances:
             before, after = assessment.balancedness
             line = "re-split of %s: planned balancedness %.3f -> %.3f, solved in %.1f ms"
             logger.info(line, entry.name, before, after, made.seconds * 1e3)
-        return Outcome(entry.name, "accepted", assessment, change="re-split"), encode(made)
+        return Outcome(entry.name, "accepted", assessment, change="re-split", shortfall=shortfall), encode(made)
     except Exception as error:  # as above
         logger.debug("solving weights failed", exc_info=True)
         return Outcome(entry.name, "refused", change="re-split"), encode_error(f"solving failed: {reason(error)}")

@@ -27,6 +27,7 @@ from ..routing_rows import report_left_out
 from ..settings.config import PluginConfig
 from ..statistics import RoutingStatistics
 from .agreement import agree, reason
+from .drift import Drift
 from .model_entry import ModelEntry
 from .outcome import Outcome
 from .proposal import options_for, propose, propose_weights
@@ -54,6 +55,7 @@ class Rebalancer:
         """Register a model. On the planning rank, compile the planner now, so that no rebalance waits for it."""
         self.entries[key] = entry
         entry.history = WindowHistory(self.config.forecast_windows)
+        entry.drift = Drift(self.config.rebalance.when_balancedness_falls_by, self.config.rebalance.windows)
         entry.stages = StageTimer(lambda stage: self._stalled(entry, stage, planning_rank))
         if not planning_rank:
             return
@@ -128,7 +130,7 @@ class Rebalancer:
             with entry.stages("plan"):
                 outcome, message = propose(entry, in_force, self.config)
         entry.rebalances += 1
-        accepted, problem = agree(
+        accepted, problem, _ = agree(
             message, in_force, group, partial(self._usable, entry, in_force), entry.stages("agree")
         )
         if outcome is not None:
@@ -139,6 +141,8 @@ class Rebalancer:
             logger.error(line, entry.rebalances, entry.name, problem)
             return in_force
         entry.plan = accepted
+        if outcome is not None and outcome.assessment is not None and self.renews(entry):
+            entry.drift.planned(entry.history.expected_load().load, accepted)
         return accepted
 
     def _usable(self, entry: ModelEntry, in_force: Plan, made: Plan) -> Plan:
@@ -147,12 +151,15 @@ class Rebalancer:
             refuse_crowds(in_force.placement.phy2log, made.placement.phy2log)
         return made
 
-    def resplit(self, key: str, load: Arrived, group: dist.ProcessGroup, stage: Staging) -> SwitchWeights | None:
+    def resplit(
+        self, key: str, load: Arrived, group: dist.ProcessGroup, stage: Staging, may_begin: bool = False
+    ) -> tuple[SwitchWeights | None, bool]:
         """Collective over `group`, a CPU group that no other thread uses: new weights where every expert stays.
 
         load: of the window that ended on this rank; needs a plan in force that has weights. stage: makes this rank's
-        tables of a plan and touches nothing; what it raises is a refusal.
+        tables of a plan and touches nothing; what it raises is a refusal. may_begin: a rebalance may begin early.
         Returns what switches this rank to tables that all ranks have staged; None if one has not: the old ones stay.
+        And whether a rebalance shall begin early, on all ranks alike.
         """
         entry = self.entries[key]
         in_force = entry.plan
@@ -161,19 +168,26 @@ class Rebalancer:
             entry.history.add(sum_load(load(), group, entry.owner_group_size, entry.layer_ids))
         except PluginError as error:
             entry.history.refuse(error)
-        outcome, message = propose_weights(entry, in_force, self.config) if dist.get_rank(group) == 0 else (None, b"")
-        staged, problem = agree(message, in_force, group, lambda made: _staged(made, in_force, stage))
+        outcome, message = None, b""
+        if dist.get_rank(group) == 0:
+            outcome, message = propose_weights(entry, in_force, self.config)
+            if not may_begin:
+                outcome = replace(outcome, shortfall=None)
+        wish = outcome is not None and outcome.shortfall is not None
+        staged, problem, early = agree(message, in_force, group, lambda made: _staged(made, in_force, stage), wish=wish)
+        if outcome is not None and early and self.config.logging.rebalances:
+            logger.info("rebalance of %s begins early: %s", entry.name, outcome.shortfall)
         self.tell(outcome, refused=staged is None)
         if staged is None:
             logger.error("re-split of %s refused, the old tables stay: %s", entry.name, problem)
-            return None
+            return None, early
         made, fill = staged
 
         def switch() -> None:
             entry.plan = made
             fill()
 
-        return switch
+        return switch, early
 
     def _keep_window(self, entry: ModelEntry, window: RoutingStatistics | None) -> None:
         if self._state is not None and window is not None and window.load.any():

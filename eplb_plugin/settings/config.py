@@ -27,6 +27,7 @@ from .sections import (
     MigrationConfig,
     PeoConfig,
     PriceConfig,
+    RebalanceConfig,
     Section,
     TopologyConfig,
 )
@@ -81,6 +82,9 @@ class PluginConfig(Section):
         8, description="Newest windows that a plan's load is forecast from; 1: the newest window alone."
     )
     # pydantic copies defaults, and these are frozen besides
+    rebalance: RebalanceConfig = Field(
+        RebalanceConfig(), description="When a rebalance begins before the engine's interval has ended."
+    )
     budget: BudgetConfig = Field(BudgetConfig(), description="Bounds on what one rebalance may move.")
     price: PriceConfig | None = Field(None, description="Move a layer only if that pays; left out: every move is made.")
     migration: MigrationConfig = Field(MigrationConfig(), description="How experts are moved while the engine serves.")

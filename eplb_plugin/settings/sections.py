@@ -80,6 +80,23 @@ class BudgetConfig(Section):
     )
 
 
+class RebalanceConfig(Section):
+    """When a rebalance begins before the engine's interval has ended; see docs/planner.md.
+
+    Judged by the windows that shares are solved again from (resplit_windows).
+    """
+
+    when_balancedness_falls_by: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.1, description="What windows' balancedness may fall short of what was planned, beyond chance; 1: never early."
+    )
+    windows: Annotated[int, Field(ge=1, le=1_000)] = Field(
+        2, description="Windows in a row that have to fall short by more than that."
+    )
+    min_steps: Annotated[int, Field(ge=0, le=100_000_000)] = Field(
+        256, description="Engine steps since the last rebalance before which none begins early."
+    )
+
+
 class PriceConfig(Section):
     """What a move must save to be worth its bytes; see docs/planner.md. The bytes of an expert are the engine's."""
 
@@ -189,6 +206,7 @@ class MetricsConfig(Section):
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
-    "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "migration": MigrationConfig,
-    "peo": PeoConfig, "exact": ExactConfig, "logging": LoggingConfig, "metrics": MetricsConfig,
+    "topology": TopologyConfig, "rebalance": RebalanceConfig, "budget": BudgetConfig, "price": PriceConfig,
+    "migration": MigrationConfig, "peo": PeoConfig, "exact": ExactConfig, "logging": LoggingConfig,
+    "metrics": MetricsConfig,
 }  # fmt: skip

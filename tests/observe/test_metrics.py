@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from eplb_plugin.observe.metrics import NAMES, metrics
+from eplb_plugin.runtime.drift import Shortfall
 from eplb_plugin.runtime.outcome import Assessment, Outcome, Served
 
 PLANNED = Assessment((0.7, 0.9), (2.5, 1.5), (0.8, 0.6), 12, 48, 1, 0.25, 1000)
@@ -34,9 +35,10 @@ def test_outcomes_are_counted() -> None:
         Outcome("m", "refused", Assessment((0.7, 0.1), None, None, 99, 48, 0, 9.0, None)),
         Outcome("m", "accepted", Assessment((0.9, 0.95), None, None, 3, 48, 0, 0.5, None), seconds={"plan": 0.5}),
         Outcome("m", "accepted", Assessment((0.9, 0.97), None, None, 0, 48, 0, 0.01, None), change="re-split"),
-        Outcome("m", "refused", change="re-split"),
+        Outcome("m", "refused", change="re-split", shortfall=Shortfall(0.6, 0.9, 2)),
     ):
         metrics()(outcome)
+    assert value("early_rebalances_total", model="m") == 1
     assert [value("rebalances_total", model="m", result=one) for one in ("accepted", "refused", "skipped")] == [2, 1, 1]
     assert [value("resplits_total", model="m", result=one) for one in ("accepted", "refused")] == [1, 1]
     assert value("planned_balancedness", model="m") == 0.97
@@ -70,7 +72,7 @@ def test_the_names_are_those_that_are_shown() -> None:
     metrics()(Outcome("n", "accepted", PLANNED, served(per_rank=True), seconds={"plan": 0.5}, expert_bytes=1))
     shown = {sample.name for family in REGISTRY.collect() for sample in family.samples if "model" in sample.labels}
     ours = {name for name in shown if name.startswith("eplb_plugin_") and not name.endswith("_created")}
-    assert ours - {"eplb_plugin_resplits_total"} == NAMES
+    assert ours - {"eplb_plugin_resplits_total", "eplb_plugin_early_rebalances_total"} == NAMES
 
 
 def test_a_stalled_rebalance_is_shown_until_the_next_outcome() -> None:

@@ -39,7 +39,8 @@ DRIFTED = ROUTER.drifted(0.8)
 
 @dataclass
 class Seen:
-    """Of one rank. digests: of the plan in force, during every step after the first rebalance."""
+    """Of one rank. digests: of the plan in force, during every step after the first rebalance. begun: steps after which
+    a rebalance begins early; held: selections that its window has by then."""
 
     digests: list[str] = field(default_factory=list)
     switched: list[int] = field(default_factory=list)
@@ -48,15 +49,25 @@ class Seen:
     balance: list[float] = field(default_factory=list)
     told: list[Outcome] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
 
 
 Spoil = Callable[[int], None]
 
 
 def live(
-    settings: dict[str, Any], spoil: Spoil | None = None, moving: tuple[int, ...] = (), empty: bool = False
+    settings: dict[str, Any],
+    spoil: Spoil | None = None,
+    moving: tuple[int, ...] = (),
+    empty: bool = False,
+    lopsided: bool = False,
 ) -> Seen:
-    """A rebalance from the router's traffic, then steps up to the next one with traffic that has drifted."""
+    """A rebalance from the router's traffic, then steps up to the next one with traffic that has drifted.
+
+    lopsided: to experts of the first rank alone, in twice the steps.
+    """
+    interval = 2 * INTERVAL if lopsided else INTERVAL
     rank, seen = dist.get_rank(), Seen()
     log = logging.Handler()
     log.emit = lambda record: seen.lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -66,12 +77,13 @@ def live(
     rebalancer = Rebalancer(parse_config({"policy": "balanced", **settings}, ""), seen.told.append)
     recorder = Recorder(LAYERS, EXPERTS, TOP_K, TOKENS, 256, torch.device("cpu"))
     entry = ModelEntry("model", TOPOLOGY, "balanced", "weighted", EXPERTS, 1, [1, 2], recorder)
-    entry.window_steps, entry.step_interval = WINDOW, INTERVAL
+    entry.window_steps, entry.step_interval = WINDOW, interval
     rebalancer.add("key", entry, planning_rank=rank == 0)
     assert rebalancer.renews(entry)
     record(recorder, ROUTER, 0)
     rebalancer.observe("key", dist.group.WORLD)
     rebalancer.decide("key", PLACED, dist.group.WORLD)
+    drifted = Lopsided(entry.plan) if lopsided else DRIFTED
     seen.told.clear()
     seen.lines.clear()
     step = 0
@@ -84,18 +96,32 @@ def live(
         stage = spoil(rank) or stage
     resplitting = ResplitLoop(rebalancer, "key", dist.new_group(), stage)
     judged = DRIFTED.window(4000, 99)
-    for step in range(INTERVAL):
+    for step in range(interval):
         seen.digests.append(entry.plan.digest)
         seen.placed.append(entry.plan.placement.phy2log)
         seen.balance.append(judge(judged, np.arange(4000) % RANKS, entry.plan).balancedness)
-        left = INTERVAL - step - 1
+        left = interval - step - 1
         if resplitting.records(left) and not empty:
-            record(recorder, DRIFTED, 10 + step)
-        resplitting.end_step(left, settled=step not in moving)
+            record(recorder, drifted, 10 + step)
+        if resplitting.end_step(left, settled=step not in moving):
+            seen.begun.append(step)
+            seen.held.append(int(recorder.load.sum()))
     return seen
 
 
-def record(recorder: Recorder, router: ClusteredRouter, seed: int) -> None:
+class Lopsided:
+    """Tokens for the experts that the first rank alone holds, which no shares even out."""
+
+    def __init__(self, plan: Plan) -> None:
+        halves = np.split(plan.placement.phy2log, RANKS, axis=1)
+        self._alone = [np.setdiff1d(first, other) for first, other in zip(*halves, strict=True)]
+
+    def window(self, tokens: int, seed: int) -> list[np.ndarray]:
+        random = np.random.default_rng(seed)
+        return [random.permuted(np.tile(alone, (tokens, 1)), axis=1)[:, :TOP_K] for alone in self._alone]
+
+
+def record(recorder: Recorder, router: ClusteredRouter | Lopsided, seed: int) -> None:
     recorder.expect([TOKENS])
     for layer, ids in enumerate(router.window(TOKENS, 100 * seed + dist.get_rank())):
         route_layer(recorder, layer, ids)
@@ -222,3 +248,42 @@ def test_off_where_there_are_no_weights() -> None:
     assert renews()
     assert renews("cover")
     assert not any([renews("hash"), renews("nearest"), renews(recorder=None), renews(window=8), renews(every=0)])
+
+
+def early(rebalance: dict[str, Any], spoil: Spoil | None = None, empty: bool = False) -> Seen:
+    """In an interval of 8 windows, with traffic that the placement is not made for."""
+    return live({**ONE, "rebalance": {"min_steps": 0, **rebalance}}, spoil, empty=empty, lopsided=True)
+
+
+@pytest.mark.parametrize(
+    ("rebalance", "begun"),
+    [
+        ({}, [9, 13, 17, 21, 25]),
+        ({"windows": 1}, [5, 9, 13, 17, 21, 25]),
+        ({"min_steps": 13}, [17, 21, 25]),
+        ({"when_balancedness_falls_by": 1.0}, []),
+    ],
+)
+def test_a_rebalance_begins_early(rebalance: dict[str, Any], begun: list[int]) -> None:
+    """After so many windows that fall short, and steps, on all ranks with the switch of shares; not where its window
+    begins no later by itself. (Here nothing comes of it, and windows go on.)"""
+    first, second = run_ranks(RANKS, early, rebalance, timeout=300)
+    assert first.begun == second.begun == begun
+    lines = [line for line in first.lines if line.startswith("rebalance of model begins early: balancedness 0.")]
+    assert len(lines) == len(begun)
+    assert second.lines == []
+    assert sum(one.shortfall is not None for one in first.told) == len(begun)
+    assert first.held == [0] * len(begun), "its window has tokens of before"
+
+
+def test_one_begins_early_also_where_shares_are_refused() -> None:
+    """A rank without memory for new tables may need new experts all the more."""
+    first, second = run_ranks(RANKS, early, {}, refusing_stage, timeout=300)
+    assert first.begun == second.begun == [9, 13, 17, 21, 25]
+    assert first.switched == second.switched == []
+
+
+def test_empty_windows_begin_nothing() -> None:
+    """An idle server stays as it is."""
+    for seen in run_ranks(RANKS, early, {"windows": 1}, None, True, timeout=300):
+        assert seen.begun == []

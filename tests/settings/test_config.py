@@ -21,6 +21,7 @@ from eplb_plugin.settings.config import (
     PeoConfig,
     PluginConfig,
     PriceConfig,
+    RebalanceConfig,
     TopologyConfig,
     config_schema,
     load_config,
@@ -92,6 +93,11 @@ def configs(draw: st.DrawFn) -> PluginConfig:
         sample_rows=draw(st.integers(256, 65_536)),
         balance_tolerance=draw(st.floats(0, 1)),
         forecast_windows=draw(st.integers(1, 64)),
+        rebalance=RebalanceConfig(
+            when_balancedness_falls_by=draw(st.floats(0, 1)),
+            windows=draw(st.integers(1, 1000)),
+            min_steps=draw(st.integers(0, 10**8)),
+        ),
         budget=BudgetConfig(max_moved_slots=draw(bounds), max_moved_slots_total=draw(bounds)),
         price=draw(st.none() | prices),
         peo=draw(st.none() | peos),
@@ -165,7 +171,7 @@ def test_schema_says_what_the_model_says() -> None:
     assert set(schema["properties"]) == set(KEYS)
     models = (
         PluginConfig, TopologyConfig, BudgetConfig, PriceConfig, MigrationConfig, PeoConfig, ExactConfig,
-        LoggingConfig, MetricsConfig,
+        LoggingConfig, MetricsConfig, RebalanceConfig,
     )  # fmt: skip
     assert set(schema["$defs"]) == {model.__name__ for model in models[1:]}
     for model in models:

@@ -22,6 +22,7 @@ from eplb_plugin.settings.config import (
     PeoConfig,
     PluginConfig,
     PriceConfig,
+    RebalanceConfig,
     TopologyConfig,
     load_config,
     parse_config,
@@ -102,6 +103,7 @@ plain = st.recursive(
 sections = {
     "topology": TopologyConfig, "budget": BudgetConfig, "price": PriceConfig, "peo": PeoConfig,
     "exact": ExactConfig, "logging": LoggingConfig, "metrics": MetricsConfig, "migration": MigrationConfig,
+    "rebalance": RebalanceConfig,
 }  # fmt: skip
 
 

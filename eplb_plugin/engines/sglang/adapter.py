@@ -175,7 +175,10 @@ class Adapter:
         self._passes += not self._rebalancing
         if self._resplitting is not None and not self._rebalancing:
             assert self._mover is not None
-            self._resplitting.end_step(self._manager._rebalance_num_iterations - self._passes, self._mover.settled)
+            interval = self._manager._rebalance_num_iterations
+            if self._resplitting.end_step(interval - self._passes, self._mover.settled):
+                self._passes = interval - self._window()
+                self._manager._main_generator = _ends_early(self._manager, self._window())
 
     def count_next(self) -> None:
         """What the coming pass counts: pairs where a plan will be made from it, load alone where weights will."""
@@ -240,3 +243,11 @@ class Adapter:
         plan = first.decide(KEY, rows[layer_ids], get_world_group().cpu_group, load[layer_ids])
         rows[layer_ids] = plan.placement.phy2log
         return Placement(rows)
+
+
+def _ends_early(manager: Any, passes: int) -> Iterator[None]:
+    """What SGLang's manager goes through, pass by pass, where its interval under way has so many left."""
+    for _ in range(passes):
+        yield
+    yield from manager.rebalance()
+    yield from manager._entrypoint()

@@ -24,8 +24,8 @@ READS = {
     "sglang.srt.runtime_context": "attn_dp_size moe_ep_size",
     "sglang.srt.configs.model_config:ModelConfig": "hf_config model_path",
     "sglang.srt.distributed.parallel_state:GroupCoordinator": "cpu_group device_group rank_in_group ranks",
-    "sglang.srt.eplb.eplb_manager:EPLBManager": "_check_rebalance_needed _get_model _rebalance_disabled_reason "
-    "_rebalance_num_iterations",
+    "sglang.srt.eplb.eplb_manager:EPLBManager": "_check_rebalance_needed _entrypoint _get_model _main_generator "
+    "_rebalance_disabled_reason _rebalance_num_iterations",
     "sglang.srt.eplb.expert_distribution:_ExpertDistributionRecorderReal": "_current_forward_pass_id "
     "_current_layer_idx _disable_all _expert_location_metadata _reset _single_pass_gatherers dump_record recording",
     "sglang.srt.utils.common:Withable": "value",

@@ -155,10 +155,9 @@ class Adapter:
     def _recorders(self) -> list[Recorder]:
         return [entry.recorder for entry in self.rebalancer.entries.values() if entry.recorder is not None]
 
-    def end_step(self, steps_left: int) -> None:
-        """An engine step is over, a dummy one too: the same one on every rank."""
-        for key, one in self._resplitting.items():
-            one.end_step(steps_left, self.cycle.settled(key))
+    def end_step(self, steps_left: int) -> bool:
+        """An engine step is over, a dummy one too: the same one on every rank. See ResplitLoop."""
+        return any([one.end_step(steps_left, self.cycle.settled(key)) for key, one in self._resplitting.items()])
 
     def rehearse(self) -> None:
         """Collective: a snapshot of nothing, whose memory is in use while vLLM measures how much is left."""

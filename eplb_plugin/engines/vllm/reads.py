@@ -33,7 +33,8 @@ READS = {
     "vllm.distributed.parallel_state:GroupCoordinator": "cpu_group device_group rank_in_group ranks world_size",
     "vllm.forward_context:ForwardContext": "dp_metadata",
     "vllm.forward_context:DPMetadata": "num_tokens_across_dp_cpu",
-    "vllm.distributed.eplb.eplb_state:EplbState": "_should_record_current_step expert_rearrangement_step "
+    "vllm.distributed.eplb.eplb_state:EplbState": "_should_record_current_step expert_load_window_size "
+    "expert_rearrangement_step "
     "expert_rearrangement_step_interval is_async model_states",
     "vllm.distributed.eplb.eplb_state:EplbModelState": "expert_buffer expert_load_pass expert_load_window "
     "logical_replica_count logical_to_physical_map model physical_to_logical_map rebalanced",

@@ -64,7 +64,8 @@ def _step(
     if not adapter.serving:  # of a warm-up, after which graphs are captured: nothing may move, and nothing counts
         return None
     adapter.end_forward(real=not is_dummy)
-    adapter.end_step(_steps_left(self))  # before vLLM's own part, in which the next rebalance may begin
+    if adapter.end_step(_steps_left(self)):  # before vLLM's own part, in which the next rebalance may begin
+        self.expert_rearrangement_step = self.expert_rearrangement_step_interval - self.expert_load_window_size - 1
     found = original(self, is_dummy, is_profile, log_stats)
     _count_next(self)
     return found
