@@ -152,12 +152,15 @@ class Engine:
             self.state.prepare_forward(self.configs[key], tokens, None)
             phy2log = self.state.model_states[key].physical_to_logical_map
             for index, layer in enumerate(model.moe_layers):
-                popular = (np.arange(EXPERTS) * 5 + self.steps // 10 + index) % EXPERTS
-                ids = np.argsort(self.random.exponential(size=(TOKENS, EXPERTS)) * (1 + popular), axis=1)[:, :TOP_K]
-                logical = torch.from_numpy(ids[: tokens or TOKENS].copy()).int()
+                logical = torch.from_numpy(self.routed(index)[: tokens or TOKENS].copy()).int()
                 assert torch.equal(phy2log[index][layer.router._apply_eplb_mapping(logical).long()], logical.long())
         self.state.step(is_dummy=tokens == 0)
         self.check()
+
+    def routed(self, layer: int) -> np.ndarray:
+        """[TOKENS, TOP_K] experts that this rank's tokens choose in the coming step."""
+        popular = (np.arange(EXPERTS) * 5 + self.steps // 10 + layer) % EXPERTS
+        return np.argsort(self.random.exponential(size=(TOKENS, EXPERTS)) * (1 + popular), axis=1)[:, :TOP_K]
 
     def check(self) -> None:
         """Every row is what the maps say, and the maps are the same on all ranks."""
