@@ -34,15 +34,17 @@ def judge(load: np.ndarray, made: Plan) -> Drift:
     return found
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.integers(0, 2**32), st.floats(0.0, 4.0), st.sampled_from([300, 3_000, 100_000]))
-def test_stationary_traffic_is_never_short(seed: int, skew: float, selections: int) -> None:
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.0, 4.0))
+@pytest.mark.parametrize("planned", [300, 2_500, 4_500, 100_000])
+@pytest.mark.parametrize("served", [300, 2_200, 4_500, 100_000])
+def test_stationary_traffic_is_never_short(planned: int, served: int, seed: int, skew: float) -> None:
     """200 windows of Poisson counts, whether plan and windows know many selections or few: not one shortfall."""
     shares, random = traffic(seed, skew), np.random.default_rng(seed)
-    first = random.poisson(selections * shares)
+    first = random.poisson(planned * shares)
     made = made_for(first)
     drift = judge(first, made)
-    assert not any(drift.served(random.poisson(selections * shares), made) for _ in range(200))
+    assert not any(drift.served(random.poisson(served * shares), made) for _ in range(200))
 
 
 @settings(max_examples=8, deadline=None)
