@@ -152,7 +152,7 @@ class Rebalancer:
         return made
 
     def resplit(
-        self, key: str, load: Arrived, group: dist.ProcessGroup, stage: Staging, may_begin: bool = False
+        self, key: str, load: Arrived, group: dist.ProcessGroup, stage: Staging, may_begin: bool
     ) -> tuple[SwitchWeights | None, bool]:
         """Collective over `group`, a CPU group that no other thread uses: new weights where every expert stays.
 
