@@ -216,7 +216,7 @@ def test_files_for_models_have_their_published_figures(name: str, shape: str) ->
     ):  # fmt: skip
         assert part in text
     assert [one.engine for one in commands(CONFIGS / f"{name}.yaml")] == (
-        ["vllm"] if "# SGLang: not with this model." in text else ["vllm", "sglang"]
+        ["vllm"] if "# SGLang: not with this file." in text else ["vllm", "sglang"]
     )
     for command in commands(CONFIGS / f"{name}.yaml")[1:]:
         words = command.words
