@@ -52,12 +52,12 @@ def test_output_is_unchanged(
 
 
 @pytest.mark.parametrize(
-    "model", ["mixtral", *(pytest.param(one, marks=pytest.mark.full) for one in ("olmoe", "glm4_moe", "qwen2_moe"))]
+    "model", ["mixtral", *(pytest.param(one, marks=pytest.mark.full) for one in ("glm4_moe", "qwen2_moe"))]
 )
 def test_models_that_sglang_cannot_rebalance_are_rearranged(
     model: str, serve: Callable[..., Server], reference: Callable[[str], list[Completion]]
 ) -> None:
-    """Mixtral and OLMoE tell SGLang no expert layout, GLM-4-MoE and Qwen2-MoE name no weights to move: no redundant
+    """Mixtral tells SGLang no expert layout, GLM-4-MoE and Qwen2-MoE name no weights to move: no redundant
     experts, which their code does not know."""
     settings = SETTINGS.format(policy="affinity")
     server = serve(model, LAYOUT, Eplb(0, window_size=8, step_interval=8), settings, **CANARY)

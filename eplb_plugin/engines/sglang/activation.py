@@ -12,6 +12,7 @@ from sglang.srt.eplb.expert_location import ModelConfigForExpertLocation
 from sglang.srt.runtime_context import get_exec
 
 from ...errors import mismatch
+from ...plan_types import WEIGHED
 from ..attributes import refuse_missing
 from ..hooks import Hook
 from ..releases import SGLANG
@@ -40,7 +41,12 @@ def activate(model_config: Any) -> NDArray[np.int32] | None:
     layout = Layout.resolved()
     refuse_unsuited(config, layout)
     assert layout.ep_size is not None
-    experts = ModelConfigForExpertLocation.from_model_config(model_config) or told_by_config(model_config)
+    experts = ModelConfigForExpertLocation.from_model_config(model_config)
+    if experts is None:
+        experts = told_by_config(model_config)
+        config.dispatch_among(
+            WEIGHED
+        )  # such a model does not tell SGLang's recorder which layer routes: we map, and know
     if experts is None:
         expected = "a model whose class or configuration tells its expert layout"
         raise mismatch("model", found=model_config.model_path, expected=expected, fix="serve it without EPLB")

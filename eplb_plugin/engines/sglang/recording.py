@@ -66,6 +66,8 @@ class PassRecording:
         Returns whether SGLang still has to count them: its several launches a layer are spared where ours did.
         """
         layer = engine_recorder._current_layer_idx.value
+        if layer is None:  # the model's code does not say: counted where its ids were mapped, SGLang's slots as well
+            return False
         row = self._row_of.get(layer)
         if row is None or engine_recorder._disable_all:
             return True
