@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from eplb_plugin.deployment import Deployment
 from eplb_plugin.engines.sglang import http_recorder
 from eplb_plugin.files import load_arrays
 from eplb_plugin.runtime.state_directory import StateDirectory
+from http_answers import answering
 
 ROWS = np.array([[[0, 1], [2, 3]], [[1, 2], [3, 0]]])
 Call = Callable[..., tuple[int, str, str]]
@@ -130,12 +131,8 @@ class Handler(BaseHTTPRequestHandler):
 def sglang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     Handler.folder, Handler.asked, Handler.info, Handler.counts = tmp_path, [], None, [24]
     monkeypatch.setattr(http_recorder, "ARRIVAL_SECONDS", 0.6)
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(Handler) as address:
+        yield address
 
 
 @pytest.mark.parametrize("eplb", [False, True])

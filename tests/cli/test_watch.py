@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib import import_module
 from typing import Any, ClassVar
 
 import pytest
+
+from http_answers import answering
 
 watch = import_module("eplb_plugin.cli.watch")  # as an attribute of the package it is the command
 Answer = tuple[int, str, str]
@@ -52,12 +53,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def url() -> Iterator[str]:
     Handler.left = 10**6
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(Handler) as address:
+        yield address
 
 
 def test_one_reading(call: Callable[..., Answer], url: str) -> None:

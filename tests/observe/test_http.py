@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from eplb_plugin import PluginError
 from eplb_plugin.observe import http
 from eplb_plugin.observe.http import ask, ask_json
+from http_answers import answering
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -33,12 +33,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def url() -> Iterator[str]:
     Handler.key, Handler.body = None, b"{}"
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(Handler) as address:
+        yield address
 
 
 def test_answers(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

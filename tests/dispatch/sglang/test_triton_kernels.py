@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,20 +22,14 @@ from eplb_plugin.dispatch.buffers import Counters, LayerTables
 from eplb_plugin.dispatch.kernels import CoverTables, cover
 from eplb_plugin.doctor.lanes import make_plan
 from eplb_plugin.recording.recorder import Recorder
+from interpreted import compiled, in_interpreter, run_interpreted
 from recorded import Reference, counters
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
-compiled = pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
 
 
 @compiled
 def test_in_the_interpreter() -> None:
     """The tests below, under TRITON_INTERPRET=1."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:]
-    assert "25 passed" in done.stdout
+    assert "25 passed" in run_interpreted(__file__)
 
 
 @in_interpreter

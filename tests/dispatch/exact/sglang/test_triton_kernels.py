@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -26,20 +24,14 @@ from eplb_plugin.dispatch.exact.tables import ExactLayer
 from eplb_plugin.planning.planner import plan_of
 from eplb_plugin.recording.recorder import Recorder
 from exact_steps import CPU, ExactStep, exact_steps, gather, layers_of
+from interpreted import compiled, in_interpreter, run_interpreted
 from recorded import counters
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
-compiled = pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
 
 
 @compiled
 def test_in_the_interpreter() -> None:
     """The tests below, under TRITON_INTERPRET=1."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:]
-    assert "3 passed" in done.stdout
+    assert "3 passed" in run_interpreted(__file__)
 
 
 def launched_count(ids: torch.Tensor, layer: ExactLayer) -> torch.Tensor:

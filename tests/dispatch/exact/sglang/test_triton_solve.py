@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -22,20 +20,15 @@ from eplb_plugin.dispatch.exact.kernels import own_row
 from eplb_plugin.dispatch.exact.tables import ExactTables, replicas_in
 from eplb_plugin.planning.planner import plan_of
 from exact_steps import CPU
+from interpreted import compiled, in_interpreter, run_interpreted
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CASES = 12
-in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
-compiled = pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
 
 
 @compiled
 def test_in_the_interpreter() -> None:
     """The tests below, under TRITON_INTERPRET=1."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:]
-    assert f"{CASES} passed" in done.stdout
+    assert f"{CASES} passed" in run_interpreted(__file__)
 
 
 @in_interpreter
