@@ -42,7 +42,7 @@ def _lacking(target: str, names: set[str]) -> list[str]:
     places = [owner] if isinstance(owner, ModuleType) else owner.__mro__
     left = {name for name in names if not any(_declares(place, name) for place in places)}
     for place in places:  # what methods set on `self`: their text is read only where nothing else tells
-        left -= set(_stored(place)) if left else set()
+        left -= _told(place) if left else set()
     return sorted(left)
 
 
@@ -56,19 +56,28 @@ def _declares(place: Any, name: str) -> bool:
     return name in vars(place) or name in vars(place).get("__annotations__", {})
 
 
-def _stored(place: Any) -> Iterator[str]:
+def _told(place: Any) -> set[str]:
     """Attributes that a class sets on `self`; that a module sets on anything, or names in a word as registries do."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(place)))
     except (OSError, TypeError):  # what is not written in Python
-        return
+        return set()
+    return {*stored(tree), *words(tree)} if isinstance(place, ModuleType) else set(stored(tree, "self"))
+
+
+def stored(tree: ast.AST, owner: str = "") -> Iterator[str]:
+    """Attributes that are set: on what is called `owner`, or on anything."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if isinstance(place, ModuleType) or (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            held = node.value.id if isinstance(node.value, ast.Name) else None
+            if owner in ("", held):
                 yield node.attr
-        elif not isinstance(place, ModuleType):
-            continue
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+
+
+def words(tree: ast.AST) -> Iterator[str]:
+    """Parts of its strings, and names of its keywords."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from node.value.split(".")
         elif isinstance(node, ast.keyword) and node.arg:
             yield node.arg

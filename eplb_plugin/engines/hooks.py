@@ -40,6 +40,11 @@ class Hook:
     wrapper: Wrapper
     older: tuple[str, ...] = ()
 
+    @property
+    def signatures(self) -> tuple[str, ...]:
+        """All that are accepted, the newest first."""
+        return self.signature, *self.older
+
 
 @dataclass(frozen=True)
 class HookStatus:
@@ -70,7 +75,7 @@ def check(hooks: Iterable[Hook]) -> list[HookStatus]:
         original = layers[-1]
         signature = signature_of(original) if callable(original) else f"{type(original).__name__}, no function"
         problem = ""
-        if signature not in (hook.signature, *hook.older):
+        if signature not in hook.signatures:
             problem = str(mismatch(hook.target, found=signature, expected=hook.signature, fix=OTHER_ENGINE))
         statuses.append(HookStatus(hook, any(_calls(layer, hook.wrapper) for layer in layers), problem))
     return statuses

@@ -43,7 +43,7 @@ def hooks(sources: Sources, rows: Iterable[Hook]) -> list[str]:
         except NotThere as error:
             found = str(error)
         # a member of an enumeration, as it is written
-        expected, *older = (re.sub(r"<(\w+\.\w+): [^>]*>", r"\1", one) for one in (row.signature, *row.older))
+        expected, *older = (re.sub(r"<(\w+\.\w+): [^>]*>", r"\1", one) for one in row.signatures)
         if found not in (expected, *older):
             problems.append(str(mismatch(f"hook {row.target}", found=found, expected=expected, fix=FIX)))
     return problems

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from eplb_plugin.engines.attributes import stored, words
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -89,11 +91,11 @@ class Sources:
         """
         definition = self.find(target)
         if isinstance(definition.node, ast.Module):
-            return {*_bound(definition.node.body), *_stored(definition.node), *_words(definition.node)}
+            return {*_bound(definition.node.body), *stored(definition.node), *words(definition.node)}
         if not isinstance(definition.node, ast.ClassDef):
             raise NotThere(f"{target} is a {type(definition.node).__name__}, no class")
         classes = [node for _, node in self._lineage(definition)]
-        return {name for node in classes for name in (*_bound(node.body), *_stored(node, "self"))}
+        return {name for node in classes for name in (*_bound(node.body), *stored(node, "self"))}
 
     def _lineage(self, definition: Definition) -> Iterator[tuple[str, ast.ClassDef]]:
         """A class with its module, then its bases as far as their modules are here."""
@@ -202,23 +204,6 @@ def _names_bound(node: ast.stmt) -> list[str]:
         return [one.asname or one.name for one in node.names]
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return [one.id for target in targets if target for one in ast.walk(target) if isinstance(one, ast.Name)]
-
-
-def _stored(tree: ast.AST, owner: str = "") -> Iterator[str]:
-    """Attributes that are set: on what is called `owner`, or on anything."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            held = node.value.id if isinstance(node.value, ast.Name) else None
-            if owner in ("", held):
-                yield node.attr
-
-
-def _words(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from node.value.split(".")
-        elif isinstance(node, ast.keyword) and node.arg:
-            yield node.arg
 
 
 def _imported(module: str, node: ast.Import | ast.ImportFrom, name: str, package: bool) -> str:
