@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from .judged import OF_STEPS
 from .tables import show, slim
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def show_advice(
     typer.echo("+n: redundant experts, → the advice; ±: what the two ways differ by from their mean;")
     typer.echo("work: selections of the busiest ranks; copies: to other nodes;")
     if steps is not None:
-        typer.echo("steps: balance of single steps, each of which waits for its own busiest rank (mean of both ways);")
+        typer.echo(f"{OF_STEPS} (mean of both ways);")
     typer.echo("ingress: of the busiest node / mean; moves: share of slots at a later rebalance;")
     typer.echo(f"repaid: tokens until a later rebalance has paid for its transfer{counted}")
     half = f"{made.tokens_per_half} tokens" if made.has_tokens else "drawn selections (only counting noise)"

@@ -7,6 +7,7 @@ made from is less even on others of the same traffic, so what was planned is tol
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,11 +42,12 @@ class Drift:
 
     def __post_init__(self) -> None:
         self._planned: tuple[NDArray[np.float64], Plan] | None = None
-        self._served: list[float] = []  # of the newest windows, all of which fell short
+        self._served: deque[float] = deque(maxlen=self.windows)  # of the newest windows, all of which fell short
 
     def planned(self, load: NDArray[np.float64], plan: Plan) -> None:
         """A rebalance: experts will lie as in `plan`, made for a load of [L, E]."""
-        self._planned, self._served = (load, plan), []
+        self._planned = load, plan
+        self._served.clear()
 
     def served(self, load: NDArray[np.float64], plan: Plan) -> Shortfall | None:
         """A window has ended: its load and the plan in force, where experts lie as planned and shares may be newer."""
@@ -55,11 +57,13 @@ class Drift:
         if fit - expected > self.bound:
             return None
         found = balancedness(expected_rank_load(load, plan))
-        self._served = [*self._served, found] if found < expected - self.bound else []
+        if found >= expected - self.bound:
+            self._served.clear()
+            return None
+        self._served.append(found)
         if len(self._served) < self.windows:
             return None
-        newest = self._served[-self.windows :]
-        return Shortfall(float(np.mean(newest)), expected, len(newest))
+        return Shortfall(float(np.mean(self._served)), expected, self.windows)
 
     def _expected(self, load: NDArray[np.float64]) -> tuple[float, float]:
         """Balancedness of the planned loads, and of others like them in a window with as many selections as `load`."""

@@ -44,12 +44,10 @@ def activate(model_config: Any) -> NDArray[np.int32] | None:
     experts = ModelConfigForExpertLocation.from_model_config(model_config)
     if experts is None:
         experts = told_by_config(model_config)
-        config.dispatch_among(
-            WEIGHED
-        )  # such a model does not tell SGLang's recorder which layer routes: we map, and know
-    if experts is None:
-        expected = "a model whose class or configuration tells its expert layout"
-        raise mismatch("model", found=model_config.model_path, expected=expected, fix="serve it without EPLB")
+        if experts is None:
+            expected = "a model whose class or configuration tells its expert layout"
+            raise mismatch("model", found=model_config.model_path, expected=expected, fix="serve it without EPLB")
+        config.dispatch_among(WEIGHED)  # its code does not tell SGLang's recorder which layer routes; we know
     redundant = get_exec().moe.ep_num_redundant_experts
     slots_per_rank = slots_for(experts.num_logical_experts, redundant, layout.ep_size, config, REDUNDANT)
     topology = config.topology_for(layout.ep_size, slots_per_rank, hosts)
