@@ -16,7 +16,7 @@ from eplb_plugin.dispatch.kernels import cover, look_up, record
 from eplb_plugin.engines.device_tables import DispatchTables
 from eplb_plugin.recording.load import take_load
 from eplb_plugin.recording.recorder import Recorder
-from eplb_plugin.runtime.resplit_loop import _Solving
+from eplb_plugin.runtime.resplit_loop import Solved, _Solving
 from processes import run_ranks
 
 LAYERS, EXPERTS, TOP_K, TOKENS, SLOTS = 3, 12, 2, 20, 16
@@ -88,7 +88,13 @@ def steps(rule: str) -> dict[str, Any]:
         assert counts.stops == 0
         model.tables.switch([0, 2], plan((model.tables.cover and "cover") or "weighted", turn=len(found["addresses"])))
         assert counts.stops == 0, "new tables wait for the device"
-    solving = _Solving(lambda load: found.update(load=load().tolist()), take_load(recorder), model.device)
+    taken = take_load(recorder)
+
+    def solve() -> Solved:
+        found.update(load=taken().tolist())
+        return None, False
+
+    solving = _Solving(solve, model.device)
     solving.found()
     assert counts.host_reads == {}
     assert counts.pageable == 0  # and the thread that solves, not this one, waited for the copy
