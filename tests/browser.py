@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -26,7 +27,16 @@ class Visit:
     answer: Any = None
 
 
-def visit(page: Path, script: str, profile: Path) -> Visit:
+@dataclass(frozen=True)
+class Screen:
+    """width: in CSS pixels; dark: what the reader's system asks for; picture: where to write the whole page as .png."""
+
+    width: int = 1300
+    dark: bool = False
+    picture: Path | None = None
+
+
+def visit(page: Path, script: str, profile: Path, screen: Screen | None = None) -> Visit:
     """Open a file, wait until it is loaded, and evaluate `script` in it."""
     assert CHROMIUM is not None
     theirs_in, ours_out = os.pipe()
@@ -43,7 +53,7 @@ def visit(page: Path, script: str, profile: Path) -> Visit:
     for one in (theirs_in, theirs_out, *given):
         os.close(one)
     try:
-        return _Browser(ours_in, ours_out).visit(page, script)
+        return _Browser(ours_in, ours_out).visit(page, script, screen or Screen())
     finally:
         process.kill()
         process.wait()
@@ -60,17 +70,24 @@ class _Browser:
         self._loaded = False
         self._end = time.monotonic() + SECONDS
 
-    def visit(self, page: Path, script: str) -> Visit:
+    def visit(self, page: Path, script: str, screen: Screen) -> Visit:
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Log", "Network", "Page"):
             self._call(f"{domain}.enable")
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if screen.dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        size = {"width": screen.width, "height": 900, "deviceScaleFactor": 1, "mobile": screen.width < 600}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
         self._call("Page.navigate", url=page.as_uri())
         while not self._loaded:
             self._note(self._message())
         made = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in made, made["exceptionDetails"]
         self._seen.answer = made["result"].get("value")
+        if screen.picture is not None:
+            taken = self._call("Page.captureScreenshot", captureBeyondViewport=True)
+            screen.picture.write_bytes(base64.b64decode(taken["data"]))
         return self._seen
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:

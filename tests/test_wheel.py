@@ -54,7 +54,7 @@ def test_it_plans_in_a_bare_environment(version: str, wheel: Path, tmp_path: Pat
         pytest.skip(f"no python{version}")
     bare, alone = tmp_path / "bare" / "bin", {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run([python, "-m", "venv", tmp_path / "bare"], check=True)
-    subprocess.run([bare / "pip", "install", "--quiet", wheel], check=True, env=alone)
+    subprocess.run([bare / "pip", "install", "--quiet", f"{wheel}[report]"], check=True, env=alone)
     planned = ("plan", TRACE, *CLUSTER, "--slots-per-rank", "10", "--out", "placement.safetensors")
     advised = ("advise", TRACE, *CLUSTER, "--policy", "balanced", "--dispatch", "weighted", "--out", "eplb.yaml")
     shown = ("report", "--out", "report.html", "--trace", TRACE, "--placement", "placement.safetensors", *CLUSTER)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 MODELS = ("model_id", "tokenizer_id", "model_path")
+_TAIL = re.compile(r"(?:p(\d+)|median)_(ttft|tpot|itl|e2el)_ms")
 NOT_RESULTS = ".pytorch.json"  # vLLM can write the same figures once more under this name
 
 
@@ -46,7 +48,8 @@ class Run:
 
     settings: what must be equal in runs that are compared, as far as the record says it; figures: by the names of
     FIGURES, where reported; concurrency: bound on requests in flight, None = none; input_tokens, output_tokens: of all
-    requests; digest: of the whole record, by which a second copy of the file is told.
+    requests; digest: of the whole record, by which a second copy of the file is told; latencies: ms by metric and
+    percentile, all that are reported.
     """
 
     file: str
@@ -58,6 +61,7 @@ class Run:
     settings: Mapping[str, Value]
     figures: Mapping[str, float]
     digest: str
+    latencies: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
 def read_runs(path: str | os.PathLike[str]) -> list[Run]:
@@ -121,7 +125,17 @@ def _run(path: str, record: Any) -> Run:
         path, generator, concurrency, completed, _number(path, record, "total_input_tokens"),
         _number(path, record, "total_output_tokens"), settings, figures,
         hashlib.sha256(json.dumps(record, sort_keys=True).encode(errors="replace")).hexdigest(),
+        _latencies(path, record),
     )  # fmt: skip
+
+
+def _latencies(path: str, record: dict[str, Any]) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for key in sorted(record):
+        named = _TAIL.fullmatch(key)
+        if named and record[key] is not None:
+            found.setdefault(named[2], {})[int(named[1] or 50)] = _number(path, record, key)
+    return found
 
 
 def _generator(record: Any) -> Literal["vllm", "sglang"] | None:

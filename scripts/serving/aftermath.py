@@ -21,10 +21,19 @@ def leave_advice(out: Path, engine: str, say: Callable[[str], None]) -> None:
     (placement,) = sorted((out / "state").glob("*.placement.safetensors")) or [None]
     if window is None or placement is None:
         raise ServerError(f"the server kept no window or placement in {out / 'state'}")
-    title = ["--title", f"Demo on {engine}"]
-    _tool("report", "--out", out / "report.html", "--trace", window, "--placement", placement, *LAYOUT, *title)
     advice = _tool("advise", window, *LAYOUT, "--engine", engine, "--out", out / "eplb.yaml")
     _tool("config", "check", out / "eplb.yaml")
+    (out / "advice.json").write_text(_tool("advise", window, *LAYOUT, "--engine", engine, "--json"))
+    measured = [
+        "--bench",
+        out / "results.json",
+        "--log",
+        out / "affinity" / "server.log",
+        "--advice",
+        out / "advice.json",
+    ]
+    planned = ["--trace", window, "--placement", placement, *LAYOUT]
+    _tool("report", "--out", out / "report.html", "--title", f"Demo on {engine}", *planned, *measured)
     for line in advice.splitlines():
         if line.startswith(("now, without EPLB", "advice: ")):
             say(line)

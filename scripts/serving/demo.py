@@ -9,7 +9,6 @@ import platform
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from eplb_plugin.bench.load_generator import run_bench
 from eplb_plugin.bench.progress import Progress
 from eplb_plugin.bench.server import Server, ServerError
 from eplb_plugin.bench.vllm import RUNNER_V1
+from eplb_plugin.observe.demo_results import EQUAL, DemoArm, DemoResults
 
 from .aftermath import leave_advice
 from .greedy import PROMPTS, complete_all, largest_difference
@@ -120,34 +120,25 @@ def _metered(folder: Path, first: int) -> dict[str, Any]:
     }
 
 
-def show(run: Run, outcomes: list[Outcome], console: Console) -> None:
+def results_of(run: Run, outcomes: list[Outcome]) -> DemoResults:
     ranks = f"DP{run.layout.data_parallel}" if run.layout.data_parallel > 1 else f"TP{run.layout.tensor_parallel}"
     model = "4 MoE layers, 32 + 4 experts, top-4, fp32"
-    table = Table(title=f"{run.engine.title}: {model}, {ranks} + EP2 on 2 declared nodes, CPU")
-    table.add_column("")
-    for outcome in outcomes:
-        table.add_column(run.title(outcome.arm), justify="right")
+    return DemoResults(
+        engine=run.engine.name, title=f"{run.engine.title}: {model}, {ranks} + EP2 on 2 declared nodes, CPU",
+        prompts=len(PROMPTS), metrics=METRICS, percentiles=PERCENTILES, load=asdict(run.load), eplb=asdict(EPLB),
+        layout=asdict(run.layout), machine={"cpus": os.cpu_count(), "python": platform.python_version()},
+        arms=[DemoArm(title=run.title(outcome.arm), **asdict(outcome)) for outcome in outcomes],
+    )  # fmt: skip
 
-    def row(name: str, value: Callable[[Outcome], str]) -> None:
-        table.add_row(name, *(value(outcome) for outcome in outcomes))
 
-    def eplb_only(value: Callable[[Outcome], str]) -> Callable[[Outcome], str]:
-        return lambda outcome: "-" if outcome.arm == "none" else value(outcome)
-
-    row("cross-node copies / token (counted)", lambda one: f"{one.copies_per_token:.3f}")
-    row("balancedness, held-out steps", lambda one: f"{one.balancedness:.3f}")
-    row("rebalances", eplb_only(lambda one: str(one.rebalances)))
-    row("expert slots moved", eplb_only(lambda one: str(one.slots_moved)))
-    row(f"output equal to {run.title(outcomes[0].arm)}", lambda one: "reference" if one is outcomes[0] else _equal(one))
-    table.add_section()
-    for metric in METRICS:
-        names = [f"{metric}_p{share}" for share in PERCENTILES]
-        label = f"{metric.upper()} {' / '.join(f'P{share}' for share in PERCENTILES)}, ms"
-        row(label, lambda one, names=names: " / ".join(f"{one.figures[name]:.0f}" for name in names))
-    plain = next((one.figures["itl_p99"] for one in outcomes if one.arm == "none"), None)
-    if plain is not None:
-        row("ITL P99 with rebalances, times that without", lambda one: f"{one.figures['itl_p99'] / plain:.2f}")
-    row("output tokens / s", lambda one: f"{one.figures['output_tokens_per_second']:.0f}")
+def show(results: DemoResults, console: Console) -> None:
+    table = Table("", title=results.title)
+    for arm in results.arms:
+        table.add_column(arm.title, justify="right")
+    for part in results.table():
+        for name, cells in part:
+            table.add_row(name, *cells)
+        table.add_section()
     console.print(table)
     console.print(
         "Counted from the routing of real requests: copies, balancedness (each step is routed by a placement planned\n"
@@ -155,13 +146,6 @@ def show(run: Run, outcomes: list[Outcome], console: Console) -> None:
         "loopback: one short run on shared cores does not rank the arms by speed.",
         style="dim", highlight=False,
     )  # fmt: skip
-
-
-def _equal(outcome: Outcome) -> str:
-    difference = outcome.largest_logprob_difference
-    if difference == float("inf"):
-        return "NO"
-    return f"yes, {len(PROMPTS)} of {len(PROMPTS)} prompts"
 
 
 def main() -> int:
@@ -195,18 +179,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("scripts/demo: interrupted; all servers are stopped", file=sys.stderr)
         return 130
-    show(run, outcomes, progress.console)
+    made = results_of(run, outcomes)
+    show(made, progress.console)
     results = run.out / "results.json"
-    machine = {"cpus": os.cpu_count(), "python": platform.python_version()}
-    report = {
-        "engine": run.engine.name,
-        "load": asdict(run.load),
-        "eplb": asdict(EPLB),
-        "layout": asdict(run.layout),
-        "machine": machine,
-        "arms": [asdict(outcome) for outcome in outcomes],
-    }
-    results.write_text(json.dumps(report, indent=2) + "\n")
+    results.write_text(json.dumps(made.model_dump(mode="python"), indent=2, default=str) + "\n")
     progress.say(f"JSON: {results.relative_to(ROOT)}")
     if "affinity" in arms:
         try:
@@ -214,7 +190,7 @@ def main() -> int:
         except ServerError as error:
             print(f"scripts/demo: {error}", file=sys.stderr)
             return 1
-    return 0 if all(outcome.largest_logprob_difference < 1e-3 for outcome in outcomes) else 1
+    return 0 if all(outcome.largest_logprob_difference < EQUAL for outcome in outcomes) else 1
 
 
 def _prepare(run: Run, progress: Progress) -> None:

@@ -1,7 +1,9 @@
 """scripts/setup: what it refuses, and that it does nothing where nothing is to be done. The long way is run by CI."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,15 @@ def test_a_missing_torch_build_is_said_early_and_names_the_setting(build, engine
     assert "://" not in str(error.value)
     assert "absent-probe" in capsys.readouterr().err  # the log's tail
     assert not (build.ROOT / ".venv-toy" / ".complete").exists()
+
+
+def test_both_lists_have_what_the_report_needs():
+    """So that its tests are not skipped where an environment is made: plotly is an extra, and no engine brings it."""
+    root = SCRIPTS.parent
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for word in extras["report"]:
+        name = re.split("[<>=]", word)[0]
+        for engine in ("vllm", "sglang"):
+            folder = SCRIPTS / "environment"
+            assert name in (folder / f"{engine}.txt").read_text().splitlines()
+            assert f"\n{name}==" in (folder / f"{engine}.constraints.txt").read_text()

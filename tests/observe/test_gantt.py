@@ -12,7 +12,7 @@ import pytest
 
 from eplb_plugin import PluginError
 from eplb_plugin.observe.gantt import COLOURS, SimulatedLayer, gantt, read_simulated_layer, simulated_layer
-from eplb_plugin.observe.report import report
+from eplb_plugin.observe.report import Given, report
 from eplb_plugin.peo.cost import Traffic, even_shares
 from eplb_plugin.peo.presets import HARDWARE, MODELS
 from eplb_plugin.peo.schedule import make_schedule
@@ -54,9 +54,10 @@ def test_in_the_report_and_back_from_its_file(tmp_path: Path):
     (tmp_path / "layer.json").write_text(one.model_dump_json())
     again = read_simulated_layer(tmp_path / "layer.json")
     assert again == one
-    html = report("PEO", {}, {}, {}, simulated=[again])
+    html = report("PEO", Given(simulated=[again]))
     assert "Per-expert overlap: model, not measurement" in html
-    assert html == report("PEO", {}, {}, {}, simulated=[one])
+    assert html == report("PEO", Given(simulated=[one]))
+    assert "Plotly" not in html  # no other chart: no library
 
 
 def without(key: str) -> Callable[[dict[str, object]], object]:
