@@ -20,6 +20,8 @@ _COUNTERS = (
     "Tensor pairs_enabled, Tensor slots_enabled, Tensor real, int chunk"
 )
 _TABLES = "Tensor nodes, Tensor counts, Tensor copies, int held, int source, int num_nodes"
+Chooser = Callable[[torch.Tensor, Counters], torch.Tensor]  # ids: [T, k] -> [T, k] slots
+_choosers: dict[int, tuple[torch.Tensor, Chooser]] = {}  # by the address of the key
 
 
 def cover(ids: torch.Tensor, tables: LayerTables, counters: Counters) -> torch.Tensor:
@@ -37,6 +39,25 @@ def look_up(ids: torch.Tensor, rows: torch.Tensor, counters: Counters) -> torch.
 def record(ids: torch.Tensor, counters: Counters, phy2log: torch.Tensor) -> None:
     """`kernels.record` of slots, likewise."""
     torch.ops.eplb_plugin.record(ids, phy2log, *counters)
+
+
+def key_of(chooser: Chooser, device: torch.device) -> torch.Tensor:
+    """What `choose` knows it by, for good. A tensor, whose value a compiler does not look at: layers have graphs in
+    common, as they would not by number.
+    """
+    key = torch.empty(1, device=device)
+    _choosers[key.data_ptr()] = key, chooser
+    return key
+
+
+def choose(ids: torch.Tensor, key: torch.Tensor, counters: Counters) -> torch.Tensor:
+    """Likewise, by a function that may do on the host what no compiler can trace: branch, and ask other ranks."""
+    slots: torch.Tensor = torch.ops.eplb_plugin.choose(ids, key, *counters)
+    return slots
+
+
+def _choose(ids: torch.Tensor, key: torch.Tensor, *parts: object) -> torch.Tensor:
+    return _choosers[key.data_ptr()][1](ids, _counters(ids, parts))
 
 
 def _cover(ids: torch.Tensor, *parts: object) -> torch.Tensor:
@@ -77,4 +98,5 @@ def _define(name: str, parameters: str, result: str, run: Callable[..., object],
 
 _define("cover", f"Tensor ids, {_TABLES}", "Tensor", _cover, _slots)
 _define("look_up", "Tensor ids, Tensor rows_of_slots", "Tensor", _look_up, _slots)
+_define("choose", "Tensor ids, Tensor key", "Tensor", _choose, _slots)
 _define("record", "Tensor ids, Tensor phy2log", "()", _record, _nothing)

@@ -1,4 +1,5 @@
-"""What ranks tell each other of a step under `exact`: counts of their batches, one row per token-owner group.
+"""A layer's step under `exact`, and what ranks tell each other of it: counts of their batches, one row per token-owner
+group.
 
 It runs where the forward pass does, once a layer, on every rank or on none: also inside a captured graph, and with the
 dummy batches of ranks that are idle.
@@ -10,10 +11,15 @@ import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from ..dispatch.buffers import Counters
+from ..dispatch.exact.kernels import choose, count
+from ..dispatch.exact.tables import ExactLayer
+from ..migration.limits import Budget
 from ..migration.shuffle import EXIT_CODE
 
 logger = logging.getLogger("eplb_plugin")
@@ -53,3 +59,22 @@ class GroupExchange:
             logging.shutdown()
             os._exit(EXIT_CODE)
         return told if self._together == 1 else told[:: self._together].contiguous()
+
+
+def exchange_among(group: dist.ProcessGroup, owner_group_size: int, vote_seconds: float | None) -> Exchange:
+    """group: see GroupExchange; vote_seconds: the setting, how long a rank is waited for."""
+    if owner_group_size == dist.get_world_size(group):
+        return no_exchange
+    return GroupExchange(group, owner_group_size, vote_seconds or Budget.vote_seconds)
+
+
+class Exact(NamedTuple):
+    """How one layer evens large steps out. min_tokens: of the largest batch, from which a step is large."""
+
+    layer: ExactLayer
+    exchange: Exchange
+    min_tokens: int
+
+    def map(self, ids: torch.Tensor, counters: Counters) -> torch.Tensor:
+        """Of a large step, and so a collective where ranks exchange. -> [T, k] slots."""
+        return choose(ids, self.layer, self.exchange(count(ids, self.layer)), counters)

@@ -90,7 +90,7 @@ class PluginConfig(Section):
     migration: MigrationConfig = Field(MigrationConfig(), description="How experts are moved while the engine serves.")
     peo: PeoConfig | None = Field(None, description="Overlap communication and computation; left out: do not.")
     exact: ExactConfig | None = Field(
-        None, description="Even the ranks out in every large step (vLLM only); left out: on average alone."
+        None, description="Even the ranks out in every large step; left out: on average alone."
     )
     state_directory: Annotated[str, Field(min_length=1)] | None = Field(
         None,

@@ -12,10 +12,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from cover_passes import CPU
 from eplb_plugin import Placement, Plan, PluginError, Topology, route
+from eplb_plugin.dispatch import kernels
 from eplb_plugin.dispatch.buffers import Counters
 from eplb_plugin.dispatch.kernels import CoverTables
 from eplb_plugin.dispatch.rules import replica_weights
-from eplb_plugin.dispatch.torch_ops import cover, look_up, record
+from eplb_plugin.dispatch.torch_ops import Chooser, choose, cover, key_of, look_up, record
 from eplb_plugin.engines.device_tables import DispatchTables
 from eplb_plugin.recording.recorder import Recorder
 from recorded import counters as passed
@@ -70,6 +71,30 @@ def test_compiled_whole_it_maps_and_counts_as_ever() -> None:
     assert [part.data_ptr() for part in traced.passing(1)] == addresses
 
 
+def test_what_chooses_on_the_host_is_not_traced() -> None:
+    """It branches on sizes and counts; two graphs serve all layers, each of which is known by its key."""
+    tables, plain, traced = CoverTables(PLAN, [1], CPU), recorder(), recorder()
+
+    def chooser(layer: int) -> Chooser:
+        def run(rows: torch.Tensor, passed: Counters) -> torch.Tensor:
+            return kernels.cover(rows if len(rows) > 10 else rows.flip(0).contiguous(), tables.layer(layer), passed)
+
+        return run
+
+    keys = [key_of(chooser(layer), CPU) for layer in range(LAYERS)]
+    counting = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(choose, backend=counting, fullgraph=True, dynamic=True)
+    with torch.inference_mode():
+        for seed, (layer, tokens) in enumerate(product(range(LAYERS), (19, 11, 3))):
+            rows = ids(seed, tokens)
+            expected = route(rows.numpy() if tokens > 10 else rows.numpy()[::-1], 1, PLAN, layer)
+            np.testing.assert_array_equal(compiled(rows, keys[layer], counters(traced, layer)), expected)
+            chooser(layer)(rows, counters(plain, layer))
+    assert counting.frame_count <= 3
+    for layer in range(LAYERS):
+        assert all(map(torch.equal, plain.passing(layer), traced.passing(layer)))
+
+
 def test_rows_of_another_length_are_refused() -> None:
     """They would be counted beyond the end of the buffer."""
     narrow, refused = ids(0)[:, :2], "experts per token: found 2, expected 3; fix: serve without the plugin"
@@ -77,5 +102,7 @@ def test_rows_of_another_length_are_refused() -> None:
         cover(narrow, CoverTables(PLAN, [1], CPU).layer(0), counters(recorder()))
     with pytest.raises(PluginError, match=refused):
         look_up(narrow, DispatchTables(WEIGHTED, [1], CPU).rows[0], counters(recorder()))
+    with pytest.raises(PluginError, match=refused):
+        choose(narrow, key_of(lambda rows, passed: rows, CPU), counters(recorder()))
     with pytest.raises(PluginError, match=refused):
         record(narrow, counters(recorder()), torch.from_numpy(ROWS[0]))

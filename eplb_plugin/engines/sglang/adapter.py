@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sglang.srt.distributed.parallel_state import get_world_group
+from sglang.srt.distributed.parallel_state import get_moe_ep_group, get_world_group
 from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 from sglang.srt.runtime_context import get_disagg, get_exec
 
 from ...deployment import Deployment, Phase
+from ...dispatch.torch_ops import choose, key_of
 from ...errors import mismatch
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
@@ -28,8 +29,10 @@ from ...runtime.warm_start import earlier
 from ...settings.config import PluginConfig
 from ...topology import Topology
 from ..device_tables import DispatchTables, owners_of, refuse_unequal
+from ..exchange import Exact, exchange_among
 from .bounds import as_sglang_bounds, max_tokens
-from .moe_layers import inspect_layers
+from .exact import EvenedLayer
+from .moe_layers import inspect_layers, refuse_skipping
 from .mover import KEY, Mover
 from .recording import Mapped, PassRecording
 from .support import Layout
@@ -52,6 +55,7 @@ class Adapter:
         self._manager: Any = None
         self._recording: PassRecording | None = None
         self._tables: DispatchTables | None = None
+        self._evened: list[torch.Tensor] = []  # of every row under `exact`, see `Mapped.evened`
         self._resplitting: ResplitLoop | None = None
         self._mover: Mover | None = None
         self._mapped: dict[tuple[int, int, int], Mapped] = {}  # by row, micro-batch, and whether SGLang disables
@@ -115,6 +119,7 @@ class Adapter:
         if entry.dispatch in WEIGHED:
             self._tables = self._new_tables(entry)
             entry.table_bytes = self._tables.nbytes()
+            self._evened = self._new_evened(self._tables, entry, model)
         self._mover = Mover(model, entry, self.rebalancer, self._tables)
         self.rebalancer.add(KEY, entry, planning_rank=world.rank_in_group == 0)
         self.rebalancer.recall(KEY, self._earlier.window)
@@ -128,9 +133,25 @@ class Adapter:
         placed = metadata.physical_to_logical_map_cpu.numpy()[entry.layer_ids].astype(np.int32)
         owners = owners_of(world.rank_in_group, entry.owner_group_size)
         in_force = entry.in_force(Placement(placed, np.array(entry.layer_ids, np.int32)))
-        tables = DispatchTables(in_force, owners, metadata.physical_to_logical_map.device)
+        tolerance = None if self.config.exact is None else self.config.exact.tolerance
+        tables = DispatchTables(in_force, owners, metadata.physical_to_logical_map.device, tolerance)
         refuse_unequal(tables, world.cpu_group)
         return tables
+
+    def _new_evened(self, tables: DispatchTables, entry: ModelEntry, model: Any) -> list[torch.Tensor]:
+        """Collective: the group's first exchange takes its memory now."""
+        if tables.exact is None or self.config.exact is None:
+            return []
+        if self.layout.attention_dp:
+            refuse_skipping(model)
+        size, device = entry.owner_group_size, tables.rows.device
+        exchange = exchange_among(get_moe_ep_group().device_group, size, self.config.migration.vote_seconds)
+        exchange(torch.zeros(tables.exact.payload, dtype=torch.int32, device=device))
+        keys = []
+        for row in range(len(entry.layer_ids)):
+            exact = Exact(tables.exact.layer(row), exchange, self.config.exact.min_tokens)
+            keys.append(key_of(EvenedLayer(exact, tables.layer(row), shared=size > 1), device))
+        return keys
 
     def tables_of(self, layer_id: int) -> Mapped | None:
         """Inside the forward pass: what maps the next ids of a decoder layer; None where another rule chooses."""
@@ -140,9 +161,17 @@ class Adapter:
         counters = self._recording.counters(row, get_global_expert_distribution_recorder())
         key = row, counters.rows.data_ptr(), counters.enabled.data_ptr()
         if key not in self._mapped:
-            self._mapped[key] = Mapped(self._tables.layer(row), counters)
+            evened = self._evened[row] if self._evened else None
+            self._mapped[key] = Mapped(self._tables.layer(row), counters, evened)
         self._mapped[key].counters = counters
         return self._mapped[key]
+
+    def route_nothing(self, layer_id: int) -> None:
+        """Inside the forward pass of a rank without tokens: of a large step it must know as the others do."""
+        own = self.tables_of(layer_id) if self._evened else None
+        if own is not None and own.evened is not None:
+            rows = own.counters.rows
+            choose(torch.empty((0, rows.shape[1]), dtype=torch.int32, device=rows.device), own.evened, own.counters)
 
     def _entry(self, layer_ids: list[int]) -> ModelEntry:
         return ModelEntry(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
@@ -48,3 +51,24 @@ def inspect_layers(model: Any, num_slots: int) -> MoeLayers:
         found = f"top-k {sorted(set(top_k_of.values()))}" if top_k_of else "no router of SGLang's"
         raise mismatch("MoE layers", found=found, expected="one top-k for all layers", fix=_USE_VANILLA)
     return MoeLayers(sorted(top_k_of), next(iter(top_k_of.values())))
+
+
+def refuse_skipping(model: Any) -> None:
+    """Raises PluginError for a model of which a rank without tokens may leave a MoE layer out, when others exchange
+    counts in it. Code that does not says so to its router.
+    """
+    for name, block in model.named_modules():
+        routers = [one for one in block.children() if isinstance(one, (TopK, HashTopK)) and not one.is_draft]
+        if routers and not any(_EMPTY in code.co_names for code in _codes(type(block))):
+            found, expected = f"{type(block).__name__} ({name})", f"a model whose layers ask for {_EMPTY} on idle ranks"
+            raise mismatch("exact", found=found, expected=expected, fix="exact: null")
+
+
+_EMPTY = "empty_topk_output"
+
+
+def _codes(kind: type) -> Iterator[Any]:
+    for base in kind.__mro__:
+        for held in vars(base).values():
+            if isinstance(function := inspect.unwrap(held) if callable(held) else held, FunctionType):
+                yield function.__code__

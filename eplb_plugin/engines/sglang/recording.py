@@ -22,12 +22,13 @@ from ...recording.recorder import Recorder
 
 @dataclass
 class Mapped:
-    """Of a layer and micro-batch. tables: rows [E, entries] under `weighted`; counters: for the next ids; info: what
-    SGLang's router is handed, once it was made.
+    """Of a layer and micro-batch. tables: rows [E, entries] under `weighted`; counters: for the next ids; evened: the
+    key of what maps them under `exact`; info: what SGLang's router is handed, once it was made.
     """
 
     tables: torch.Tensor | LayerTables
     counters: Counters
+    evened: torch.Tensor | None = None
     info: Any = None
 
 

@@ -24,6 +24,7 @@ class Layout:
     all_to_all: backend that sends tokens to experts; "none" = every rank routes every token.
     weight_cache: who owns the memory of the weights; "off" = this process.
     local_control: ranks handle a request to load weights at passes of their own.
+    together: passes, or halves of one, that run at the same time; prefill_graphs: of captured prompts.
     """
 
     enable_eplb: bool
@@ -40,6 +41,8 @@ class Layout:
     lora: bool
     weight_cache: str
     local_control: bool
+    together: bool
+    prefill_graphs: bool | None
 
     @classmethod
     def requested(cls, args: argparse.Namespace) -> Layout:
@@ -59,12 +62,14 @@ class Layout:
             lora=bool(args.enable_lora or args.lora_paths),
             weight_cache=args.weight_cache_mode,
             local_control=args.enable_dp_attention_local_control_broadcast,
+            together=args.enable_two_batch_overlap or args.enable_pdmux,
+            prefill_graphs=None,
         )
 
     @classmethod
     def resolved(cls) -> Layout:
         """In a scheduler process, from SGLang's published configuration."""
-        from sglang.srt.runtime_context import get_exec, get_lora, get_model, get_parallel
+        from sglang.srt.runtime_context import get_disagg, get_exec, get_lora, get_model, get_parallel
 
         moe, parallel = get_exec().moe, get_parallel()
         return cls(
@@ -82,6 +87,8 @@ class Layout:
             lora=bool(get_lora().enable_lora or get_lora().lora_paths),
             weight_cache=get_model().weight_cache_mode,
             local_control=parallel.enable_dp_attention_local_control_broadcast,
+            together=get_exec().overlap.enable_two_batch_overlap or get_disagg().enable_pdmux,
+            prefill_graphs=get_exec().graph.cuda_graph_config.prefill.backend != "disabled",
         )
 
     @property
@@ -135,8 +142,22 @@ def refuse_unsuited(config: PluginConfig | None, layout: Layout) -> None:
     if config is None:
         return
     if config.exact is not None:
-        raise mismatch("exact", found="a section", expected="none: vLLM only", fix="exact: null")
+        _refuse_exact(config, layout)
     if layout.dispatch:  # else SGLang has not chosen yet
         config.dispatch_among(layout.rules)
     if layout.ep_size is not None:
         config.topology_for(layout.ep_size, slots_per_rank=1, hosts=["not known yet"] * layout.ep_size)
+
+
+def _refuse_exact(config: PluginConfig, layout: Layout) -> None:
+    if config.dispatch_among(DISPATCH) not in WEIGHED:
+        expected, fix = f"auto or one of {', '.join(WEIGHED)} for exact: SGLang maps the rest", "exact: null"
+        raise mismatch("dispatch", found=config.dispatch, expected=expected, fix=fix)
+    if layout.together:
+        expected = "one pass at a time for exact: two would exchange their counts in an order of their own"
+        fix = "remove --enable-two-batch-overlap and --enable-pdmux, or exact: null"
+        raise mismatch("batches", found="two at once", expected=expected, fix=fix)
+    if layout.prefill_graphs and layout.all_to_all != "none":
+        expected = "none for exact with an all-to-all: a rank may replay one while another runs its prompt without"
+        fix = "add --cuda-graph-backend-prefill disabled, or exact: null"
+        raise mismatch("graphs of prompts", found="captured", expected=expected, fix=fix)

@@ -12,7 +12,6 @@ from vllm.config.utils import compute_hash_cached
 from vllm.distributed.parallel_state import get_ep_group, get_eplb_group
 
 from ...deployment import Phase
-from ...migration.limits import Budget
 from ...migration.unmoved import refuse_unequal_values
 from ...observe.metrics import metrics
 from ...placement import Placement
@@ -22,10 +21,10 @@ from ...runtime.model_entry import ModelEntry
 from ...runtime.rebalancer import Rebalancer
 from ...runtime.resplit_loop import ResplitLoop
 from ..device_tables import owners_of, refuse_unequal
-from ..exchange import Exchange, GroupExchange, no_exchange
+from ..exchange import Exact, exchange_among
 from ..startup_agreement import agree_on_settings
 from .communicator import row_carrier
-from .dispatch_hook import Exact, MappedLayer, hook_by_name, register
+from .dispatch_hook import MappedLayer, hook_by_name, register
 from .moe_layers import inspect_layers, left_behind, movable
 from .state import before_sleep, get_active
 from .support import DISPATCH
@@ -85,7 +84,7 @@ class Adapter:
         plan = entry.in_force(placed)
         owners, exact = owners_of(group.rank_in_group, layers.owner_group_size), None if draft else self.config.exact
         tables = Tables(plan, owners, model_state, exact.tolerance if exact else None)
-        exchange = self._exchange(layers.owner_group_size)
+        exchange = exchange_among(group.device_group, layers.owner_group_size, self.config.migration.vote_seconds)
         if entry.recorder is not None:
             for index, state in enumerate(layers.states):
                 cover = None if tables.cover is None else tables.cover.layer(index)
@@ -100,13 +99,6 @@ class Adapter:
         refuse_unequal(tables, get_eplb_group().cpu_group)
         if self.rebalancer.renews(entry):
             self._resplitting[key] = ResplitLoop(self.rebalancer, key, get_eplb_group().cpu_group, tables.stage)
-
-    def _exchange(self, owner_group_size: int) -> Exchange:
-        group = get_ep_group()
-        if owner_group_size == group.world_size:
-            return no_exchange
-        patience = self.config.migration.vote_seconds or Budget.vote_seconds
-        return GroupExchange(group.device_group, owner_group_size, patience)
 
     def _recorder(self, model: Any, top_k: int) -> Recorder:
         recorder = Recorder(

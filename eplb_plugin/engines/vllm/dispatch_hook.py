@@ -7,31 +7,20 @@ address of its replica map, which never changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from vllm.forward_context import get_forward_context, is_forward_context_available
 from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
 from ...dispatch.buffers import Counters, LayerTables
-from ...dispatch.exact.kernels import choose, count
-from ...dispatch.exact.tables import ExactLayer
 from ...dispatch.kernels import cover, record
 from ...recording.recorder import Recorder
 from .. import hooks
-from ..exchange import Exchange
+from ..exchange import Exact
 from ..hooks import Hook
 from .compat import MAPS, maps_by_name
 
 Mapping = Callable[..., torch.Tensor]
-
-
-class Exact(NamedTuple):
-    """How one layer evens large steps out. min_tokens: of the largest batch, from which a step is large."""
-
-    layer: ExactLayer
-    exchange: Exchange
-    min_tokens: int
 
 
 class MappedLayer:
@@ -58,8 +47,7 @@ class MappedLayer:
         switches = recorder.counting, recorder.counting_pairs, enabled
         counters = Counters(*passing, load, *switches, tokens, self.chunk)
         if self.exact is not None and largest_batch(ids) >= self.exact.min_tokens:
-            layer, exchange, _ = self.exact
-            return choose(ids, layer, exchange(count(ids, layer)), counters)
+            return self.exact.map(ids, counters)
         if self.tables is not None:
             return cover(ids, self.tables, counters)
         record(ids, counters)

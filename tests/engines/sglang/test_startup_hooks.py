@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from eplb_plugin.engines import hooks
 from eplb_plugin.engines.settings import ENVIRONMENT, from_environment
@@ -116,14 +115,9 @@ def test_another_node_may_wait_for_the_settings(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_command_in_a_shipped_file_is_accepted(path: Path, launch: Launch, write: Callable[..., str]) -> None:
-    """SGLang's own parser reads it, and the plugin's checks of it pass; a file without commands goes with any, but for
-    the section that it says to remove with SGLang."""
+def test_the_command_in_a_shipped_file_is_accepted(path: Path, launch: Launch) -> None:
+    """SGLang's own parser reads it, and the plugin's checks of it pass; a file without commands goes with any."""
     written = commands(path)
-    settings = yaml.safe_load(path.read_text())
-    if settings.pop("exact", None) is not None:
-        assert "with SGLang, remove it" in path.read_text()
-        path = Path(write(yaml.safe_dump(settings), path.name))
     found = [one.words for one in written if one.engine == "sglang"]
     for words in found or [["--tp-size", "32", *AFFINITY[:3], "--eplb-plugin-config", str(path)]] * (not written):
         assert launch(*words).eplb_algorithm == "affinity"
@@ -151,6 +145,11 @@ REFUSED = [
         "dispatch: hash",
         [*AFFINITY, "--ep-dispatch-algorithm", "static"],
         "dispatch: found hash, expected auto or one of weighted, cover, nea",
+    ),
+    (
+        "exact: {}",
+        [*AFFINITY, "--enable-two-batch-overlap"],
+        "batches: found two at once, expected one pass at",
     ),
     ("topology: {nodes: 3}", AFFINITY, "topology: found nodes=3 × ranks_per_node=1, expected a product of 4 "),
     ("polcy: x", AFFINITY, "{path}: polcy: found unknown key, expected one of "),

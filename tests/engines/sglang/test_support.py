@@ -14,7 +14,7 @@ from eplb_plugin.settings.config import PluginConfig, parse_config
 RESOLVED = Layout(
     enable_eplb=True, algorithm="affinity", tp_size=8, pp_size=1, ep_size=8, attention_dp=False, context_parallel=False,
     all_to_all="none", dispatch="dynamic", recorder_mode="stat", elastic=None, lora=False,
-    weight_cache="off", local_control=False,
+    weight_cache="off", local_control=False, together=False, prefill_graphs=False,
 )  # fmt: skip
 DEEPEP = replace(RESOLVED, all_to_all="deepep", dispatch="static")
 
@@ -67,7 +67,10 @@ def test_refused(changes: dict[str, Any], line: str) -> None:
     ("settings", "line"),
     [
         ({"dispatch": "nearest"}, "dispatch: found nearest, expected auto or one of weighted, cover, hash, which"),
-        ({"exact": {}}, "exact: found a section, expected none: vLLM only; fix: exact: null"),
+        (
+            {"exact": {}, "dispatch": "hash"},
+            "dispatch: found hash, expected auto or one of weighted, cover for",
+        ),
         ({"topology": {"nodes": 3}}, "topology: found nodes=3"),
         ({"topology": {"node_of_rank": [0, 1]}}, "topology.node_of_rank: found 2 ranks, expected 8"),
     ],
@@ -76,3 +79,29 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], line: st
     """Another rule than SGLang's, and nodes that are not those of the EP group."""
     with pytest.raises(PluginError, match=line):
         refuse_unsuited(parse_config(settings, ""), RESOLVED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"together": True}, "batches: found two at once, expected one pass at a time for exact"),
+        (
+            {"prefill_graphs": True, "all_to_all": "deepep"},
+            "graphs of prompts: found captured, expected none for",
+        ),
+        ({"prefill_graphs": True, "all_to_all": "deepep", "attention_dp": True}, "graphs of prompts: found captured, "),
+    ],
+)
+def test_what_exact_does_not_fit(changes: dict[str, Any], line: str) -> None:
+    """Passes that would exchange counts in an order of their own, and ranks that might not decide alike."""
+    layout = replace(RESOLVED, **changes)
+    refuse_unsuited(PluginConfig(), layout)
+    with pytest.raises(PluginError, match=line):
+        refuse_unsuited(parse_config({"exact": {}}, ""), layout)
+
+
+@pytest.mark.parametrize("changes", [{"prefill_graphs": True}, {"prefill_graphs": None, "all_to_all": None}])
+def test_exact_where_every_rank_routes_every_token(changes: dict[str, Any]) -> None:
+    """Also with graphs of prompts, which all ranks replay alike; a launcher does not know yet."""
+    for rule in ("auto", "weighted", "cover"):
+        refuse_unsuited(parse_config({"exact": {}, "dispatch": rule}, ""), replace(RESOLVED, **changes))

@@ -73,10 +73,10 @@ def test_single_steps_are_added_up_over_ranks_also_where_one_is_idle() -> None:
 def even_out(use_async: bool) -> tuple[int, int]:
     """Large steps and small ones in turn, over many moves; how many layers were evened out, and how many were not."""
     from engines.vllm.eplb_models import TOKENS, Engine
-    from eplb_plugin.engines.vllm import dispatch_hook
+    from eplb_plugin.engines import exchange
 
     engine = Engine(use_async, dispatch="cover", exact={"min_tokens": TOKENS})
-    choose, topology, evened, layers = dispatch_hook.choose, engine.adapter.rebalancer.entries["target"].topology, 0, 0
+    choose, topology, evened, layers = exchange.choose, engine.adapter.rebalancer.entries["target"].topology, 0, 0
 
     def checked(ids: Any, layer: Any, gathered: Any, counters: Any) -> Any:
         nonlocal evened
@@ -89,7 +89,7 @@ def even_out(use_async: bool) -> tuple[int, int]:
         evened += 1
         return found
 
-    dispatch_hook.choose, maps = checked, set()
+    exchange.choose, maps = checked, set()
     while len(maps) < 12:
         assert engine.steps < 3000
         engine.step(TOKENS if engine.steps % 3 else TOKENS - 1)

@@ -19,8 +19,9 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
 from eplb_plugin import Placement, Plan, PluginError, Topology, route, route_step
 from eplb_plugin.engines import hooks
+from eplb_plugin.engines.exchange import Exact
 from eplb_plugin.engines.vllm import dispatch_hook
-from eplb_plugin.engines.vllm.dispatch_hook import ROUTER, Exact, MappedLayer, largest_batch, register
+from eplb_plugin.engines.vllm.dispatch_hook import ROUTER, MappedLayer, largest_batch, register
 from eplb_plugin.engines.vllm.moe_layers import inspect_layers, left_behind, movable
 from eplb_plugin.engines.vllm.tables import Tables
 from eplb_plugin.recording.recorder import Recorder

@@ -1,7 +1,8 @@
 """Faults for tests on a real server: an SGLang plugin of its own, found through PYTHONPATH, steered by a control file.
 
 EPLB_FAULTS names the file; the words in it are read each time a fault could strike:
-planner = the planner raises; row = a row that rank 1 sends is damaged after it was sealed.
+planner = the planner raises; row = a row that rank 1 sends is damaged after it was sealed. EPLB_EXACT names a folder
+for `eplb_exact.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import eplb_exact
 import eplb_triton
 from eplb_fault_switch import CONTROL, failing, wanted
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -22,10 +24,14 @@ def register() -> None:
 
 
 def _install(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    import torch.distributed as dist
+
+    from eplb_plugin.engines.sglang.exact import EvenedLayer
     from eplb_plugin.migration import transfer
     from eplb_plugin.runtime import proposal
 
     eplb_triton.install()
+    eplb_exact.install(EvenedLayer, dist.get_rank)
     proposal.plan_for = failing(proposal.plan_for)
     transfer.seal = _damaging(transfer.seal)
     return original(*args, **kwargs)

@@ -36,7 +36,11 @@ def register() -> None:
     @functools.wraps(original)
     def init_device(self: Any) -> Any:
         # not before: vLLM on CPU cannot set itself up once numba, which the planner needs, is imported
+        import eplb_exact
+        from vllm.distributed.parallel_state import get_ep_group
+
         from eplb_plugin.engines import device_tables
+        from eplb_plugin.engines.vllm import dispatch_hook
         from eplb_plugin.migration.transfer import Transfer
         from eplb_plugin.runtime import agreement, proposal
 
@@ -45,10 +49,7 @@ def register() -> None:
             import eplb_proofs
 
             eplb_proofs.install(Path(os.environ["EPLB_PROOFS"]))
-        if "EPLB_EXACT" in os.environ:
-            import eplb_exact
-
-            eplb_exact.install(Path(os.environ["EPLB_EXACT"]))
+        eplb_exact.install(dispatch_hook.MappedLayer, lambda: get_ep_group().rank_in_group)
         eplb_triton.install()
         proposal.plan_for = failing(proposal.plan_for)
         agreement.broadcast = _damaging(agreement.broadcast)
