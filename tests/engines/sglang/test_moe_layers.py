@@ -14,7 +14,7 @@ from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.hash_topk import HashTopK
 from sglang.srt.layers.moe.topk import TopK, TopKConfig, TopKOutputFormat
 
-from eplb_plugin.engines.sglang.moe_layers import inspect_layers
+from eplb_plugin.engines.sglang.moe_layers import inspect_layers, refuse_skipping
 from eplb_plugin.errors import PluginError
 from shipped_configs import ARCHITECTURES, CONFIGS, commands
 
@@ -76,6 +76,24 @@ def test_a_model_that_ignores_redundant_experts_refused() -> None:
     """SGLang's maps would name slots that its layers do not have."""
     with pytest.raises(PluginError, match="layer 3: found 32 slots, expected 36; fix: --ep-num-redundant-experts 0"):
         inspect_layers(model(router(3), experts(3, 32)), SLOTS)
+
+
+def block(module: str, kind: str, draft: bool = False) -> torch.nn.Module:
+    """A layer of SGLang's own code, with its router alone."""
+    found = getattr(importlib.import_module(f"sglang.srt.models.{module}"), kind)
+    made = found.__new__(found)
+    torch.nn.Module.__init__(made)
+    made.topk = router(3, draft=draft)
+    return made
+
+
+def test_layers_that_an_idle_rank_may_leave_out_refused() -> None:
+    """Where ranks exchange counts: gpt-oss's do not ask their router for an empty output, Qwen3-MoE's do; drafts are
+    not mapped."""
+    refuse_skipping(model(block("qwen3_moe", "Qwen3MoeSparseMoeBlock"), block("gpt_oss", "GptOssSparseMoeBlock", True)))
+    line = r"exact: found GptOssSparseMoeBlock \(1.1\), expected layers that ask for empty_topk_output on idle ranks"
+    with pytest.raises(PluginError, match=line):
+        refuse_skipping(model(block("qwen3_moe", "Qwen3MoeSparseMoeBlock"), block("gpt_oss", "GptOssSparseMoeBlock")))
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES])
