@@ -29,6 +29,7 @@ def register() -> None:
     from vllm.logger import init_logger
     from vllm.v1.executor.ray_utils import ray_is_available
 
+    from .. import interpreter
     from . import (
         accelerator,
         collectives,
@@ -45,7 +46,7 @@ def register() -> None:
     )
 
     parts = [config_check, scheduling, queues, collectives, accelerator, memory_nodes]
-    parts += [routing, experts, model_runner, profiling]
+    parts += [routing, experts, model_runner, profiling, interpreter]
     if ray_is_available():
         from . import ray_ranks
 
