@@ -89,7 +89,9 @@ def measure(traffic: Traffic, policy: Any, rule: Any, options: PlanOptions, draw
 
 def compare(traffic: Traffic, quick: bool, draws: int) -> list[dict[str, Any]]:
     """Vanilla first: the engines' placement under their own dispatch."""
-    rows = [{"policy": "deepseek", "rule": "hash", **measure(traffic, "deepseek", "hash", PlanOptions(), draws)}]
+    rows: list[dict[str, Any]] = [
+        {"policy": "deepseek", "rule": "hash", **measure(traffic, "deepseek", "hash", PlanOptions(), draws)}
+    ]
     for rule in RULES:
         settings = [(tolerance, INGRESS[0]) for tolerance in BALANCE] + [(BALANCE[0], INGRESS[1])]
         for balance, ingress in settings[:1] if quick else settings:

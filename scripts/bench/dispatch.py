@@ -46,7 +46,7 @@ def planned(rule: Any, router: ClusteredRouter, layers: int) -> Plan:
     made = plan(statistics, TOPOLOGY, policy="affinity", dispatch=rule)
     rows = np.arange(layers) % router.num_layers
     weights = {name: getattr(made, name) for name in ("source_weights", "cover_weights")}
-    chosen = {name: part if part is None else part[..., rows, :] for name, part in weights.items()}
+    chosen: dict[str, Any] = {name: part if part is None else part[..., rows, :] for name, part in weights.items()}
     placement = type(made.placement)(made.placement.phy2log[rows])
     return Plan(placement, TOPOLOGY, rule, made.replica_weights[rows], 0.0, **chosen)
 
@@ -56,7 +56,7 @@ def table_row(made: Plan, times: int) -> Row:
     layers = range(made.placement.num_layers)
 
     def fill() -> list[np.ndarray]:
-        parts = [*hashed_maps(made, [0])]
+        parts: list[Any] = [*hashed_maps(made, [0])]
         return [*parts, *cover_maps(made, layers)] if made.dispatch == "cover" else parts
 
     size = sum(part.nbytes for part in fill())
@@ -71,7 +71,7 @@ def passes(made: Plan, ids: torch.Tensor) -> tuple[Callable[[], None], Callable[
     enabled, off, real = torch.tensor(True), torch.tensor(False), torch.tensor(len(ids), dtype=torch.int32)
     load = torch.zeros(PASSED, TOPOLOGY.num_slots, dtype=torch.int32)
     recorder = Recorder(PASSED, EXPERTS, TOP_K, len(ids), 256, torch.device("cpu"))
-    counters = [Counters(*recorder.passing(layer), load[layer], *[enabled] * 3, real, 0) for layer in layers]
+    counters = [Counters(*recorder.passing(layer), load[layer], enabled, enabled, enabled, real, 0) for layer in layers]
     rows, counts = (torch.from_numpy(part) for part in hashed_maps(made, [0], layers))
     if covers:
         held = CoverTables(made, [0], torch.device("cpu"))

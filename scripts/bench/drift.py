@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -34,7 +34,7 @@ RULES = ("hash", "weighted", "cover")
 class Seen(NamedTuple):
     """What an arm may plan from: the window's number, all windows until now, its own last plan."""
 
-    index: int
+    number: int
     windows: list[RoutingStatistics]
     last: Plan | None
 
@@ -42,14 +42,14 @@ class Seen(NamedTuple):
 Arm = Callable[..., Plan]
 
 
-def solve(statistics: RoutingStatistics, rule: str, previous: Plan | None = None, **options) -> Plan:
+def solve(statistics: RoutingStatistics, rule: Any, previous: Plan | None = None, **options: Any) -> Plan:
     return plan(statistics, TOPOLOGY, dispatch=rule, previous=previous, options=PlanOptions(**options))
 
 
 def warm(share: float) -> Arm:
     """Never more than `share` of all slots."""
 
-    def planned(seen: Seen, rule: str, **options) -> Plan:
+    def planned(seen: Seen, rule: str, **options: Any) -> Plan:
         window = seen.windows[-1]
         total = int(share * TOPOLOGY.num_slots * window.num_layers)
         return solve(window, rule, seen.last, max_moved_slots_total=total, **options)
@@ -64,7 +64,7 @@ def with_forecast(seen: Seen, rule: str) -> Plan:
 
 def now_and_then(seen: Seen, rule: str) -> Plan:
     """A repair every third window, new weights in between."""
-    if seen.last is None or seen.index % 3 == 0:
+    if seen.last is None or seen.number % 3 == 0:
         return warm(0.1)(seen, rule)
     return resplit(seen.last, seen.windows[-1])
 
@@ -95,7 +95,7 @@ def traffic(layers: int, windows: int, drift: float) -> list[np.ndarray]:
     return [router.drifted(drift * t / (windows - 1)).window(TOKENS, t) for t in range(windows)]
 
 
-def run_chain(arm: Arm, rule: str, tokens: list[np.ndarray], windows: list[RoutingStatistics]) -> list[dict]:
+def run_chain(arm: Arm, rule: str, tokens: list[np.ndarray], windows: list[RoutingStatistics]) -> list[dict[str, Any]]:
     """A row of figures for every window but the last, on which only is judged."""
     source = np.random.default_rng(0).integers(0, TOPOLOGY.num_ranks, TOKENS)
     rows, last = [], None
@@ -118,7 +118,7 @@ def run_chain(arm: Arm, rule: str, tokens: list[np.ndarray], windows: list[Routi
     return rows
 
 
-def chains(layers: int, count: int, drift: float, rules: list[str]) -> list[dict]:
+def chains(layers: int, count: int, drift: float, rules: list[str]) -> list[dict[str, Any]]:
     tokens = traffic(layers, count, drift)
     windows = [RoutingStatistics.from_topk(rows, EXPERTS) for rows in tokens]
     results = []
@@ -136,7 +136,7 @@ def _first_layer(window: RoutingStatistics) -> RoutingStatistics:
     return RoutingStatistics(window.load[:1], window.coactivation[:1], window.sample[:1], window.num_tokens[:1])
 
 
-def noise(layers: int, seeds: int) -> list[dict]:
+def noise(layers: int, seeds: int) -> list[dict[str, Any]]:
     """What weights can do against ±15 % noise; balance as planned from the judged window's loads."""
     found: dict[tuple[str, str, str], list[float]] = {}
     for seed in range(seeds):
@@ -165,7 +165,7 @@ def noise(layers: int, seeds: int) -> list[dict]:
     ]
 
 
-def show(results: dict) -> None:
+def show(results: dict[str, Any]) -> None:
     console = Console(width=150)
     for rule in dict.fromkeys(row["rule"] for row in results["chains"]):
         table = Table(
@@ -178,7 +178,7 @@ def show(results: dict) -> None:
             windows = row["windows"]
             late = windows[-max(len(windows) // 3, 1) :]
 
-            def mean(name: str, part: list[dict]) -> float:
+            def mean(name: str, part: list[dict[str, Any]]) -> float:
                 return float(np.mean([figures[name] for figures in part]))
 
             late_full = mean("copies", full[-len(late) :])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -58,7 +59,7 @@ def measure(layers: int, tokens: int, repeats: int) -> list[dict[str, Any]]:
         for effort in EFFORTS:
             options = PlanOptions(effort=effort)
 
-            def full(rule: str = rule, options: PlanOptions = options) -> Plan:
+            def full(rule: Any = rule, options: PlanOptions = options) -> Plan:
                 return plan(seen, TOPOLOGY, dispatch=rule, options=options)
 
             solved[effort], row = timed("full", rule, effort, unseen, full)
@@ -69,13 +70,13 @@ def measure(layers: int, tokens: int, repeats: int) -> list[dict[str, Any]]:
         for effort in EFFORTS:
             options = PlanOptions(effort=effort, max_moved_slots=BUDGET)
 
-            def repair(rule: str = rule, options: PlanOptions = options, old: Plan = old) -> Plan:
+            def repair(rule: Any = rule, options: PlanOptions = options, old: Plan = old) -> Plan:
                 return plan(newer, TOPOLOGY, dispatch=rule, previous=old, options=options)
 
             rows.append(timed("repair", rule, effort, newest, repair)[1])
         if rule != "hash":  # which has no weights
             loads = RoutingStatistics(newer.load)
-            rows.append(timed("re-split", rule, "", newest, lambda old=old, loads=loads: resplit(old, loads))[1])
+            rows.append(timed("re-split", rule, "", newest, partial(resplit, old, loads))[1])
     return rows
 
 

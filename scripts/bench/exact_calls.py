@@ -6,6 +6,7 @@ Beside it, where SGLang is installed, its LPLB on the same placement and step: b
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def _row(shape: tuple[int, Topology], rule: Any, layers: int, top_k: int, times:
     if has_lplb():
         total = torch.bincount(torch.cat(ids).flatten(), minlength=experts).float()
         calls["lplb_reference_ms"] = lambda: solver.probabilities(total)
-    taken = {name: milliseconds(lambda call=call: repeated(call), times) / TIMES for name, call in calls.items()}
+    taken = {name: milliseconds(partial(repeated, call), times) / TIMES for name, call in calls.items()}
     # maps are a layer's, work is a model's: the two sizes are apart
     maps, work = sum(part.nbytes for part in layer.maps), sum(part.nbytes for part in layer.work)
     return {

@@ -9,9 +9,11 @@ The ways that lost live here only; `eplb_plugin.forecast` is the one that won.
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +21,8 @@ from eplb_plugin import RoutingStatistics, Topology, forecast, plan
 from eplb_plugin.planning.score import balancedness, expected_rank_load
 
 from .output import output_parser, put_out
+
+Counts = NDArray[Any]
 
 LAYERS, EXPERTS, WINDOWS = 58, 256, 8
 SPREAD, NOISE = 0.36, 0.15  # log-normal sigmas: between experts, and of one expert from window to window
@@ -51,47 +55,47 @@ def draw(kind: str, per_expert: int, seed: int) -> Drawn:
     return Drawn(counts[:-1], counts[-1], rate[-1])
 
 
-def last(seen):
+def last(seen: Counts) -> Counts:
     return seen[-1]
 
 
-def mean(seen):
+def mean(seen: Counts) -> Counts:
     return seen.mean(axis=0)
 
 
-def ewma(seen, gain):
+def ewma(seen: Counts, gain: float) -> Counts:
     weights = (1 - gain) ** np.arange(len(seen))[::-1]
     return np.tensordot(weights / weights.sum(), seen, axes=1)
 
 
-def fitted_ewma(seen):
+def fitted_ewma(seen: Counts) -> Counts:
     """The gain that would have predicted the seen windows best."""
 
-    def error(gain):
+    def error(gain: float) -> float:
         return sum(((ewma(seen[:t], gain) ** 0.5 - seen[t] ** 0.5) ** 2).sum() for t in range(2, len(seen)))
 
     return ewma(seen, min((0.001, 0.1, 0.2, 0.3, 0.5, 0.7, 0.999), key=error))
 
 
-def trend(seen, damping):
+def trend(seen: Counts, damping: float) -> Counts:
     """Straight line by least squares, its slope damped."""
     t = np.arange(len(seen)) - (len(seen) - 1) / 2
     slope = np.tensordot(t, seen, axes=1) / (t @ t)
     return np.maximum(seen.mean(axis=0) + damping * slope * (len(seen) + 1) / 2, 0)
 
 
-def shrunk(counts):
+def shrunk(counts: Counts) -> Counts:
     """Gamma-Poisson empirical Bayes: towards the mean over the layer's experts, as far as counting noise asks for."""
     centre, variance = counts.mean(axis=1, keepdims=True), counts.var(axis=1, keepdims=True)
     shape = centre**2 / np.maximum(variance - centre, 1e-9)
     return (counts + shape) * centre / (centre + shape)
 
 
-def combined(seen):
+def combined(seen: Counts) -> Counts:
     return forecast([RoutingStatistics(window) for window in seen]).load
 
 
-WAYS = {
+WAYS: dict[str, Callable[[Counts], Counts]] = {
     "last window": last,
     "mean": mean,
     "EWMA .3": lambda seen: ewma(seen, 0.3),
@@ -107,7 +111,7 @@ WAYS = {
 ORACLE = "rate known"
 
 
-def held_out(load, following, topology: Topology) -> float:
+def held_out(load: Counts, following: Counts, topology: Topology) -> float:
     made = plan(RoutingStatistics(load), topology, policy="balanced", dispatch="hash")
     return balancedness(expected_rank_load(following, made))
 
@@ -124,7 +128,7 @@ def measure(kind: str, per_expert: int, seeds: int) -> dict[str, dict[str, float
     return {cluster: {way: float(np.mean(values)) for way, values in row.items()} for cluster, row in found.items()}
 
 
-def show(results: list[dict]) -> None:
+def show(results: list[dict[str, Any]]) -> None:
     for cluster in CLUSTERS:
         ways = [*WAYS, ORACLE]
         table = Table("traffic", "per expert", *ways, title=f"held-out balance, {cluster}")

@@ -117,7 +117,7 @@ class PythonFile:
     @cached_property
     def _imported(self) -> dict[str, str]:
         """Local name -> `module:name`, or `module:` for a module."""
-        names = {}
+        names: dict[str, str] = {}
         for node in ast.walk(self._tree):
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names |= {one.asname or one.name: f"{node.module}:{one.name}" for one in node.names}

@@ -17,10 +17,12 @@ LAYOUT = ["--nodes", "2", "--ranks-per-node", "1"]
 
 def leave_advice(out: Path, engine: str, say: Callable[[str], None]) -> None:
     """Write OUT/report.html and OUT/eplb.yaml. Raises ServerError if the server kept nothing or a tool fails."""
-    (window,) = sorted((out / "state").glob("*.statistics.safetensors")) or [None]
-    (placement,) = sorted((out / "state").glob("*.placement.safetensors")) or [None]
-    if window is None or placement is None:
-        raise ServerError(f"the server kept no window or placement in {out / 'state'}")
+    windows, placements = (
+        sorted((out / "state").glob(f"*.{kind}.safetensors")) for kind in ("statistics", "placement")
+    )
+    if len(windows) != 1 or len(placements) != 1:
+        raise ServerError(f"the server kept no window or placement in {out / 'state'}, or those of another model")
+    (window,), (placement,) = windows, placements
     advice = _tool("advise", window, *LAYOUT, "--engine", engine, "--out", out / "eplb.yaml")
     _tool("config", "check", out / "eplb.yaml")
     (out / "advice.json").write_text(_tool("advise", window, *LAYOUT, "--engine", engine, "--json"))

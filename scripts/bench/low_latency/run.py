@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from rich.console import Console
+from torch.multiprocessing.spawn import start_processes
 
 from eplb_plugin.errors import PluginError, mismatch
 from eplb_plugin.workloads.families import FAMILIES
@@ -78,7 +78,7 @@ def run_rank(rank: int, case: Case, folder: str | None) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
-    meeting = (
+    meeting: dict[str, Any] = (
         {} if folder is None else {"init_method": f"file://{folder}/store", "rank": rank, "world_size": case.ranks}
     )
     dist.init_process_group("nccl" if case.real else "gloo", timeout=TIMEOUT, **meeting)
@@ -112,7 +112,7 @@ def main() -> int:
         run_rank(int(os.environ["RANK"]), case, None)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(run_rank, args=(case, folder), nprocs=case.ranks, start_method="spawn")
+        start_processes(run_rank, args=(case, folder), nprocs=case.ranks, start_method="spawn")
         results = json.loads(Path(folder, "results.json").read_text())
     return report(case, results, given)
 

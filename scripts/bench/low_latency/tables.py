@@ -14,6 +14,7 @@ from .case import Case
 
 REFERENCE = "on the CPU reference of the protocol: it checks order and bits; its times say nothing of a GPU"
 Entry = dict[str, Any]
+Column = tuple[str, Callable[[Entry], str]]
 
 
 def show(case: Case, results: list[Entry], console: Console) -> None:
@@ -27,9 +28,9 @@ def show(case: Case, results: list[Entry], console: Console) -> None:
     _table(console, "2. Dispatch and combine, unsplit", results, total)
     parts = [*_timing("dispatch ", dispatch, fp8_bytes), *_timing("combine ", combine, bf16_bytes)]
     _table(console, "3. Dispatch, combine", results, parts)
-    sides = [(f"{name}, ms", partial(_parts_of_ranks, (name,))) for name in (*dispatch, *combine)]
+    sides: list[Column] = [(f"{name}, ms", partial(_parts_of_ranks, (name,))) for name in (*dispatch, *combine)]
     _table(console, "4. SEND and RECV", results, sides)
-    arms = [(name, partial(_layers_of_ranks, name)) for name in results[0]["ranks"][0]["layers"]]
+    arms: list[Column] = [(name, partial(_layers_of_ranks, name)) for name in results[0]["ranks"][0]["layers"]]
     title = f"5. The whole layer, with its experts, ms; PEO in {case.rounds} rounds"
     _table(console, title, results, arms)
     differ = {
@@ -37,9 +38,6 @@ def show(case: Case, results: list[Entry], console: Console) -> None:
     }
     console.print(f"Not the bits of the unsplit layer: {', '.join(sorted(differ))}" if differ
                   else "Every schedule gave the bits of the unsplit layer on every rank.")  # fmt: skip
-
-
-Column = tuple[str, Callable[[Entry], str]]
 
 
 def _table(console: Console, title: str, results: list[Entry], columns: list[Column]) -> None:
@@ -51,10 +49,18 @@ def _table(console: Console, title: str, results: list[Entry], columns: list[Col
 
 
 def _distribution(results: list[Entry]) -> list[Column]:
-    figures = {"max": max, "min": min, "avg": statistics.mean, "median": statistics.median, "std": statistics.pstdev}
-    return [
-        (name, lambda entry, figure=figure: f"{figure(entry['selections']):.1f}") for name, figure in figures.items()
-    ]
+    figures: dict[str, Callable[..., float]] = {
+        "max": max,
+        "min": min,
+        "avg": statistics.mean,
+        "median": statistics.median,
+        "std": statistics.pstdev,
+    }
+    return [(name, partial(_of_selections, figure)) for name, figure in figures.items()]
+
+
+def _of_selections(figure: Callable[..., float], entry: Entry) -> str:
+    return f"{figure(entry['selections']):.1f}"
 
 
 def _seconds(names: tuple[str, ...], entry: Entry) -> list[float]:

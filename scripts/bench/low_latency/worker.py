@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from deep_ep_cpu import fp8, grouped_gemm, reference
 from eplb_plugin.peo.cuda import RoundBuffer, RoundInput, choose_api
-from eplb_plugin.peo.ops import Schedule
+from eplb_plugin.peo.ops import Method, Schedule
 from eplb_plugin.peo.protocol import check
 from eplb_plugin.peo.schedule import make_schedule
 from eplb_plugin.peo.streams import CudaStreams, InOrder
@@ -74,7 +74,8 @@ class Stopwatch:
     """Seconds of named parts, by this rank's clock; on a GPU each part is waited for."""
 
     def __init__(self, real: bool) -> None:
-        self.real, self.parts = real, {}
+        self.real = real
+        self.parts: dict[str, float] = {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -97,7 +98,7 @@ def unsplit(buffer: Any, layer: Layer, batch: Batch, watch: Stopwatch) -> torch.
     with watch.part("dispatch recv"):
         hook()
     with watch.part("experts"):
-        rows = layer.experts(RoundInput(0, len(count), *packed, count), lambda: _no_limit(0))
+        rows = layer.experts(RoundInput(0, len(count), packed[0], packed[1], count), lambda: _no_limit(0))
     with watch.part("combine send"):
         out, _, hook = buffer.low_latency_combine(rows, ids, weights, handle, return_recv_hook=True)
     with watch.part("combine recv"):
@@ -137,10 +138,12 @@ def _no_limit(num_sms: int) -> Iterator[None]:
 
 def schedules(case: Case, kinds: list[Any], num_sms: int) -> dict[str, tuple[Any, Schedule]]:
     """name -> buffer class and list, of those that can run: all four with the patch, the dispatch alone without."""
-    found = {}
+    found: dict[str, tuple[Any, Schedule]] = {}
     for kind in kinds:
         api, _ = choose_api(kind, stock_api=True)
-        for method in ("overlap-2",) if api == "stock" else ("overlap-1", "overlap-2", "overlap-3", "overlap-4"):
+        assert api is not None
+        methods: tuple[Method, ...] = ("overlap-1", "overlap-2", "overlap-3", "overlap-4")
+        for method in methods if api == "patched" else methods[1:2]:
             made = make_schedule(
                 method, num_rounds=case.rounds, num_local_experts=case.experts // case.ranks, num_device_sms=num_sms,
                 api=api,

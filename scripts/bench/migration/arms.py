@@ -209,7 +209,7 @@ class Sglang:
     def plan(self, old: Any, new: Any) -> float:
         """With messages that are not sent, and one tensor of one byte."""
         tiny = [[torch.ones(self.row.slots_per_rank, 1, dtype=torch.int8)]] * self.row.layers
-        send, dist.batch_isend_irecv = dist.batch_isend_irecv, lambda ops: []
+        send, dist.batch_isend_irecv = dist.batch_isend_irecv, lambda p2p_op_list: []
         try:
             began = time.perf_counter()
             self._all(tiny, [tiny[0][0].clone()], old, new)

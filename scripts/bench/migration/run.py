@@ -33,7 +33,9 @@ def measure(row: Row, workers: list[Worker], repeats: int, folder: Path) -> dict
     ready: dict[str, Worker] = {}
     found: dict[str, Any] = {pair: {} for pair in PAIRS}
     for worker in workers:
-        answer = {"error": worker.error} if worker.error else worker.ask(row=row.name, folder=str(folder))
+        answer: dict[str, Any] = (
+            {"error": worker.error} if worker.error else worker.ask(row=row.name, folder=str(folder))
+        )
         if "error" in answer:
             for pair in PAIRS:
                 found[pair][worker.name] = answer

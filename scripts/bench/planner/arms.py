@@ -35,9 +35,9 @@ def _plugin(row: Row) -> Solve:
     from eplb_plugin import Placement, RoutingStatistics, Topology, forecast, plan
 
     topology = Topology(row.nodes, row.ranks // row.nodes, row.slots_per_rank)
-    if row.rule:
+    if rule := row.rule:
         statistics = RoutingStatistics.from_topk(row.tokens(), row.experts)
-        return lambda load, previous: plan(statistics, topology, dispatch=row.rule).placement.phy2log
+        return lambda load, previous: plan(statistics, topology, dispatch=rule).placement.phy2log
 
     history = row.history() if row.windows else []
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb_plugin import RoutingStatistics
+from eplb_plugin.plan_types import Dispatch
 from eplb_plugin.workloads.routing import ClusteredRouter
 
 REAL_NOISE = 0.15  # sigma of the log-normal noise between the window that is planned on and the next
@@ -31,7 +33,7 @@ class Row:
     imbalance: float = 2.5
     drift: float = 0.0
     kind: str = "full"
-    rule: str = ""
+    rule: Dispatch | Literal[""] = ""
     windows: int = 0
 
     @property

@@ -170,5 +170,5 @@ def _time(
 
 
 def _mean(times: list[LayerTime]) -> LayerTime:
-    parts = np.mean([(one.dispatch, one.gemm, one.combine) for one in times], axis=0)
-    return LayerTime(*(float(part) for part in parts), times[0].bound)
+    dispatch, gemm, combine = np.mean([(one.dispatch, one.gemm, one.combine) for one in times], axis=0).tolist()
+    return LayerTime(dispatch, gemm, combine, times[0].bound)

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from eplb_plugin import Placement, Plan, RoutingStatistics, Topology, plan
 from eplb_plugin.observe.judging import judge_draws
 from eplb_plugin.placement import linear_placement
+from eplb_plugin.plan_types import Dispatch, Policy
 from eplb_plugin.planning.score import LayerScores
 from eplb_plugin.workloads.trace import read_window
 
 from .statistics import lift, moved
 
 TOPOLOGY = Topology(num_nodes=4, ranks_per_node=1, slots_per_rank=9)  # 32 experts and 4 redundant ones
-ARMS = {
+ARMS: dict[str, tuple[Policy, Dispatch]] = {
     "vanilla EPLB": ("deepseek", "hash"),
     "affinity, hash": ("affinity", "hash"),
     "affinity, weighted": ("affinity", "weighted"),

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -64,7 +65,7 @@ def write_prompts(path: Path, requests: Sequence[Request], reader_seed: int = RE
     """
     order = list(range(len(requests)))
     random.Random(reader_seed).shuffle(order)
-    entries = [{} for _ in requests]
+    entries: list[dict[str, Any]] = [{} for _ in requests]
     for request, place in zip(requests, order, strict=True):
         turns = (("human", request.prompt), ("gpt", request.output))
         entries[place] = {

@@ -9,11 +9,11 @@ import argparse
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from transformers import AutoTokenizer, Qwen3MoeForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3MoeForCausalLM
 
 from eplb_plugin.files import write_atomic
 
@@ -34,7 +34,7 @@ def main() -> int:
     torch.set_num_threads(2)
     folder = options.model or model_folder(Recipe())
     model = Qwen3MoeForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokens = encode(corpus.kinds(held_out=True), AutoTokenizer.from_pretrained(folder))
+    tokens = encode(corpus.kinds(held_out=True), PreTrainedTokenizerFast.from_pretrained(folder))
     for name, (kinds, turn) in held_out.WINDOWS.items():
         data = window(model, {kind: tokens[kind] for kind in kinds}, turn)
         file = options.out / f"{name}.npz"
@@ -62,7 +62,7 @@ def window(model: Qwen3MoeForCausalLM, tokens: dict[str, torch.Tensor], turn: in
     )  # fmt: skip
 
 
-def _npz(**arrays: NDArray[np.generic] | np.generic) -> bytes:
+def _npz(**arrays: Any) -> bytes:
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)
     return stream.getvalue()

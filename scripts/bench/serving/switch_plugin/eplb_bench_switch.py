@@ -43,14 +43,14 @@ def _install(folder: Path) -> None:
     from eplb_plugin.runtime import rebalancer
 
     switch = _Switch(folder)
-    rebalancer.propose = switch.propose
+    rebalancer.propose = switch.propose  # type: ignore[attr-defined]
     filled = Tables.switch
 
     def fill(self: Any, layers: Any, plan: Any) -> None:
         filled(self, layers, plan)
         _choose_rule(self, layers, plan)
 
-    Tables.switch = fill
+    Tables.switch = fill  # type: ignore[method-assign]
 
 
 def _choose_rule(tables: Any, layers: Any, plan: Any) -> None:
@@ -95,7 +95,7 @@ class _Switch:
         self._answer(self._facts(made, in_force))
         return Outcome(entry.name, "accepted"), encode(made)
 
-    def _made(self, entry: Any, config: Any, policy: str, dispatch: str) -> Any:
+    def _made(self, entry: Any, config: Any, policy: Any, dispatch: Any) -> Any:
         from eplb_plugin.planning.plan import plan
 
         if policy == "engine":
