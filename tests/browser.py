@@ -77,7 +77,7 @@ class _Browser:
             self._call(f"{domain}.enable")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if screen.dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
-        size = {"width": screen.width, "height": 900, "deviceScaleFactor": 1, "mobile": screen.width < 600}
+        size = {"width": screen.width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self._call("Emulation.setDeviceMetricsOverride", **size)
         self._call("Page.navigate", url=page.as_uri())
         while not self._loaded:

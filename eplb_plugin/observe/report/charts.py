@@ -21,7 +21,7 @@ from .markup import folded, table
 Trace = Mapping[str, Any]
 Numbers = NDArray[np.float64]
 MARK = 'class="chart"'
-LABEL = 22  # letters of a line of a label, so that it fits a telephone
+LABEL, TITLE = 22, 26  # letters of a line of a label and of an axis, so that they fit a telephone
 BASE = {"margin": {"l": 8, "r": 8, "t": 8, "b": 8}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"}}
 # Stops of colours that the page's style names for either scheme. The second one grows with the square root, which shows
 # weak values too.
@@ -82,13 +82,14 @@ def side_by_side(charts: Sequence[str]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def label(name: str) -> str:
+def label(name: str, letters: int = LABEL) -> str:
     """A name in a chart: in lines that fit, and as it is, though plotly reads tags."""
-    return "<br>".join(escape(line, quote=False) for line in wrap(name, LABEL)) or " "
+    return "<br>".join(escape(line, quote=False) for line in wrap(name, letters)) or " "
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
-    return {"title": {"text": title}, **more}
+    """title: not yet escaped; in lines that fit beside the labels of the other axis."""
+    return {"title": {"text": label(title, TITLE)}, **more}
 
 
 def rounded(values: NDArray[Any], digits: int = 4) -> list[Any]:

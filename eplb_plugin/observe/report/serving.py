@@ -94,7 +94,7 @@ def _changes(made: PairedComparison, condition: str) -> str:
         return ""
     layout = {
         "height": 110 + 42 * len(figures),
-        "xaxis": axis(f"change against {label(made.reference)}, %", zeroline=True),
+        "xaxis": axis(f"change against {made.reference}, %", zeroline=True),
         "yaxis": {"type": "category", "range": [len(figures) - 0.5, -0.5]},
     }  # fmt: skip
     return chart(f"{condition}: change against {made.reference} (line: its interval)", traces, layout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eplb_plugin.observe.report.charts import Bar, bars, chart, label, rounded
+from eplb_plugin.observe.report.charts import Bar, axis, bars, chart, label, rounded
 from report_pages import Text, charts
 
 
@@ -22,6 +22,7 @@ def test_labels_wrap_and_are_no_tags() -> None:
     made = label("a placement with a long name <b>")
     assert made.split("<br>") == ["a placement with a", "long name &lt;b&gt;"]
     assert label("") == " "
+    assert axis("copies to other nodes per token")["title"]["text"] == "copies to other nodes per<br>token"
 
 
 def test_numbers_are_short() -> None:

@@ -22,6 +22,8 @@ def test_every_value_is_in_the_chart(shown: Placed) -> None:
     for name in ("zmin", "zmax", "colorscale"):
         assert before[name] == after[name]
     low, high = before["zmin"], before["zmax"]
+    assert low <= np.min([before["z"], after["z"]])
+    assert high >= np.max([before["z"], after["z"]]) - 1e-3
     assert before["colorscale"][1] == [pytest.approx((1.0 - low) / (high - low)), "--even"]
 
 

@@ -24,6 +24,7 @@ def test_squares_hold_what_the_caption_says(shown: Placed) -> None:
             inside[first:last, first:last] = True
         assert f"{pairs[inside].sum() / pairs.sum():.1%} of pairs on one node" in Text(html).text
         assert np.array_equal(pairs, pairs.T)
+        assert not pairs.diagonal().any()  # an expert is not used together with itself
         assert len(set(made["data"][0]["x"])) == 36
     assert before["data"][0]["zmax"] == after["data"][0]["zmax"]
     assert "Layer 5" in Text(html).text
