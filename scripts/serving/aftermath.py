@@ -16,7 +16,8 @@ LAYOUT = ["--nodes", "2", "--ranks-per-node", "1"]
 
 
 def leave_advice(out: Path, engine: str, say: Callable[[str], None]) -> None:
-    """Write OUT/report.html and OUT/eplb.yaml. Raises ServerError if the server kept nothing or a tool fails."""
+    """Write report.html, advice.json and eplb.yaml into OUT. Raises ServerError if the server kept nothing or a tool
+    fails."""
     windows, placements = (
         sorted((out / "state").glob(f"*.{kind}.safetensors")) for kind in ("statistics", "placement")
     )

@@ -83,8 +83,13 @@ def side_by_side(charts: Sequence[str]) -> str:
 
 
 def label(name: str, letters: int = LABEL) -> str:
-    """A name in a chart: in lines that fit, and as it is, though plotly reads tags."""
-    return "<br>".join(escape(line, quote=False) for line in wrap(name, letters)) or " "
+    """A name in a chart: in as few lines as fit, of like length, and as it is, though plotly reads tags."""
+    lines = wrap(name, letters)
+    for narrower in range(letters - 1, 0, -1):
+        if len(again := wrap(name, narrower)) > len(lines):
+            break
+        lines = again
+    return "<br>".join(escape(line, quote=False) for line in lines) or " "
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:

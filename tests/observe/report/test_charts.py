@@ -19,10 +19,11 @@ def test_a_chart_cannot_end_its_element() -> None:
 
 
 def test_labels_wrap_and_are_no_tags() -> None:
+    """In as few lines as fit, of like length."""
     made = label("a placement with a long name <b>")
-    assert made.split("<br>") == ["a placement with a", "long name &lt;b&gt;"]
+    assert made.split("<br>") == ["a placement with", "a long name &lt;b&gt;"]
     assert label("") == " "
-    assert axis("copies to other nodes per token")["title"]["text"] == "copies to other nodes per<br>token"
+    assert axis("copies to other nodes per token")["title"]["text"] == "copies to other<br>nodes per token"
 
 
 def test_numbers_are_short() -> None:
