@@ -9,19 +9,34 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from ..errors import PluginError
+from ..errors import PluginError, mismatch
 from ..settings.config import PluginConfig, load_config, parse_config
 
 FLAG = "--eplb-plugin-config"
 ENVIRONMENT = "EPLB_PLUGIN_CONFIG"
 DISABLE = "EPLB_PLUGIN_DISABLE"
 SIMULATION = "VLLM_MOE_ROUTING_SIMULATION_STRATEGY"  # vLLM's own
+REPLAY = "EPLB_PLUGIN_REPLAY"  # SGLang's routing simulator has no setting for it
 
 
 def disabled() -> bool:
     """Whether the plugin was told to touch nothing at all."""
     return os.environ.get(DISABLE, "0") not in ("", "0")
+
+
+def named_values(text: str, kinds: Mapping[str, Callable[[str], Any]], setting: str, words: str) -> dict[str, Any]:
+    """Of `name=value,name=value`; kinds: what makes a value of its text; words: what is expected, for the refusal."""
+    given = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            given[name] = kinds[name](value)
+        except (KeyError, ValueError):
+            raise mismatch(setting, found=part, expected=words, fix="correct that part") from None
+    return given
 
 
 def add_flag(parser: argparse.ArgumentParser, needs: str) -> None:

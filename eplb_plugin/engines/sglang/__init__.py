@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ..settings import ENVIRONMENT, FLAG, disabled
+from ..settings import ENVIRONMENT, FLAG, REPLAY, disabled
 
 
 def register() -> None:
@@ -19,9 +19,21 @@ def register() -> None:
     from .registry import register_hooks
     from .startup_hooks import STARTUP_HOOKS
 
+    if os.environ.get(REPLAY):
+        _replay(os.environ[REPLAY])
     try:
         register_hooks(STARTUP_HOOKS)  # SGLang applies what was registered when all plugins have been asked
     except PluginError as error:
         if os.environ.get(ENVIRONMENT) or any(word.startswith(FLAG) for word in sys.argv):
             stop(error)
         raise
+
+
+def _replay(words: str) -> None:
+    from ...errors import PluginError, stop
+    from .simulation import register_replay
+
+    try:
+        register_replay(words)
+    except PluginError as error:
+        stop(error)

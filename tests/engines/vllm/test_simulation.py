@@ -1,10 +1,12 @@
-"""Routing with a chosen imbalance, asked for through vLLM's own simulator."""
+"""Routing with a chosen imbalance, or of recorded tokens, asked for through vLLM's own simulator."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,15 @@ import torch
 from vllm.model_executor.layers.fused_moe.router.router_factory import create_fused_moe_router
 from vllm.model_executor.layers.fused_moe.router.routing_simulator_router import RoutingSimulator
 
-from eplb_plugin.engines.vllm.simulation import TOKENS, ImbalancedRouting, Workload, register_simulation
+from eplb_plugin.engines import hooks
+from eplb_plugin.engines.vllm import simulation
+from eplb_plugin.engines.vllm.simulation import (
+    REPLAY_HOOKS,
+    TOKENS,
+    ImbalancedRouting,
+    Workload,
+    register_simulation,
+)
 from eplb_plugin.errors import PluginError
 from eplb_plugin.workloads.imbalance import imbalance_factor
 
@@ -60,6 +70,27 @@ def test_vllms_router_asks_it(monkeypatch: pytest.MonkeyPatch) -> None:
         del RoutingSimulator._routing_strategies[name]
 
 
+def test_every_layers_router_deals_its_own_recorded_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers by vLLM's own factory, on the second of two data-parallel ranks, which begins in the middle."""
+    ids = np.stack([np.arange(8)[:, None] + [0, 8, 16, 24], np.arange(8)[:, None] + [16, 0, 8, 24]])
+    np.savez(tmp_path / "a.npz", topk_ids=ids, num_experts=EXPERTS)
+    name = f"eplb_plugin:trace={tmp_path / 'a.npz'},answers=1"
+    monkeypatch.setenv("VLLM_MOE_ROUTING_SIMULATION_STRATEGY", name)
+    monkeypatch.setattr(simulation, "get_dp_group", lambda: SimpleNamespace(rank_in_group=1, world_size=2))
+    register_simulation(name)
+    try:
+        routers = [create_fused_moe_router(TOP_K, EXPERTS) for _ in range(2)]
+        for begin in (4, 1):
+            for router, rows in zip(routers, ids, strict=True):
+                weights, found = router._compute_routing(torch.zeros(5, 8), torch.zeros(5, EXPERTS), torch.int32)
+                assert found.dtype == torch.int32
+                np.testing.assert_array_equal(found, rows[(begin + np.arange(5)) % 8])
+                torch.testing.assert_close(weights, torch.full((5, TOP_K), 1 / TOP_K))
+    finally:
+        hooks.remove(REPLAY_HOOKS)
+        del RoutingSimulator._routing_strategies[name]
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -76,10 +107,11 @@ def test_a_bad_one_is_refused(text: str, found: str) -> None:
     assert found in str(caught.value)
 
 
-def test_a_bad_one_ends_the_process_with_one_line() -> None:
+@pytest.mark.parametrize("words", ["factor=2", "trace="])
+def test_a_bad_one_ends_the_process_with_one_line(words: str) -> None:
     """vLLM would only log what a plugin raises."""
     code = "from eplb_plugin.engines.vllm import register; register()"
-    environment = os.environ | {"VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "eplb_plugin:factor=2"}
+    environment = os.environ | {"VLLM_MOE_ROUTING_SIMULATION_STRATEGY": f"eplb_plugin:{words}"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if line.startswith("eplb-plugin: VLLM_MOE_ROUTING_SIMULATION_")]
