@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
 from ...statistics import RoutingStatistics
+from ..bench_results import Run
 from .given import Given
 from .markup import table
 
@@ -23,13 +24,7 @@ def of_recorded(given: Given) -> str:
         [f"placement {escape(name)}", f"{one.num_slots} slots for {one.num_experts} experts in {one.num_layers} layers"]
         for name, one in given.placements.items()
     ]
-    for arm, runs in given.arms.items():
-        known = {name: value for run in runs for name, value in run.settings.items() if value is not None}
-        put, got = (sum(getattr(run, name) for run in runs) for name in ("input_tokens", "output_tokens"))
-        tokens = f"{put:,.0f} input and {got:,.0f} output"
-        rows.append(
-            [f"arm {escape(arm)}", f"{len(runs)} runs of {runs[0].generator}, {tokens} tokens; {_words(known)}"]
-        )
+    rows += [[f"arm {escape(arm)}", _runs(runs)] for arm, runs in given.arms.items()]
     if given.rounds is not None:
         count = len({(one.condition, one.start, one.round) for one in given.rounds.rounds})
         rows.append(["paired rounds", f"{count}, reference {escape(given.rounds.reference)}"])
@@ -62,6 +57,16 @@ def _window(window: RoutingStatistics, header: Mapping[str, Any]) -> str:
         words.append(f"loads of {len(window.steps)} single steps")
     more = {name: value for name, value in header.items() if name not in NOT_SHOWN and value is not None}
     return "; ".join([*words, *([_words(more)] if more else [])])
+
+
+def _runs(runs: Sequence[Run]) -> str:
+    put, got = (sum(getattr(run, name) for run in runs) for name in ("input_tokens", "output_tokens"))
+    settings: dict[str, list[str]] = {}
+    for name, value in [pair for run in runs for pair in run.settings.items()]:
+        if value is not None and str(value) not in settings.setdefault(name, []):
+            settings[name].append(str(value))
+    words = _words({name: " or ".join(values) for name, values in settings.items()})
+    return f"{len(runs)} runs of {runs[0].generator}, {put:,.0f} input and {got:,.0f} output tokens; {words}"
 
 
 def _words(values: Mapping[str, Any]) -> str:

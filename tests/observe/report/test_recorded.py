@@ -21,3 +21,9 @@ def test_files_say_what_they_are(given: Given, demo_file: Path) -> None:
     assert "demo: eplbredundant experts 4" in text
     assert "2 nodes of 2 ranks" in text
     assert of_recorded(Given()) == ""
+
+
+def test_settings_that_differ_between_runs_are_all_told(given: Given) -> None:
+    (first, *_) = given.arms["vanilla"]
+    runs = [first, replace(first, settings={**first.settings, "max_concurrency": 32})]
+    assert "max concurrency 8 or 32, requests 64" in Text(of_recorded(Given(arms={"a": runs}))).text
