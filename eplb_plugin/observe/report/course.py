@@ -32,7 +32,7 @@ def _of_log(model: str, found: Sequence[Rebalance]) -> str:
         values = [one.copies for one in crossing if one.copies is not None]
         charts.append(_between(crossing, values, "Crossings from rebalance to rebalance", COPIES))
     told = (
-        f"{base_name(model)}: {len(found)} rebalances (dotted lines), as the server's log tells them. Every one judges "
+        f"{base_name(model)}, as the server's log tells it; dotted lines are rebalances. Every one judges "
         "the window that has just been served twice: under the placement that served it, which was not planned on it, "
         "and under the new one, which was, and so is flattered."
     )

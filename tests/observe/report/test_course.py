@@ -20,7 +20,7 @@ def test_rebalances_are_steps() -> None:
     assert "60 of 144 slots move" in served["text"][0]
     assert [(one["x0"], one["x1"]) for one in balance["layout"]["shapes"]] == [(1, 1), (2, 2)]
     assert copies["data"][0]["y"] == [2.7, 2.1, 2.2, 2.0]
-    assert "m: 2 rebalances" in Text(html).text
+    assert "m, as the server's log tells it" in Text(html).text
     alone = of_course(Given(rebalances={"m": [one._replace(copies=None) for one in LOG]}), None)
     assert len(charts(alone)) == 1
 
