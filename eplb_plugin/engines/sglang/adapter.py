@@ -29,7 +29,7 @@ from ...runtime.warm_start import earlier
 from ...settings.config import PluginConfig
 from ...topology import Topology
 from ..device_tables import DispatchTables, owners_of, refuse_unequal
-from ..exchange import Exact, exchange_among
+from ..exchange import Exact, exchange_among, no_exchange
 from .bounds import as_sglang_bounds, max_tokens
 from .exact import EvenedLayer
 from .moe_layers import inspect_layers, refuse_skipping
@@ -144,13 +144,13 @@ class Adapter:
             return []
         if self.layout.attention_dp:
             refuse_skipping(model)
-        size, device = entry.owner_group_size, tables.rows.device
-        exchange = exchange_among(get_moe_ep_group().device_group, size, self.config.migration.vote_seconds)
+        group, device = get_moe_ep_group().device_group, tables.rows.device
+        exchange = exchange_among(group, entry.owner_group_size, self.config.migration.vote_seconds)
         exchange(torch.zeros(tables.exact.payload, dtype=torch.int32, device=device))
         keys = []
         for row in range(len(entry.layer_ids)):
             exact = Exact(tables.exact.layer(row), exchange, self.config.exact.min_tokens)
-            keys.append(key_of(EvenedLayer(exact, tables.layer(row), shared=size > 1), device))
+            keys.append(key_of(EvenedLayer(exact, tables.layer(row), shared=exchange is no_exchange), device))
         return keys
 
     def tables_of(self, layer_id: int) -> Mapped | None:
