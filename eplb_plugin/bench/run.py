@@ -34,7 +34,6 @@ from .progress import Progress
 from .rounds import rotated
 from .running import RunningServer
 from .server import Server, ServerError
-from .vllm import RUNNER_V1
 
 MakeModel = Callable[[Path], Path]
 LEVEL = 0.05  # chance of any false verdict in the table
@@ -92,9 +91,9 @@ class Benchmark:
         options = self.options
         if arm.name in options.urls:
             return RunningServer(self.engine, self.model, options.urls[arm.name])
-        ranks, environment = (self.layout.ranks, RUNNER_V1) if options.on_cpu else (None, {})
+        ranks = self.layout.ranks if options.on_cpu else None
         return Server(
-            self.engine, self.model, self.arguments[arm.name], log, ranks=ranks, environment=environment,
+            self.engine, self.model, self.arguments[arm.name], log, ranks=ranks,
             start_seconds=options.start_seconds, progress=self.progress.running("server"),
         )  # fmt: skip
 

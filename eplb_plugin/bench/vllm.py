@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from .engine import ENVIRONMENT, METRICS, PERCENTILES, Completion, Engine, Eplb, Layout, Load
 
-# What is timed on a CPU is timed on model runner V1: V2's kernels are interpreted, which takes longer than all else.
-# One process answered 16 prompts of 24 tokens in 9 to 11 s on V2 and in 1.4 to 2 s on V1 (2 cores with other work).
+# vLLM's older model runner, for comparisons, and for benchmarks whose steps shall cost what their links do: V2, which
+# GPUs run, is interpreted on a CPU.
 RUNNER_V1 = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 # fp32, because bf16 output changes with the placement (order of summation) on any engine; eager, because a tiny model
 # gains nothing from compilation

@@ -22,7 +22,6 @@ from eplb_plugin.bench.engines import ENGINES, LAYOUTS
 from eplb_plugin.bench.load_generator import run_bench
 from eplb_plugin.bench.progress import Progress
 from eplb_plugin.bench.server import Server, ServerError
-from eplb_plugin.bench.vllm import RUNNER_V1
 from eplb_plugin.observe.demo_results import EQUAL, DemoArm, DemoResults
 
 from .aftermath import leave_advice
@@ -79,7 +78,7 @@ def run_arm(run: Run, arm: str, reference: list[Completion] | None, progress: Pr
         engine.arm_arguments(arm, layout, EPLB, run.out / "affinity.yaml"),
         folder / "server.log",
         ranks=layout.ranks,
-        environment={"EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": "2", **RUNNER_V1},
+        environment={"EPLB_METER_DIR": str(folder / "meter"), "EPLB_METER_NODES": "2"},
         progress=progress.running("server"),
     )
     with server:

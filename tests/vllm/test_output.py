@@ -28,7 +28,7 @@ pytestmark = pytest.mark.server
 SETTINGS = "policy: {policy}\ndispatch: {rule}\ntopology: {{nodes: {nodes}}}\nsample_rows: 1024\nforecast_windows: 1\n"
 # fp32 sums are ordered by the placement; a wrong expert changes log-probabilities by orders of magnitude more
 TOLERANCE = 1e-4
-REBALANCES, REBALANCES_V1 = 15, 50  # Triton's interpreter, which V2 needs, is several times as slow
+REBALANCES, REBALANCES_V1 = 15, 50  # Triton's interpreter, which V2 needs, takes twice the time
 
 
 def moves_planned(server: Server) -> list[int]:
