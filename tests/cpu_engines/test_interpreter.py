@@ -140,7 +140,7 @@ if INTERPRETED:
 @compiled
 def test_in_the_interpreter() -> None:
     """The tests below, under TRITON_INTERPRET=1."""
-    assert "7 passed" in run_interpreted(__file__)
+    assert "8 passed" in run_interpreted(__file__)
 
 
 @in_interpreter
@@ -181,3 +181,20 @@ def test_the_language_is_rewritten_once() -> None:
     doubled[(3,)](x, 5, BLOCK=2)
     assert x.tolist() == [0, 2, 4, 6, 8]
     assert tl.load is before
+
+
+@triton.jit
+def marked(x, count, BLOCK: tl.constexpr):
+    for row in tl.range(tl.program_id(0), 4, tl.num_programs(0)):
+        at = row.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(x + at, -1, mask=(row < 2) & ((at % 2) == 0) & (at < count))
+
+
+@in_interpreter
+def test_what_the_stock_interpreter_refuses_of_vllms_warm_up() -> None:
+    """A loop's variable converted (top-k), and the flag of a scalar beside a block's in a mask (grammars)."""
+    import torch
+
+    x = torch.arange(8)
+    marked[(2,)](x, 3, BLOCK=2)
+    assert x.tolist() == [-1, 1, -1, 3, 4, 5, 6, 7]

@@ -45,21 +45,23 @@ def test_every_kind_of_step_leaves_the_output_unchanged(
     assert sum(map(float, hits)) > 0
 
 
-def test_measuring_memory_reaches_no_window_and_sleep_of_level_2_is_refused(
+def test_warm_up_reaches_no_window_and_sleep_of_level_2_is_refused(
     serve: Callable[..., Server],
 ) -> None:
-    """After a pass of 40 tokens a rank, the first window holds the first request's alone, and nothing has moved before.
+    """After a pass of 40 tokens a rank that measures memory, and a warm-up of prompts, single tokens and a grammar, the
+    first window holds the first request's tokens alone, and nothing has moved before.
     `/sleep?level=2` is refused, and the server serves on."""
     prompt = min(PROMPTS, key=len)
     arguments = ["--max-num-batched-tokens", "40", "--gpu-memory-utilization", "0.1"]
     server = serve(
         "qwen3_moe", Layout(data_parallel=2), Eplb(16, window_size=8, step_interval=8), SETTINGS, arguments=arguments,
-        without=["VLLM_CPU_KVCACHE_SPACE"], VLLM_SERVER_DEV_MODE="1",
+        without=["VLLM_CPU_KVCACHE_SPACE"], VLLM_SERVER_DEV_MODE="1", EPLB_CPU_WARM_UP="1",
     )  # fmt: skip
     server.wait_ready()
     text = server.text()
     assert "Using V2 Model Runner" in text
     assert "Warming up done." in text
+    assert text.count("The steps of a warm-up were taken") == 2
     assert "slots move" not in text
     answer = complete(server, prompt)
     first = re.search(r"rebalance 1 of .* from (\d+) tokens", server.text())

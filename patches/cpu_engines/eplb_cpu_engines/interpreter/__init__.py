@@ -3,10 +3,13 @@
 The stock one rewrites `triton.language` for every launch, and takes each operator through the compiler's checks: a
 conversion, a broadcast, a type for every intermediate result, and for integers the same once more in 64 bits, to find
 an overflow of which a debug build would tell. Here the language is rewritten once, and what has plain operands
-(`tensors`) calls NumPy at once. Everything else goes the stock way, and so does what that would refuse.
+(`tensors`) calls NumPy at once. Everything else goes the stock way, and so does what that would refuse, but for two
+things of vLLM's warm-up: a loop's variable is a tensor, and the flag of a comparison stays one when it is widened.
 """
 
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import triton.language as tl
 from triton.runtime import interpreter
@@ -29,6 +32,7 @@ def install() -> None:
     for module in (tl, tl.core):
         for name, make in (operators.FUNCTIONS | memory.FUNCTIONS).items():
             setattr(module, name, make(getattr(module, name)))
+        module.range = _range
 
 
 def _remembered(stock):
@@ -38,3 +42,9 @@ def _remembered(stock):
         return _types[tt_dtype.name]
 
     return _get_np_dtype
+
+
+def _range(first: Any, end: Any = None, step: Any = None, **hints: Any) -> Iterator[tl.tensor]:
+    """A loop's variable is a tensor, as the compiler has it, and not a number: vLLM's kernels convert it."""
+    for value in range(first) if end is None else range(first, end, 1 if step is None else step):
+        yield interpreter.interpreter_semantic.to_tensor(value)

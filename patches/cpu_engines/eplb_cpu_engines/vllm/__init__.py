@@ -43,6 +43,7 @@ def register() -> None:
         routing,
         scheduling,
         sparse_all_to_all,
+        warm_up,
     )
 
     parts = [config_check, scheduling, queues, collectives, accelerator, memory_nodes]
@@ -54,7 +55,7 @@ def register() -> None:
     for part in parts:
         part.install()
     names = [part.__name__.rpartition(".")[2] for part in parts]
-    for part in (sparse_all_to_all, metering):  # on request
+    for part in (sparse_all_to_all, metering, warm_up):  # on request
         if part.install():
             names.append(part.__name__.rpartition(".")[2])
     say_in_force(init_logger("vllm.eplb_cpu_engines"), names)
