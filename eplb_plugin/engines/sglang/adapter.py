@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sglang.srt.distributed.parallel_state import get_moe_ep_group, get_world_group
+from sglang.srt.distributed.parallel_state import get_world_group
 from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 from sglang.srt.runtime_context import get_disagg, get_exec
 
 from ...deployment import Deployment, Phase
-from ...dispatch.torch_ops import choose, key_of
+from ...dispatch.torch_ops import choose
 from ...errors import mismatch
 from ...observe.metrics import metrics
 from ...placement import Placement, linear_placement
@@ -29,9 +29,8 @@ from ...runtime.warm_start import earlier
 from ...settings.config import PluginConfig
 from ...topology import Topology
 from ..device_tables import DispatchTables, owners_of, refuse_unequal
-from ..exchange import Exact, exchange_among, no_exchange
 from .bounds import as_sglang_bounds, max_tokens
-from .exact import EvenedLayer
+from .exact import evened_layers
 from .moe_layers import inspect_layers, refuse_skipping
 from .mover import KEY, Mover
 from .recording import Mapped, PassRecording
@@ -119,7 +118,10 @@ class Adapter:
         if entry.dispatch in WEIGHED:
             self._tables = self._new_tables(entry)
             entry.table_bytes = self._tables.nbytes()
-            self._evened = self._new_evened(self._tables, entry, model)
+            if self.config.exact is not None:
+                if self.layout.attention_dp:
+                    refuse_skipping(model)
+                self._evened = evened_layers(self._tables, self.config, entry.owner_group_size)
         self._mover = Mover(model, entry, self.rebalancer, self._tables)
         self.rebalancer.add(KEY, entry, planning_rank=world.rank_in_group == 0)
         self.rebalancer.recall(KEY, self._earlier.window)
@@ -137,21 +139,6 @@ class Adapter:
         tables = DispatchTables(in_force, owners, metadata.physical_to_logical_map.device, tolerance)
         refuse_unequal(tables, world.cpu_group)
         return tables
-
-    def _new_evened(self, tables: DispatchTables, entry: ModelEntry, model: Any) -> list[torch.Tensor]:
-        """Collective: the group's first exchange takes its memory now."""
-        if tables.exact is None or self.config.exact is None:
-            return []
-        if self.layout.attention_dp:
-            refuse_skipping(model)
-        group, device = get_moe_ep_group().device_group, tables.rows.device
-        exchange = exchange_among(group, entry.owner_group_size, self.config.migration.vote_seconds)
-        exchange(torch.zeros(tables.exact.payload, dtype=torch.int32, device=device))
-        keys = []
-        for row in range(len(entry.layer_ids)):
-            exact = Exact(tables.exact.layer(row), exchange, self.config.exact.min_tokens)
-            keys.append(key_of(EvenedLayer(exact, tables.layer(row), shared=exchange is no_exchange), device))
-        return keys
 
     def tables_of(self, layer_id: int) -> Mapped | None:
         """Inside the forward pass: what maps the next ids of a decoder layer; None where another rule chooses."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import torch
+from sglang.srt.distributed.parallel_state import get_moe_ep_group
 from sglang.srt.layers.dp_attention import get_dp_global_num_tokens, get_is_extend_in_batch
 
 from ...dispatch.buffers import Counters, LayerTables
 from ...dispatch.kernels import cover, look_up
-from ..exchange import Exact
+from ...dispatch.torch_ops import key_of
+from ...settings.config import PluginConfig
+from ..device_tables import DispatchTables
+from ..exchange import Exact, exchange_among, no_exchange
 
 
 class EvenedLayer:
@@ -22,6 +26,20 @@ class EvenedLayer:
         if isinstance(self.tables, LayerTables):
             return cover(ids, self.tables, counters)
         return look_up(ids, self.tables, counters)
+
+
+def evened_layers(tables: DispatchTables, config: PluginConfig, owner_group_size: int) -> list[torch.Tensor]:
+    """Collective: the group's first exchange takes its memory now. -> the key of every row, see `Mapped.evened`."""
+    assert tables.exact is not None
+    assert config.exact is not None
+    group, device = get_moe_ep_group().device_group, tables.rows.device
+    exchange = exchange_among(group, owner_group_size, config.migration.vote_seconds)
+    exchange(torch.zeros(tables.exact.payload, dtype=torch.int32, device=device))
+    keys = []
+    for row in range(len(tables.rows)):
+        exact = Exact(tables.exact.layer(row), exchange, config.exact.min_tokens)
+        keys.append(key_of(EvenedLayer(exact, tables.layer(row), shared=exchange is no_exchange), device))
+    return keys
 
 
 def largest_batch(ids: torch.Tensor, shared: bool) -> int:
