@@ -14,10 +14,11 @@ from ..plan_types import Plan
 from .plan_codec import accept
 
 Used = TypeVar("Used")
+KEEP = None  # in place of rank 0's message: nothing shall change
 
 
 def agree(
-    message: bytes,
+    message: bytes | None,
     in_force: Plan,
     group: dist.ProcessGroup,
     use: Callable[[Plan], Used],
@@ -27,9 +28,12 @@ def agree(
     """Collective: rank 0's plan, and what `use` made of it on this rank; None, and why, if any rank could not.
 
     voting: entered for the vote, not for the time in which the others wait for rank 0. wish: rank 0's, which all ranks
-    get as the last value, whatever becomes of the plan; the others' says nothing.
+    get as the last value, whatever becomes of the plan; the others' says nothing. With KEEP all ranks use what is in
+    force, which all have: there is no vote, and no wish.
     """
     received = broadcast(message, group)
+    if received is KEEP:
+        return use(in_force), "", False
     used, problem = None, ""
     try:
         used = use(accept(received, in_force))
@@ -42,13 +46,15 @@ def agree(
     return None, problem or "another rank did not accept the plan", wished
 
 
-def broadcast(message: bytes, group: dist.ProcessGroup) -> bytes:
-    """Send rank 0's message to every rank of a CPU group."""
+def broadcast(message: bytes | None, group: dist.ProcessGroup) -> bytes | None:
+    """Send rank 0's message, which is not empty, or KEEP, to every rank of a CPU group."""
     source = dist.get_global_rank(group, 0)
-    length = torch.tensor([len(message)], dtype=torch.int64)
+    length = torch.tensor([len(message or b"")], dtype=torch.int64)
     dist.broadcast(length, src=source, group=group)
+    if not length:
+        return KEEP
     if dist.get_rank(group) == 0:
-        buffer = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+        buffer = torch.frombuffer(bytearray(message or b""), dtype=torch.uint8)
     else:
         buffer = torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(buffer, src=source, group=group)

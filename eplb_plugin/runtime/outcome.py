@@ -17,6 +17,7 @@ from .stage_timer import Stage
 
 Result = Literal["accepted", "refused", "skipped", "interrupted", "stalled"]
 Change = Literal["rebalance", "re-split"]
+WORTH = 0.001  # balancedness, or copies per token, below which new shares are no gain
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Assessment:
     skipped_layers: int
     seconds: float
     tokens: int | None
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether a figure gets better by what is more than nothing."""
+        copies = 0.0 if self.copies is None else self.copies[0] - self.copies[1]
+        return max(self.balancedness[1] - self.balancedness[0], copies) > WORTH
 
     def __str__(self) -> str:
         text = "planned balancedness {:.3f} -> {:.3f}".format(*self.balancedness)

@@ -1,7 +1,7 @@
 """What the planning rank proposes to the others: a plan, or new weights, for the window that will follow.
 
 Each proposal is what is reported of it, and the message that all ranks will vote on: a plan, or the reason why there is
-none. Nothing here raises: all ranks wait for the message.
+none; or KEEP, without a vote. Nothing here raises: all ranks wait for the message.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import numpy as np
+
 from ..plan_types import WEIGHED, Plan, PlanOptions
 from ..planning.planner import plan_of
 from ..planning.resplit import resplit
 from ..planning.score import expected_rank_load
 from ..planning.step_balance import loads_by_shares, reached_by_quotas, step_balancedness
 from ..settings.config import PluginConfig
-from .agreement import reason
+from .agreement import KEEP, reason
 from .model_entry import ModelEntry
 from .outcome import Outcome, Served, assess
 from .plan_codec import encode, encode_error
 from .warm_up import plan_for
 
 logger = logging.getLogger("eplb_plugin")
-Proposal = tuple[Outcome, bytes]
+Proposal = tuple[Outcome, bytes | None]
 
 
 def propose(entry: ModelEntry, in_force: Plan, config: PluginConfig) -> Proposal:
@@ -33,7 +35,7 @@ def propose(entry: ModelEntry, in_force: Plan, config: PluginConfig) -> Proposal
             if first is not None:
                 return Outcome(entry.name, "accepted"), encode(plan_of(first, entry.topology, entry.dispatch))
             logger.info("rebalance of %s skipped: no token was routed in the window", entry.name)
-            return Outcome(entry.name, "skipped"), encode(in_force)
+            return Outcome(entry.name, "skipped"), KEEP
         options, served = options_for(entry, config), None
         statistics = entry.history.expected(_reads_pairs(entry, options))
         if first is not None:
@@ -42,12 +44,20 @@ def propose(entry: ModelEntry, in_force: Plan, config: PluginConfig) -> Proposal
             served = _served(entry, in_force, config)
             made = plan_for(entry.planned, statistics, in_force, options)
         assessment = assess(statistics, in_force, made)
+        stays = not assessment.is_gain and _same_use(made, in_force)
         if config.logging.rebalances:
-            logger.info("rebalance %d of %s: %s", entry.rebalances + 1, entry.name, assessment)
-        return Outcome(entry.name, "accepted", assessment, served), encode(made)
+            note = ", too little to change anything" if stays else ""
+            logger.info("rebalance %d of %s: %s%s", entry.rebalances + 1, entry.name, assessment, note)
+        return Outcome(entry.name, "accepted", assessment, served), KEEP if stays else encode(made)
     except Exception as error:  # whatever fails here must reach the other ranks, or they wait forever
         logger.debug("planning failed", exc_info=True)
         return Outcome(entry.name, "refused"), encode_error(f"planning failed: {reason(error)}")
+
+
+def _same_use(made: Plan, in_force: Plan) -> bool:
+    """Whether every expert stays in its slot, and at most its share is another."""
+    same = np.array_equal(made.placement.phy2log, in_force.placement.phy2log)
+    return same and made.has_weights == in_force.has_weights
 
 
 def propose_weights(entry: ModelEntry, in_force: Plan, config: PluginConfig) -> Proposal:

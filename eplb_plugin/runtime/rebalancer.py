@@ -124,7 +124,8 @@ class Rebalancer:
         if load is not None and entry.first is None:
             window = RoutingStatistics(load, layer_ids=np.array(entry.layer_ids, np.int32))
             entry.history.add(window)
-        outcome, message = None, b""
+        outcome: Outcome | None = None
+        message: bytes | None = b""
         if dist.get_rank(group) == 0:
             self._keep_placement(entry, placed)
             with entry.stages("plan"):
@@ -168,7 +169,8 @@ class Rebalancer:
             entry.history.add(sum_load(load(), group, entry.owner_group_size, entry.layer_ids))
         except PluginError as error:
             entry.history.refuse(error)
-        outcome, message = None, b""
+        outcome: Outcome | None = None
+        message: bytes | None = b""
         if dist.get_rank(group) == 0:
             outcome, message = propose_weights(entry, in_force, self.config)
             if not may_begin:

@@ -11,7 +11,7 @@ from eplb_plugin import PluginError, Topology
 from eplb_plugin.placement import Placement, linear_placement
 from eplb_plugin.plan_types import Plan
 from eplb_plugin.planning.planner import plan_of
-from eplb_plugin.runtime.agreement import agree, broadcast, reason, unanimous
+from eplb_plugin.runtime.agreement import KEEP, agree, broadcast, reason, unanimous
 from eplb_plugin.runtime.plan_codec import encode, encode_error
 from processes import run_ranks
 
@@ -38,13 +38,13 @@ def agreed(case: str) -> tuple[Any, str, list[str]]:
         yield
         done.append("voted")
 
-    message = encode_error("planning failed") if case == "no plan" else encode(NEXT)
+    message = {"no plan": encode_error("planning failed"), "nothing": KEEP}.get(case, encode(NEXT))
     used, why, _ = agree(message if rank == 0 else b"not mine", IN_FORCE, dist.group.WORLD, use, voting())
     return used, why, done
 
 
 def cases() -> dict[str, Any]:
-    return {case: agreed(case) for case in ("fits", "refused by 1", "crashed on 2", "no plan")}
+    return {case: agreed(case) for case in ("fits", "refused by 1", "crashed on 2", "no plan", "nothing")}
 
 
 def test_all_ranks_use_a_plan_or_none_does() -> None:
@@ -56,6 +56,7 @@ def test_all_ranks_use_a_plan_or_none_does() -> None:
         assert by_case["refused by 1"][:2] == (None, "no room" if rank == 1 else other)
         crashed = "ZeroDivisionError: first second"
         assert by_case["crashed on 2"][:2] == (None, crashed if rank == 2 else other)
+        assert by_case["nothing"] == (IN_FORCE.digest, "", ["used"]), "a vote on what all have"
         assert by_case["no plan"] == (None, "planning failed", ["voting", "voted"])
 
 

@@ -13,9 +13,11 @@ from eplb_plugin.placement import linear_placement
 from eplb_plugin.plan_types import Dispatch, Policy
 from eplb_plugin.planning.plan import plan
 from eplb_plugin.planning.planner import plan_of
+from eplb_plugin.planning.resplit import resplit
 from eplb_plugin.planning.step_balance import loads_by_quotas, loads_by_shares, step_balancedness
 from eplb_plugin.recording.recorder import Recorder
 from eplb_plugin.runtime import proposal
+from eplb_plugin.runtime.agreement import KEEP
 from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.runtime.plan_codec import accept, encode
 from eplb_plugin.runtime.warm_up import Planned
@@ -79,14 +81,51 @@ def test_only_plans_that_read_co_activation_wait_for_it(
 
 
 def test_without_tokens_all_stays() -> None:
-    """An empty window proposes the plan in force, for the placement and for weights, and says that it was skipped."""
+    """An empty window keeps what is in force, proposes the same weights, and says that it was skipped."""
     one = entry("balanced", "hash", 2)
     one.history.add(RoutingStatistics(np.zeros((LAYERS, EXPERTS))))
     in_force = plan_of(linear_placement(LAYERS, EXPERTS, one.topology.num_slots), one.topology, "hash")
-    for propose in (proposal.propose, proposal.propose_weights):
-        outcome, message = propose(one, in_force, PluginConfig())
-        assert outcome.result == "skipped"
-        assert accept(message, in_force).digest == in_force.digest
+    outcome, message = proposal.propose(one, in_force, PluginConfig())
+    assert outcome.result == "skipped"
+    assert message is KEEP
+    outcome, message = proposal.propose_weights(one, in_force, PluginConfig())
+    assert outcome.result == "skipped"
+    assert message is not None
+    assert accept(message, in_force).digest == in_force.digest
+
+
+@pytest.mark.parametrize("dispatch", ["hash", "weighted"])
+def test_what_gains_nothing_is_not_proposed(dispatch: Dispatch) -> None:
+    """A second plan from the same windows: no expert moves, and no share gets better by more than a thousandth."""
+    one = entry("balanced", dispatch, 2)
+    in_force = plan_of(linear_placement(LAYERS, EXPERTS, one.topology.num_slots), one.topology, dispatch)
+    found = []
+    for _ in range(4):
+        outcome, message = proposal.propose(one, in_force, PluginConfig())
+        assert outcome.result == "accepted"
+        assert outcome.assessment is not None
+        found.append((outcome.assessment.moved_slots > 0, message is KEEP))
+        in_force = in_force if message is None else accept(message, in_force)
+    assert found[0] == (True, False)
+    assert found[-1] == (False, True)
+    assert in_force.has_weights == (dispatch == "weighted")
+
+
+def test_better_shares_are_proposed_where_no_expert_may_move() -> None:
+    """A gain of shares alone is one."""
+    one = entry("balanced", "weighted", 2)
+    start = plan_of(linear_placement(LAYERS, EXPERTS, one.topology.num_slots), one.topology, "weighted")
+    _, message = proposal.propose(one, start, PluginConfig())
+    assert message is not None
+    others = RoutingStatistics(np.random.default_rng(0).random((LAYERS, EXPERTS)) ** 4)
+    in_force = resplit(accept(message, start), others)
+    assert in_force.has_weights
+    outcome, message = proposal.propose(one, in_force, parse_config({"budget": {"max_moved_slots_total": 0}}, ""))
+    assert outcome.assessment is not None
+    assert outcome.assessment.moved_slots == 0
+    before, after = outcome.assessment.balancedness
+    assert after > before + 0.001
+    assert message is not KEEP
 
 
 def test_single_steps_are_judged_as_they_were_served() -> None:

@@ -70,10 +70,10 @@ def _parting(hashed_maps: Callable[..., Any]) -> Callable[..., Any]:
     return parting
 
 
-def _damaging(broadcast: Callable[..., bytes]) -> Callable[..., bytes]:
-    def damaging(message: bytes, group: Any) -> bytes:
+def _damaging(broadcast: Callable[..., bytes | None]) -> Callable[..., bytes | None]:
+    def damaging(message: bytes | None, group: Any) -> bytes | None:
         received = broadcast(message, group)
-        if "digest" in wanted() and group.rank() == 1:
+        if received is not None and "digest" in wanted() and group.rank() == 1:
             return received[:-1] + bytes([received[-1] ^ 1])
         return received
 
