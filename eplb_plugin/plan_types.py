@@ -42,7 +42,7 @@ class PlanOptions:
     load_error: relative error of an expert's load as a forecast of the next window, as `forecast_error` measures it.
 
     peo_rounds: rounds of per-expert overlap that the slots of a rank are ordered for; None = in any order.
-    exact: arrange replicas inside their nodes for `exact`, from loads of single steps (`RoutingStatistics.steps`).
+    exact: arrange replicas for `exact`, from loads of single steps (`RoutingStatistics.steps`).
     """
 
     effort: Effort = "thorough"

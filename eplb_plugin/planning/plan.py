@@ -41,7 +41,8 @@ def plan(
     that saves more time than it costs (`skipped_layers`).
     num_groups: the model's expert groups (group-limited routing); contiguous in the expert ids.
     A window without any selection says nothing: `previous` stays as it is, whatever the policy, and the log says so.
-    options.exact: slots change ranks inside their nodes so that quotas can even single steps out (`even_steps`).
+    options.exact: slots change ranks inside their nodes, and some replicas their expert, so that quotas can even single
+    steps out (`even_steps`).
     options.peo_rounds: last, slots are ordered within their ranks; that moves nothing between ranks and counts no move.
 
     Deterministic. Raises PluginError on input that does not fit together, before computing anything.
