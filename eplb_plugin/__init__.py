@@ -30,7 +30,7 @@ __all__ = [
     "route",
     "route_step",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # plan and route compile numba kernels: their modules load on first use, so that reading a config or a file stays quick.
 _LAZY = {
