@@ -135,9 +135,9 @@ def groups(wires: str = "gloo", fresh: bool = False) -> tuple[Any, Any]:
     return nixl(rows) if wires == "nixl" else rows, _groups[f"votes over {votes}"]
 
 
-def device_of(wires: str, patience: float = 60.0) -> torch.device | None:
+def device_of(wires: str) -> torch.device | None:
     """Where the layers are, to be called before `groups`; in processes of their own if it is no CPU."""
-    return nccl_rules.install(patience) if wires in _BACKENDS else None
+    return nccl_rules.install() if wires in _BACKENDS else None
 
 
 def nixl(group: Any) -> Nixl:

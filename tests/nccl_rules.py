@@ -9,7 +9,7 @@ group on the CPU. Either raises `RuleBroken` for
 - a barrier without a device: NCCL takes the one that the rank's number says, whoever it belongs to.
 And `nccl_rules` for a wait with a time limit: NCCL's asks every millisecond, on the host.
 
-A message that does not arrive within the patience that `install` was given stops the device, as it would a GPU's
+A message that does not arrive within the `patience` stops the device, as it would a GPU's
 stream: nothing after it is done, no event that is recorded is ever reached, until the group is aborted.
 """
 
@@ -144,16 +144,21 @@ class DeviceRules(Rules):
     of_device = True
 
 
-def install(patience: float = 60.0) -> torch.device:
-    """In this process, for good. Returns the simulated device. patience: seconds until a message stops it."""
-    global _patience
-    _patience = timedelta(seconds=patience)
+def install() -> torch.device:
+    """In this process, for good. Returns the simulated device, of which all is begun anew."""
+    patience(60.0)
     device = sim.install()
     if "NCCL_RULES" not in dist.Backend._plugins:
         dist.Backend.register_backend("nccl_rules", DeviceRules, devices=[sim.NAME, "cpu"])
         dist.Backend.register_backend("gloo_rules", Rules, devices=["cpu"])
     serving(False)
     return device
+
+
+def patience(seconds: float) -> None:
+    """How long a message may take, from now on, before it stops the device."""
+    global _patience
+    _patience = timedelta(seconds=seconds)
 
 
 def serving(on: bool = True) -> None:

@@ -26,8 +26,8 @@ def two() -> Iterator[Ranks]:
         yield ranks
 
 
-def fresh(backend: str = "nccl_rules", patience: float = 60.0) -> tuple[Any, torch.device]:
-    device = nccl_rules.install(patience)
+def fresh(backend: str = "nccl_rules") -> tuple[Any, torch.device]:
+    device = nccl_rules.install()
     group = dist.new_group(backend=backend)
     assert dist.get_backend(group) == backend
     return group, device if backend == "nccl_rules" else torch.device("cpu")
@@ -119,8 +119,9 @@ def test_what_breaks_them_is_refused(two: Ranks, what: Any) -> None:
 
 def silent_peer() -> None:
     """Rank 1 does not send: the other's stream stops, and goes on when the group is aborted."""
-    group, device = fresh(patience=0.2)
+    group, device = fresh()
     dist.all_reduce(torch.zeros(1, device=device), group=group)
+    nccl_rules.patience(0.2)
     if dist.get_rank() == 0:
         exchange(group, device)
         event = torch.accelerator.current_stream().record_event()

@@ -17,6 +17,7 @@ from eplb_plugin.settings.config import parse_config
 from eplb_plugin.runtime.rebalancer import Rebalancer
 from eplb_plugin.runtime.model_entry import ModelEntry
 from eplb_plugin.placement import Placement
+from eplb_plugin.runtime.agreement import KEEP
 from eplb_plugin.runtime.plan_codec import accept
 from eplb_plugin.runtime.proposal import propose, propose_weights
 from eplb_plugin.recording.recorder import Recorder
@@ -46,7 +47,8 @@ for number in range(4):
     window = RoutingStatistics.from_topk(rows, experts, steps=np.arange(512) // 100)
     entry.history.add(window if recorder else RoutingStatistics(window.load))
     in_force = entry.in_force(placed)
-    entry.plan = accept(propose(entry, in_force, rebalancer.config)[1], in_force)
+    message = propose(entry, in_force, rebalancer.config)[1]
+    entry.plan = in_force if message is KEEP else accept(message, in_force)
     placed = entry.plan.placement
     if rebalancer.renews(entry):
         entry.plan = accept(propose_weights(entry, entry.plan, rebalancer.config)[1], entry.plan)
