@@ -51,9 +51,11 @@ MODELS = {
     "qwen3_moe": ["--arch", "qwen3_moe"],
     "glm4_moe": ["--arch", "glm4_moe", "--mtp"],
     "mixtral": ["--arch", "mixtral"],
-    # vLLM gives these two no EPLB
+    "ernie4_5_moe": ["--arch", "ernie4_5_moe"],
+    # vLLM gives these no EPLB
     "olmoe": ["--arch", "olmoe"],
     "qwen2_moe": ["--arch", "qwen2_moe"],
+    "minimax_m2": ["--arch", "minimax_m2"],
 }
 
 

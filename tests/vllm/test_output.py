@@ -60,6 +60,7 @@ CASES = [
             "tp2dp2-sequence-parallel-async-cover": ("qwen3_moe", Layout(2, 2), 32, True, "cover", {}),
             "qwen2-moe-rearranged": ("qwen2_moe", Layout(data_parallel=2), 0, True, "hash", V1),
             "mixtral-replicated": ("mixtral", Layout(tensor_parallel=2), 16, False, "weighted", V1),
+            "ernie-replicated": ("ernie4_5_moe", Layout(data_parallel=2), 16, True, "weighted", {}),
             "glm-dp2-async": ("glm4_moe", Layout(data_parallel=2), 16, True, "weighted", {}),
         }.items()
     ),
