@@ -52,10 +52,9 @@ MODELS = {
     "glm4_moe": ["--arch", "glm4_moe", "--mtp"],
     "mixtral": ["--arch", "mixtral"],
     "ernie4_5_moe": ["--arch", "ernie4_5_moe"],
-    # vLLM gives these no EPLB
+    # vLLM gives these two no EPLB
     "olmoe": ["--arch", "olmoe"],
     "qwen2_moe": ["--arch", "qwen2_moe"],
-    "minimax_m2": ["--arch", "minimax_m2"],
 }
 
 
