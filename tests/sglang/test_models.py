@@ -19,7 +19,7 @@ pytestmark = pytest.mark.server
     ("policy", "chunk", "rule", "rebalances"),
     [
         pytest.param("affinity", 1, "weighted", 10, id="affinity-chunks"),
-        pytest.param("affinity", 100, "cover", 50, id="affinity-cover"),
+        pytest.param("affinity", 100, "cover", 20, id="affinity-cover"),
         pytest.param("balanced", 100, "weighted", 10, id="balanced", marks=pytest.mark.full),
         pytest.param("deepseek", 100, "weighted", 10, id="deepseek", marks=pytest.mark.full),
     ],
