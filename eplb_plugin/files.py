@@ -112,3 +112,12 @@ def read_foreign(path: str | os.PathLike[str], kind: str) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise PluginError(f"{path}: cannot be read as a {kind} ({reason}); fix: pass a readable file") from None
+
+
+def has_kind(path: str | os.PathLike[str], kind: str) -> bool:
+    """Whether a file is a JSON object that calls itself so; False also for what cannot be read."""
+    try:
+        record = json.loads(read_foreign(path, "benchmark result"))
+    except (PluginError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and record.get("kind") == kind

@@ -87,9 +87,7 @@ class Replay:
         self.recorded, self._source, self._sources = recorded, source, sources
         self._layers: dict[Hashable, _Layer] = {}
 
-    def deal(
-        self, layer: Hashable, tokens: int, top_k: int, experts: int, device: torch.device
-    ) -> torch.Tensor:  # fmt: skip
+    def deal(self, layer: Hashable, tokens: int, top_k: int, experts: int, device: torch.device) -> torch.Tensor:
         """[tokens, top_k] int64 logical ids. layer: anything that is the same in every call; a model's layers come in
         their order at first, in the engine's trial pass, before graphs are captured.
         """

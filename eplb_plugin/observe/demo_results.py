@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ..errors import PluginError, mismatch
-from ..files import read_foreign
+from ..errors import mismatch
+from ..files import has_kind, read_foreign
 
 KIND: Final = "eplb_plugin demo 1"
 WITHOUT = "none"  # the arm without EPLB
@@ -86,11 +85,7 @@ class DemoResults(BaseModel):
 
 def is_demo(path: str | os.PathLike[str]) -> bool:
     """Whether this is such a file; False also for what cannot be read."""
-    try:
-        record = json.loads(read_foreign(path, "benchmark result"))
-    except (PluginError, ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and record.get("kind") == KIND
+    return has_kind(path, KIND)
 
 
 def read_demo(path: str | os.PathLike[str]) -> DemoResults:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from ..errors import PluginError, mismatch
-from ..files import read_foreign
+from ..errors import mismatch
+from ..files import has_kind, read_foreign
 from .paired import PairedComparison, Round, compare_paired
 
 KIND = "eplb_plugin paired rounds 1"
@@ -39,11 +38,7 @@ class _File(BaseModel):
 
 def is_paired(path: str | os.PathLike[str]) -> bool:
     """Whether this is such a file; False also for what cannot be read."""
-    try:
-        record = json.loads(read_foreign(path, "benchmark result"))
-    except (PluginError, ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and record.get("kind") == KIND
+    return has_kind(path, KIND)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,11 @@ from ...jit import Array, kernel
 from ..moves.ranks import count_held, receipt, received
 from ..traffic.fixed_rules import Cluster
 from .peaks import peaks_of
-from .swaps import EVEN, NEAR, arrange
+from .swaps import EVEN, NEAR, arrange, keep_best
 
 TRIES = 64  # replacements tried in full before they count as done
 MOST_TRIES = 128  # in all, as many swaps before them …
-MOST_WORK = (
-    1 << 17
-)  # … and what fits in here of either, counted in steps × experts: a large layer is not searched for long
+MOST_WORK = 1 << 17  # … and of either, from then on, as fit in here, each steps × experts: large layers take long
 WORTH = 0.0005  # share of the peaks that a replacement must save
 
 
@@ -80,15 +78,10 @@ def _promising(phy2log: Array, loads: Array, held: Array, rank_load: Array, slot
         if copies[phy2log[slot]] == 1:
             continue
         for expert in range(loads.shape[1]):
-            value = gain[rank, expert] - loss[slot]
-            if value <= (worth[found - 1] if found == listed.shape[0] else 0.0) or held[rank, expert]:
+            value = loss[slot] - gain[rank, expert]
+            if value >= (worth[found - 1] if found == listed.shape[0] else 0.0) or held[rank, expert]:
                 continue
-            found = min(found + 1, listed.shape[0])
-            place = found - 1
-            while place > 0 and worth[place - 1] < value:
-                worth[place], listed[place] = worth[place - 1], listed[place - 1]
-                place -= 1
-            worth[place], listed[place, 0], listed[place, 1] = value, slot, expert
+            found = keep_best(worth, listed, found, value, slot, expert)
     return found
 
 

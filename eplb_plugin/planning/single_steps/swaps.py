@@ -63,12 +63,19 @@ def _promising(phy2log: Array, cluster: Cluster, held: Array, change: Array, swa
                 continue
             if cluster.node_of_rank[rank] != cluster.node_of_rank[other] or held[other, mine] or held[rank, theirs]:
                 continue
-            found = min(found + 1, swaps.shape[0])
-            place = found - 1
-            while place > 0 and worth[place - 1] > value:
-                worth[place], swaps[place] = worth[place - 1], swaps[place - 1]
-                place -= 1
-            worth[place], swaps[place, 0], swaps[place, 1] = value, first, second
+            found = keep_best(worth, swaps, found, value, first, second)
+    return found
+
+
+@kernel
+def keep_best(worth: Array, listed: Array, found: int, value: float, first: int, second: int) -> int:
+    """Sort a pair into listed: [most, 2], least value first, of which there are `found`; returns how many there are."""
+    found = min(found + 1, listed.shape[0])
+    place = found - 1
+    while place > 0 and worth[place - 1] > value:
+        worth[place], listed[place] = worth[place - 1], listed[place - 1]
+        place -= 1
+    worth[place], listed[place, 0], listed[place, 1] = value, first, second
     return found
 
 
